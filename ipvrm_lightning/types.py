@@ -1,0 +1,127 @@
+"""What travels between data, models, modules and metrics: one dataclass per thing, a shape per field.
+
+Letters: B sequences, L tokens of the longest sequence, T tokens of the longest response, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+Unit = Literal["sequences", "tokens", "pairs"]
+
+
+@dataclass
+class TrajectoryBatch:
+    """Right-padded prompt + response sequences. A response is one contiguous run that ends its sequence.
+
+    Args:
+        input_ids: token ids of prompt and response, padded on the right, long, [B, L].
+        lengths: tokens of prompt and response together, long, [B].
+        response_starts: index of the first response token in its row, at least 1, long, [B].
+        index: position of each row in its dataset, long, [B].
+        outcomes: 1 where the final answer is right, 0 where it is wrong, float, [B].
+        group_ids: equal for rollouts of the same prompt, long, [B].
+        pairs: rows (chosen, rejected) of this batch for pairwise objectives, long, [P, 2].
+        step_ids: the step each response token lies in, -1 for none (end of turn, padding), long, [B, T].
+        step_labels: index of the first wrong step, -1 where every step is right, long, [B].
+        true_values: probability that a continuation of the prefix that ends with this token is right, NaN where it was
+            not estimated, float, [B, T].
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    response_starts: Tensor
+    index: Tensor
+    outcomes: Tensor | None = None
+    group_ids: Tensor | None = None
+    pairs: Tensor | None = None
+    step_ids: Tensor | None = None
+    step_labels: Tensor | None = None
+    true_values: Tensor | None = None
+
+    @property
+    def response_lengths(self) -> Tensor:
+        """Response tokens of each row, long, [B]."""
+        return self.lengths - self.response_starts
+
+    def count(self, unit: Unit) -> int:
+        """Sequences, response tokens or pairs in this batch."""
+        if unit == "sequences":
+            return int(self.lengths.numel())
+        if unit == "tokens":
+            return int(self.response_lengths.sum())
+        return 0 if self.pairs is None else int(self.pairs.shape[0])
+
+
+@dataclass
+class Window:
+    """Everything one optimiser step sees: micro-batches of this process and the counts of the whole window.
+
+    A loss that is a mean over `unit` is exact for the window when each micro-batch's mean is weighted by
+    `micro_batch.count(unit) / counts[unit]`: micro-batches of any size and any number of processes give the same step.
+
+    Args:
+        micro_batches: this process's share; every process has equally many.
+        counts: sequences, tokens and pairs of the window over all processes.
+    """
+
+    micro_batches: list[TrajectoryBatch]
+    counts: dict[Unit, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised trajectory and what is known of it.
+
+    Args:
+        input_ids: prompt and response token ids.
+        response_start: index of the first response token.
+        group: key of the prompt it answers.
+        outcome: 1 right, 0 wrong, None unknown.
+        step_ids: one per response token, -1 for none.
+        step_label: index of the first wrong step, -1 for none, None unknown.
+        true_values: one per response token, NaN where unknown.
+        metadata: what reports need (id, subset, texts, answer): primitives only.
+    """
+
+    input_ids: list[int]
+    response_start: int
+    group: str
+    outcome: int | None = None
+    step_ids: list[int] | None = None
+    step_label: int | None = None
+    true_values: list[float] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def response_length(self) -> int:
+        """Response tokens."""
+        return len(self.input_ids) - self.response_start
+
+
+@dataclass(frozen=True)
+class ScoredSolution:
+    """Raw scores of one solution: enough to recompute every metric without a model.
+
+    Args:
+        id: the record's own id.
+        subset: the part of the benchmark it belongs to.
+        problem: key of its problem; thresholds are cross-fitted on other problems.
+        label: index of the first wrong step, -1 where every step is right.
+        step_scores: protocol to one score per step, higher is better.
+        step_lengths: characters of each step, for the longest-step floor.
+        final_answer_correct: whether the final answer is right, None unknown.
+        final_value: normalised value of the whole response, None where the scorer has none.
+    """
+
+    id: str
+    subset: str
+    problem: str
+    label: int
+    step_scores: dict[str, list[float]]
+    step_lengths: list[int]
+    final_answer_correct: bool | None = None
+    final_value: float | None = None
