@@ -1,0 +1,1 @@
+"""What a Trainer does beside training: tables of results, exports, plots."""

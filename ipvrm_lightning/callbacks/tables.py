@@ -1,0 +1,107 @@
+"""`ResultsTable`: prints what a test run found, writes it as JSON, and keeps every raw score."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ipvrm_lightning.metrics.score_file import in_stable_order, write_atomically, write_scores
+from ipvrm_lightning.metrics.tables import Report, output_console, plain_report, print_report
+from ipvrm_lightning.types import ScoredSolution
+
+_PACKAGES = ("ipvrm_lightning", "torch", "transformers", "lightning", "torchmetrics")
+
+
+class ResultsTable(Callback):
+    """Shows and saves the reports of a test run.
+
+    The module offers `test_report`, a dictionary from a name to a report of a metric of this package, the same on
+    every process, and optionally `scored_solutions`, a list of the `ScoredSolution` this process has made. Both are
+    read when the test run ends. With `fast_dev_run` the tables are printed and nothing is written.
+
+    Args:
+        filename: of the reports (JSON) in the run's folder.
+        scores_filename: of the raw step scores (JSONL) in the run's folder, written if there are any.
+    """
+
+    def __init__(self, *, filename: str = "results.json", scores_filename: str = "scores.jsonl") -> None:
+        self.filename = filename
+        self.scores_filename = scores_filename
+        self._started = time.monotonic()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather on all processes, print and write on the first.
+
+        Raises:
+            ValueError: the module offers no report, or solutions whose ids occur twice in a subset.
+        """
+        reports: dict[str, Report] = getattr(pl_module, "test_report", {})
+        if not reports:
+            raise ValueError(f"{type(pl_module).__name__} has no test_report: nothing was judged in this test run")
+        # both ask all processes
+        solutions = gather_solutions(getattr(pl_module, "scored_solutions", []))
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if not trainer.is_global_zero:
+            return
+        console = output_console()
+        for report in reports.values():
+            print_report(report, console)
+        if getattr(trainer, "fast_dev_run", False):
+            # a trial of one batch leaves no results behind that could be taken for real ones
+            return
+        if solutions:
+            scores_path = write_scores(folder / self.scores_filename, solutions)
+            console.print(f"Raw step scores: {scores_path} (ipvrm judge recomputes the tables from it)", soft_wrap=True)
+        results = {
+            "reports": {name: plain_report(report) for name, report in reports.items()},
+            "run": {**run_facts(), "processes": trainer.world_size, "seconds": time.monotonic() - self._started},
+        }
+        path = write_atomically(folder / self.filename, json.dumps(results, indent=2, allow_nan=False) + "\n")
+        console.print(f"Results: {path}", soft_wrap=True)
+
+
+def gather_solutions(solutions: list[ScoredSolution]) -> list[ScoredSolution]:
+    """The solutions of all processes in stable order; to be called on each of them.
+
+    Raises:
+        ValueError: two solutions of a subset share an id.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return in_stable_order(solutions)
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, list(solutions))
+    return in_stable_order(solution for part in parts for solution in part)
+
+
+def run_facts() -> dict[str, Any]:
+    """What is needed to repeat a run: command, seed, versions, machine and time."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return {
+        "command": sys.argv,
+        "seed": None if seed is None else int(seed),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "platform": platform.platform(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        # run from a source tree that is not installed
+        return None

@@ -1,0 +1,75 @@
+"""Folds and bootstrap resamples that depend on keys and a seed alone, never on the order things arrived in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """A confidence interval; both ends NaN where it cannot be known."""
+
+    low: float
+    high: float
+
+
+def stable_hash(text: str, seed: int = 0) -> int:
+    """A 63-bit hash of a text and a seed, the same in every process and on every machine."""
+    digest = hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def assign_folds(keys: Sequence[str], *, folds: int, seed: int) -> Tensor:
+    """Deal keys out to folds of nearly equal size, equal keys to the same fold.
+
+    Args:
+        keys: one per item, such as its problem.
+        folds: number of folds; with fewer distinct keys there are as many folds as keys.
+        seed: decides which keys go together.
+
+    Returns:
+        Fold of each item, long, [n].
+    """
+    distinct = sorted(set(keys), key=lambda key: (stable_hash(key, seed), key))
+    fold = {key: position % folds for position, key in enumerate(distinct)}
+    return torch.tensor([fold[key] for key in keys], dtype=torch.long)
+
+
+def bootstrap_weights(keys: Sequence[str], *, resamples: int, seed: int) -> Tensor:
+    """How often each item occurs in each resample, when whole keys are drawn with replacement.
+
+    Args:
+        keys: one per item, such as its problem: items of one key are drawn together.
+        resamples: number of resamples R.
+        seed: of the draws.
+
+    Returns:
+        Counts, float64, [R, n].
+    """
+    position = {key: place for place, key in enumerate(sorted(set(keys)))}
+    generator = torch.Generator().manual_seed(seed)
+    count = len(position)
+    drawn = torch.randint(count, (resamples, count), generator=generator)
+    weights = torch.zeros(resamples, count, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones_like(drawn, dtype=torch.float64)
+    )
+    return weights[:, torch.tensor([position[key] for key in keys], dtype=torch.long)]
+
+
+def percentile_interval(draws: Tensor, confidence: float) -> Interval:
+    """The percentile bootstrap interval.
+
+    Args:
+        draws: the statistic on each resample, NaN where it was undefined (left out), [R].
+        confidence: probability it should cover, such as 0.95.
+    """
+    known = draws[~draws.isnan()]
+    if known.numel() < 2:
+        return Interval(float("nan"), float("nan"))
+    tail = (1 - confidence) / 2
+    low, high = torch.quantile(known, torch.tensor([tail, 1 - tail], dtype=known.dtype)).tolist()
+    return Interval(low, high)

@@ -1,0 +1,171 @@
+"""The score file: one solution per line as JSON, floats written so that they read back bit for bit.
+
+Every step-F1 number can be recomputed from it without a model. The same lines are the state of the `StepF1` metric.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ipvrm_lightning.types import ScoredSolution
+
+_REQUIRED = ("id", "subset", "problem", "label", "step_scores", "step_lengths")
+_KNOWN = frozenset(field.name for field in fields(ScoredSolution))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_steps(solution: ScoredSolution, where: str) -> None:
+    lengths, scores = solution.step_lengths, solution.step_scores
+    if not isinstance(lengths, list) or not lengths or not all(_is_integer(length) for length in lengths):
+        raise ValueError(f"{where}: step_lengths: expected one integer per step and at least one, found {lengths!r}")
+    if not isinstance(scores, dict) or not scores:
+        raise ValueError(f"{where}: step_scores: expected at least one protocol with scores, found {scores!r}")
+    for protocol, values in scores.items():
+        if not isinstance(values, list) or len(values) != len(lengths):
+            raise ValueError(f"{where}: step_scores.{protocol}: expected {len(lengths)} scores, found {values!r}")
+        for step, value in enumerate(values):
+            if not _is_finite_number(value):
+                raise ValueError(
+                    f"{where}: step_scores.{protocol}: expected finite numbers, found {value!r} at step {step}"
+                )
+
+
+def check_solution(solution: ScoredSolution, where: str) -> None:
+    """Check the types and sizes of a scored solution.
+
+    Args:
+        solution: what to check.
+        where: how the message names it, such as file and line.
+
+    Raises:
+        ValueError: naming place, field and what was found.
+    """
+    for name in ("id", "subset", "problem"):
+        if not isinstance(getattr(solution, name), str):
+            raise ValueError(f"{where}: {name}: expected text, found {getattr(solution, name)!r}")
+    _check_steps(solution, where)
+    if not _is_integer(solution.label) or not -1 <= solution.label < len(solution.step_lengths):
+        raise ValueError(
+            f"{where}: label: expected -1 or the index of one of {len(solution.step_lengths)} steps, "
+            f"found {solution.label!r}"
+        )
+    if solution.final_answer_correct is not None and not isinstance(solution.final_answer_correct, bool):
+        raise ValueError(
+            f"{where}: final_answer_correct: expected true, false or null, found {solution.final_answer_correct!r}"
+        )
+    if solution.final_value is not None and not _is_finite_number(solution.final_value):
+        raise ValueError(f"{where}: final_value: expected a finite number or null, found {solution.final_value!r}")
+
+
+def solution_to_line(solution: ScoredSolution) -> str:
+    """One line of JSON with a line break; floats in their shortest exact form."""
+    return json.dumps(asdict(solution), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def solution_from_line(line: str, where: str) -> ScoredSolution:
+    """The solution a line holds.
+
+    Args:
+        line: one JSON object.
+        where: how messages name the line.
+
+    Raises:
+        ValueError: not JSON, a missing or unknown field, or a value of the wrong kind.
+    """
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno}): {line.strip()[:60]!r}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected an object, found {line.strip()[:60]!r}")
+    missing = [name for name in _REQUIRED if name not in record]
+    if missing:
+        raise ValueError(f"{where}: {missing[0]}: missing; found {sorted(record)}")
+    unknown = sorted(set(record) - _KNOWN)
+    if unknown:
+        raise ValueError(f"{where}: {unknown[0]}: unknown field; known are {sorted(_KNOWN)}")
+    solution = ScoredSolution(**record)
+    check_solution(solution, where)
+    return solution
+
+
+def in_stable_order(solutions: Iterable[ScoredSolution]) -> list[ScoredSolution]:
+    """Sorted by subset and id, so that no result depends on the order or the number of processes.
+
+    Raises:
+        ValueError: two solutions of a subset share an id.
+    """
+    ordered = sorted(solutions, key=lambda solution: (solution.subset, solution.id))
+    for first, second in pairwise(ordered):
+        if (first.subset, first.id) == (second.subset, second.id):
+            raise ValueError(f"subset {first.subset!r}: id: {first.id!r} occurs twice")
+    return ordered
+
+
+def write_atomically(path: str | Path, text: str) -> Path:
+    """Write text to a file that appears whole or not at all; folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        # mkstemp makes files for the owner alone; results follow the user's umask like any other file
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def write_scores(path: str | Path, solutions: Iterable[ScoredSolution]) -> Path:
+    """Write a score file, in stable order.
+
+    Args:
+        path: the file; replaced if it exists.
+        solutions: what to write.
+
+    Raises:
+        ValueError: a solution with wrong sizes, scores that are not finite, or an id that occurs twice.
+    """
+    ordered = in_stable_order(solutions)
+    for solution in ordered:
+        check_solution(solution, f"solution {solution.id!r}")
+    return write_atomically(path, "".join(map(solution_to_line, ordered)))
+
+
+def read_scores(path: str | Path) -> list[ScoredSolution]:
+    """Read a score file.
+
+    Args:
+        path: the file; empty lines are skipped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a bad line (file, line, field and what was found), or no line at all.
+    """
+    with open(path, encoding="utf-8") as file:
+        solutions = [
+            solution_from_line(line, f"{path}, line {number}") for number, line in enumerate(file, 1) if line.strip()
+        ]
+    if not solutions:
+        raise ValueError(f"{path}: no scored solutions")
+    return solutions

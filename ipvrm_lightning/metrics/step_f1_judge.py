@@ -1,0 +1,211 @@
+"""Judging scored solutions: folds, thresholds, bootstrap and floors; the numbers of a `StepF1Report`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ipvrm_lightning.functional.step_f1 import best_threshold
+from ipvrm_lightning.metrics.resampling import assign_folds, bootstrap_weights, percentile_interval, stable_hash
+from ipvrm_lightning.metrics.score_file import in_stable_order
+from ipvrm_lightning.metrics.step_f1_report import (
+    JudgeSettings,
+    RandomFloor,
+    StepF1Report,
+    SubsetReport,
+    ThresholdedResult,
+)
+from ipvrm_lightning.metrics.threshold_search import ThresholdSearch, harmonic_mean
+from ipvrm_lightning.types import ScoredSolution
+
+
+class _Judged(NamedTuple):
+    result: ThresholdedResult
+    draws: Tensor  # F1 on each bootstrap resample, [R]
+
+
+class _JudgedSubset(NamedTuple):
+    report: SubsetReport
+    protocols: dict[str, dict[str, _Judged]]
+    longest_step: dict[str, _Judged]
+    random_f1: dict[str, Tensor]  # oracle and cross-fitted F1 of each random seed, [seeds]
+
+
+class _SubsetJudge:
+    """Folds and resamples of one subset, shared by all of its scorers so that their intervals are paired."""
+
+    def __init__(self, name: str, solutions: Sequence[ScoredSolution], settings: JudgeSettings) -> None:
+        keys = [solution.problem for solution in solutions]
+        # a seed of the subset's own: judging another subset beside it changes nothing here
+        self.seed = stable_hash(name, settings.seed) % 2**32
+        self.settings = settings
+        self.labels = [solution.label for solution in solutions]
+        self.has_error = torch.tensor([label >= 0 for label in self.labels])
+        answer_is_right = torch.tensor([solution.final_answer_correct is True for solution in solutions])
+        self.right_answer_with_error = self.has_error & answer_is_right
+        self.fold_of = assign_folds(keys, folds=settings.folds, seed=self.seed)
+        self.weights = bootstrap_weights(keys, resamples=settings.resamples, seed=self.seed)
+        self.everything = torch.ones(1, len(keys), dtype=torch.float64)
+
+    def by_origin(self, scores: Sequence[Sequence[float]], fixed: float | None = None) -> dict[str, _Judged]:
+        """Judge one scorer with every origin of the threshold."""
+        search = ThresholdSearch(scores, self.labels)
+        oracle = torch.tensor([best_threshold(scores, self.labels).threshold], dtype=torch.float64)
+        # the threshold is fitted anew on each resample, as it was on the data
+        judged = {"oracle": self._judge(search, oracle, search.best(self.weights).f1)}
+        judged["cross_fitted"] = self._judge(search, self._cross_fit(search))
+        if fixed is not None:
+            judged["fixed"] = self._judge(search, torch.tensor([fixed], dtype=torch.float64))
+        return judged
+
+    def random_floor(self, step_counts: Sequence[int]) -> dict[str, Tensor]:
+        """F1 of i.i.d. uniform scores for each random seed, by origin."""
+        found: dict[str, list[Tensor]] = {"oracle": [], "cross_fitted": []}
+        for draw in range(self.settings.random_seeds):
+            generator = torch.Generator().manual_seed(self.seed + 1 + draw)
+            flat = torch.rand(sum(step_counts), generator=generator, dtype=torch.float64)
+            search = ThresholdSearch([part.tolist() for part in flat.split(list(step_counts))], self.labels)
+            found["oracle"].append(search.best(self.everything).f1[0])
+            found["cross_fitted"].append(self._f1(search.right_at(self._cross_fit(search)), self.everything)[0])
+        return {origin: torch.stack(values) for origin, values in found.items()}
+
+    def _cross_fit(self, search: ThresholdSearch) -> Tensor:
+        folds = torch.arange(int(self.fold_of.max()) + 1)
+        others = (self.fold_of != folds[:, None]).double()
+        return search.best(others).threshold[self.fold_of]
+
+    def _judge(self, search: ThresholdSearch, thresholds: Tensor, draws: Tensor | None = None) -> _Judged:
+        right = search.right_at(thresholds)
+        # with a single problem there is no other one to choose a threshold on: no number then
+        known = bool(thresholds.isfinite().all())
+        if draws is None:
+            draws = self._f1(right, self.weights) if known else torch.full((len(self.weights),), math.nan)
+        result = ThresholdedResult(
+            f1=float(self._f1(right, self.everything)) if known else math.nan,
+            threshold=float(thresholds.mean()),
+            correct_accuracy=_share(right, ~self.has_error) if known else math.nan,
+            error_accuracy=_share(right, self.has_error) if known else math.nan,
+            right_answer_accuracy=_share(right, self.right_answer_with_error) if known else math.nan,
+            f1_interval=percentile_interval(draws, self.settings.confidence),
+        )
+        return _Judged(result, draws)
+
+    def _f1(self, right: Tensor, weights: Tensor) -> Tensor:
+        accuracies = [
+            (weights * (right & of)).sum(1) / (weights * of).sum(1) for of in (self.has_error, ~self.has_error)
+        ]
+        return harmonic_mean(*accuracies)
+
+
+def _share(right: Tensor, among: Tensor) -> float:
+    return float(right[among].double().mean()) if bool(among.any()) else math.nan
+
+
+def _random_floor(f1: Mapping[str, Tensor]) -> RandomFloor:
+    oracle, cross_fitted = f1["oracle"], f1["cross_fitted"]
+    return RandomFloor(float(oracle.mean()), float(oracle.std()), float(cross_fitted.mean()), float(cross_fitted.std()))
+
+
+def _results(judged: Mapping[str, _Judged]) -> dict[str, ThresholdedResult]:
+    return {origin: one.result for origin, one in judged.items()}
+
+
+def _judge_subset(name: str, solutions: Sequence[ScoredSolution], settings: JudgeSettings) -> _JudgedSubset:
+    judge = _SubsetJudge(name, solutions, settings)
+    protocols = {
+        protocol: judge.by_origin([one.step_scores[protocol] for one in solutions], settings.fixed_for(protocol))
+        for protocol in solutions[0].step_scores
+    }
+    longest_step = judge.by_origin([[-float(length) for length in one.step_lengths] for one in solutions])
+    random_f1 = judge.random_floor([len(one.step_lengths) for one in solutions])
+    report = SubsetReport(
+        solutions=len(solutions),
+        with_error=int(judge.has_error.sum()),
+        right_answer_with_error=int(judge.right_answer_with_error.sum()),
+        problems=len({one.problem for one in solutions}),
+        protocols={protocol: _results(judged) for protocol, judged in protocols.items()},
+        random=_random_floor(random_f1),
+        longest_step=_results(longest_step),
+    )
+    return _JudgedSubset(report, protocols, longest_step, random_f1)
+
+
+def _mean_over_subsets(parts: Sequence[Mapping[str, _Judged]], confidence: float) -> dict[str, ThresholdedResult]:
+    averaged = {}
+    for origin in parts[0]:
+        judged = [part[origin] for part in parts]
+
+        def mean(name: str, judged: list[_Judged] = judged) -> float:
+            return sum(getattr(one.result, name) for one in judged) / len(judged)
+
+        averaged[origin] = ThresholdedResult(
+            f1=mean("f1"),
+            threshold=judged[0].result.threshold if origin == "fixed" else math.nan,
+            correct_accuracy=mean("correct_accuracy"),
+            error_accuracy=mean("error_accuracy"),
+            right_answer_accuracy=mean("right_answer_accuracy"),
+            f1_interval=percentile_interval(torch.stack([one.draws for one in judged]).mean(0), confidence),
+        )
+    return averaged
+
+
+def _average(subsets: Sequence[_JudgedSubset], settings: JudgeSettings) -> SubsetReport:
+    reports = [subset.report for subset in subsets]
+    return SubsetReport(
+        solutions=sum(report.solutions for report in reports),
+        with_error=sum(report.with_error for report in reports),
+        right_answer_with_error=sum(report.right_answer_with_error for report in reports),
+        problems=sum(report.problems for report in reports),
+        protocols={
+            protocol: _mean_over_subsets([subset.protocols[protocol] for subset in subsets], settings.confidence)
+            for protocol in subsets[0].protocols
+        },
+        random=_random_floor(
+            {
+                origin: torch.stack([subset.random_f1[origin] for subset in subsets]).mean(0)
+                for origin in ("oracle", "cross_fitted")
+            }
+        ),
+        longest_step=_mean_over_subsets([subset.longest_step for subset in subsets], settings.confidence),
+    )
+
+
+def judge_solutions(solutions: Iterable[ScoredSolution], settings: JudgeSettings | None = None) -> StepF1Report:
+    """Step F1 with floors and intervals; the order of the solutions does not matter.
+
+    Args:
+        solutions: what to judge.
+        settings: how; the defaults of `JudgeSettings` if None.
+
+    Raises:
+        ValueError: no solutions, ids that occur twice in a subset, solutions with different protocols, or a fixed
+            threshold for a protocol that is not there.
+    """
+    settings = settings or JudgeSettings()
+    ordered = in_stable_order(solutions)
+    if not ordered:
+        raise ValueError("no scored solutions to judge")
+    protocols = set(ordered[0].step_scores)
+    for solution in ordered:
+        if set(solution.step_scores) != protocols:
+            raise ValueError(
+                f"solution {solution.id!r}: step_scores: expected the protocols {sorted(protocols)} of the first "
+                f"solution, found {sorted(solution.step_scores)}"
+            )
+    if isinstance(settings.fixed_threshold, Mapping) and not set(settings.fixed_threshold) <= protocols:
+        raise ValueError(
+            f"fixed_threshold: expected some of {sorted(protocols)}, found {sorted(settings.fixed_threshold)}"
+        )
+    parts: dict[str, list[ScoredSolution]] = {}
+    for solution in ordered:
+        parts.setdefault(solution.subset, []).append(solution)
+    judged = {name: _judge_subset(name, part, settings) for name, part in parts.items()}
+    return StepF1Report(
+        subsets={name: one.report for name, one in judged.items()},
+        average=_average(list(judged.values()), settings),
+        settings=settings,
+    )

@@ -1,0 +1,89 @@
+"""What all reports share: being shown as rich tables and written as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ipvrm_lightning.metrics.resampling import Interval
+
+
+class Report(Protocol):
+    """What a metric of this package computes."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and dictionaries."""
+
+    def tables(self) -> list[Table]:
+        """The report as tables to print, the most important one last."""
+
+
+def percent(share: float) -> str:
+    """A share as percent with one decimal, "-" where it is unknown."""
+    return "-" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def decimal(value: float) -> str:
+    """A number with four significant digits, "-" where it is unknown."""
+    return "-" if math.isnan(value) else f"{value:.4g}"
+
+
+def interval_text(interval: Interval) -> str:
+    """An interval of shares in percent."""
+    return "-" if math.isnan(interval.low) else f"[{percent(interval.low)}, {percent(interval.high)}]"
+
+
+def make_table(title: str, text_columns: list[str], number_columns: list[str], caption: str | None = None) -> Table:
+    """An empty table: text to the left, numbers to the right."""
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    for column in text_columns:
+        table.add_column(column, no_wrap=True)
+    for column in number_columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print the tables of a report.
+
+    Args:
+        report: of any metric of this package.
+        console: where to; standard output if None, wide enough for the tables where it is no terminal.
+    """
+    console = console or output_console()
+    for table in report.tables():
+        console.print(table)
+
+
+def output_console() -> Console:
+    """Standard output; a file or pipe gets lines of 100 characters, so that no row is broken."""
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(one) for key, one in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _without_nan(value._asdict())
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return value
+
+
+def plain_report(report: Report) -> dict[str, Any]:
+    """A report as what JSON knows: unknown numbers are null, intervals have `low` and `high`."""
+    return {str(key): _without_nan(value) for key, value in report.to_dict().items()}
+
+
+def report_to_json(report: Report) -> str:
+    """A report as indented JSON with a line break at its end."""
+    return json.dumps(plain_report(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

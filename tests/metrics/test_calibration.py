@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ipvrm_lightning.functional import auroc, brier_score, expected_calibration_error
+from ipvrm_lightning.metrics import PrefixCalibration
+
+
+def responses(count: int, longest: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    outcomes = (torch.rand(count, generator=generator) < 0.5).double()
+    lengths = torch.randint(1, longest + 1, (count,), generator=generator)
+    mask = torch.arange(longest) < lengths[:, None]
+    values = torch.randn(count, longest, generator=generator, dtype=torch.float64) + outcomes[:, None]
+    return values, mask, outcomes
+
+
+def test_overall_and_final_numbers_are_those_of_the_functions() -> None:
+    values, mask, outcomes = responses(50, 17)
+    metric = PrefixCalibration()
+    metric.update(values, mask, outcomes)
+    report = metric.compute()
+    probability, outcome = values.sigmoid()[mask], outcomes[:, None].expand(mask.shape)[mask]
+    assert report.overall.tokens == int(mask.sum())
+    assert report.overall.ece == pytest.approx(expected_calibration_error(probability, outcome))
+    assert report.overall.brier == pytest.approx(brier_score(probability, outcome))
+    final = values[torch.arange(50), mask.sum(1) - 1]
+    assert report.final_auroc == report.overall.auroc == report.positions[-1].auroc == auroc(final, outcomes)
+    assert report.final_brier == pytest.approx(brier_score(final.sigmoid(), outcomes))
+    assert report.final_ece == pytest.approx(expected_calibration_error(final.sigmoid(), outcomes))
+    assert (report.responses, report.right) == (50, int(outcomes.sum()))
+
+
+def test_stretches_by_hand() -> None:
+    # four tokens in two stretches: the first two say 1/2, the last two say sigmoid(2)
+    values = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, -2.0, -2.0]])
+    metric = PrefixCalibration(positions=2)
+    metric.update(values, torch.ones(2, 4, dtype=torch.bool), torch.tensor([1.0, 0.0]))
+    first, second = metric.compute().positions
+    p = torch.tensor(2.0, dtype=torch.float64).sigmoid().item()
+    assert (first.tokens, first.brier, first.ece, first.auroc) == (4, 0.25, pytest.approx(0.0), 0.5)
+    assert (second.tokens, second.auroc) == (4, 1.0)
+    assert second.brier == pytest.approx((1 - p) ** 2)
+    assert second.ece == pytest.approx(1 - p)
+    assert [cell.tokens for cell in second.bins] == [0, 2, 0, 0, 0, 0, 0, 0, 2, 0]
+
+
+def test_padding_and_splits_change_nothing() -> None:
+    values, mask, outcomes = responses(40, 11)
+    whole = PrefixCalibration()
+    whole.update(values, mask, outcomes)
+    padded_values = torch.nn.functional.pad(values[:15], (0, 6), value=float("nan"))
+    padded_mask = torch.nn.functional.pad(mask[:15], (0, 6))
+    first, second = PrefixCalibration(), PrefixCalibration()
+    first.update(padded_values, padded_mask, outcomes[:15])
+    second.update(values[15:], mask[15:], outcomes[15:])
+    first.merge_state(second)
+    one, other = first.compute(), whole.compute()
+    assert one.final_auroc == other.final_auroc
+    assert one.overall.tokens == other.overall.tokens
+    for mine, theirs in zip(one.positions, other.positions, strict=True):
+        assert (mine.tokens, mine.auroc) == (theirs.tokens, theirs.auroc)
+        assert (mine.ece, mine.brier) == pytest.approx((theirs.ece, theirs.brier), abs=1e-12)
+
+
+def test_a_value_that_tells_the_probability_is_calibrated() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probability = torch.rand(20000, 1, generator=generator, dtype=torch.float64)
+    outcomes = (torch.rand(20000, generator=generator, dtype=torch.float64) < probability[:, 0]).double()
+    metric = PrefixCalibration(positions=1)
+    metric.update(probability.logit(), torch.ones(20000, 1, dtype=torch.bool), outcomes)
+    report = metric.compute()
+    # the Brier score of p itself is the mean of p(1 - p) over the unit interval, 1/6; AUROC is 5/6
+    assert report.overall.ece < 0.02
+    assert report.overall.brier == pytest.approx(1 / 6, abs=0.005)
+    assert report.final_auroc == pytest.approx(5 / 6, abs=0.01)
+
+
+def test_bad_input_is_named() -> None:
+    metric = PrefixCalibration()
+    one = torch.ones(1)
+    with pytest.raises(ValueError, match="row 0 has no response token"):
+        metric.update(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool), one)
+    with pytest.raises(ValueError, match="one run of tokens from the left"):
+        metric.update(torch.zeros(1, 2), torch.tensor([[False, True]]), one)
+    with pytest.raises(ValueError, match="found nan"):
+        metric.update(torch.tensor([[float("nan")]]), torch.tensor([[True]]), one)
+    with pytest.raises(ValueError, match=r"found 0\.5"):
+        metric.update(torch.zeros(1, 1), torch.tensor([[True]]), one / 2)
+    with pytest.raises(ValueError, match="no responses"):
+        metric.compute()

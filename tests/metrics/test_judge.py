@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from ipvrm_lightning.metrics import (
+    BestOfN,
+    PrefixCalibration,
+    PrefixTruth,
+    Report,
+    judge_solutions,
+    print_report,
+    write_scores,
+)
+from ipvrm_lightning.metrics.judge import main, parse_thresholds
+from ipvrm_lightning.types import ScoredSolution
+
+Make = Callable[..., list[ScoredSolution]]
+
+
+def shown(report: Report) -> str:
+    text = io.StringIO()
+    print_report(report, Console(file=text, width=120))
+    return text.getvalue()
+
+
+def test_every_step_f1_table_carries_its_floors_and_the_origin_of_thresholds(make_solutions: Make) -> None:
+    report = judge_solutions(make_solutions(60, subsets=("alpha", "[b]")))
+    tables = report.tables()
+    # two subsets, the average, the summary
+    assert len(tables) == 4
+    for table in tables:
+        text = io.StringIO()
+        Console(file=text, width=120).print(table)
+        assert "random scores (floor)" in text.getvalue()
+        assert "longest step (floor)" in text.getvalue()
+        assert "oracle" in text.getvalue() and "cross-fitted" in text.getvalue()
+    text = shown(report)
+    assert "[b]" in text
+    assert f"{100 * report.subsets['alpha'].protocols['step_sum']['oracle'].f1:.1f}" in text
+    assert f"{100 * report.subsets['alpha'].longest_step['cross_fitted'].f1:.1f}" in text
+    assert "nan" not in text
+
+
+def test_the_other_reports_print_and_show_unknown_as_a_dash() -> None:
+    best = BestOfN(sizes=(2, 4))
+    best.update({"final_value": torch.tensor([1.0, 0.0])}, torch.tensor([1, 0]), ["p", "p"])
+    text = shown(best.compute())
+    assert "100.0" in text and "majority vote" in text and "50.0" in text and "nan" not in text
+    calibration = PrefixCalibration()
+    calibration.update(torch.zeros(2, 5), torch.ones(2, 5, dtype=torch.bool), torch.tensor([1.0, 1.0]))
+    text = shown(calibration.compute())
+    assert "20 to 40 %" in text and "0.25" in text and "nan" not in text
+    truth = PrefixTruth()
+    truth.update(torch.zeros(1, 2), torch.tensor([[0.5, 0.5]]))
+    text = shown(truth.compute())
+    assert "Spearman" in text and "nan" not in text
+
+
+def test_the_command_prints_and_writes_json(
+    tmp_path: Path, make_solutions: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_scores(tmp_path / "scores.jsonl", make_solutions(60))
+    assert main([str(path), "--threshold", "step_sum=0.25", "--json", str(tmp_path / "report.json")]) == 0
+    assert "longest step (floor)" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    protocols = report["subsets"]["alpha"]["protocols"]
+    assert protocols["step_sum"]["fixed"]["threshold"] == 0.25
+    assert "fixed" not in protocols["step_mean"]
+    assert set(protocols["step_sum"]["oracle"]["f1_interval"]) == {"low", "high"}
+    # the average has no threshold
+    assert report["average"]["protocols"]["step_sum"]["oracle"]["threshold"] is None
+
+
+def test_bad_input_is_one_line_and_status_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "scores.jsonl"
+    path.write_text("{}\n")
+    assert main([str(path)]) == 2
+    assert main([str(tmp_path / "missing.jsonl")]) == 2
+    assert main([str(path), "--folds", "1"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("ipvrm judge: ") for line in lines] == [True] * 3
+    assert "line 1: id: missing" in lines[0]
+
+
+def test_thresholds_as_typed() -> None:
+    assert parse_thresholds([]) is None
+    assert parse_thresholds(["-0.5"]) == -0.5
+    assert parse_thresholds(["a=1", "b=2e-1"]) == {"a": 1.0, "b": 0.2}
+    for texts in (["a=x"], ["1", "a=2"], ["1", "2"]):
+        with pytest.raises(ValueError, match="--threshold"):
+            parse_thresholds(texts)
+
+
+def test_judging_a_file_needs_no_model_library() -> None:
+    heavy = "transformers", "lightning", "torchmetrics", "datasets", "peft"
+    code = f"import sys, ipvrm_lightning.metrics.judge; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from ipvrm_lightning.metrics.resampling import assign_folds, bootstrap_weights, percentile_interval
+
+
+def test_folds_keep_problems_together_are_even_and_ignore_the_order() -> None:
+    keys = [f"p{index % 23}" for index in range(60)]
+    folds = assign_folds(keys, folds=5, seed=0).tolist()
+    of_key = dict(zip(keys, folds, strict=True))
+    assert [of_key[key] for key in keys] == folds
+    sizes = [list(of_key.values()).count(fold) for fold in range(5)]
+    assert sorted(sizes) == [4, 4, 5, 5, 5]
+    shuffled = keys[:]
+    random.Random(0).shuffle(shuffled)
+    assert assign_folds(shuffled, folds=5, seed=0).tolist() == [of_key[key] for key in shuffled]
+    assert assign_folds(keys, folds=5, seed=1).tolist() != folds
+
+
+def test_a_resample_draws_as_many_keys_as_there_are_and_whole_ones() -> None:
+    keys = ["a", "b", "b", "c"]
+    weights = bootstrap_weights(keys, resamples=50, seed=0)
+    assert weights.shape == (50, 4)
+    assert torch.equal(weights[:, 1], weights[:, 2])
+    assert torch.equal(weights[:, [0, 1, 3]].sum(1), torch.full((50,), 3.0, dtype=torch.float64))
+
+
+def test_the_interval_holds_the_middle_share() -> None:
+    draws = torch.cat((torch.arange(101, dtype=torch.float64), torch.tensor([float("nan")], dtype=torch.float64)))
+    assert percentile_interval(draws, 0.9) == pytest.approx((5.0, 95.0))
+    nothing = percentile_interval(torch.full((5,), float("nan")), 0.9)
+    assert nothing.low != nothing.low

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+from ipvrm_lightning.functional import best_threshold
+from ipvrm_lightning.metrics import JudgeSettings, StepF1, StepF1Report, judge_solutions, recompute, report_to_json
+from ipvrm_lightning.metrics.score_file import write_scores
+from ipvrm_lightning.types import ScoredSolution
+
+from .conftest import PROTOCOLS, random_solutions
+
+Make = Callable[..., list[ScoredSolution]]
+
+
+def judge(solutions: list[ScoredSolution], **settings: Any) -> StepF1Report:
+    metric = StepF1(**settings)
+    metric.update(solutions)
+    report = metric.compute()
+    assert isinstance(report, StepF1Report)
+    return report
+
+
+def solution(name: str, label: int, scores: list[float], *, problem: str, **known: Any) -> ScoredSolution:
+    return ScoredSolution(
+        id=name,
+        subset="only",
+        problem=problem,
+        label=label,
+        step_scores={"step_sum": scores},
+        step_lengths=known.pop("lengths", [1] * len(scores)),
+        **known,
+    )
+
+
+def test_a_case_worked_by_hand() -> None:
+    # right for thresholds in: a (-inf, 1], b (-inf, 3], c (0, 2], d (4, inf): of one score, first is wrong
+    solutions = [
+        solution("a", -1, [1.0, 5.0], problem="p"),
+        solution("b", -1, [3.0], problem="q"),
+        solution("c", 1, [2.0, 0.0], problem="r", final_answer_correct=True),
+        solution("d", 0, [4.0], problem="s", final_answer_correct=False),
+    ]
+    report = judge(solutions, fixed_threshold=2.5)
+    oracle = report.subsets["only"].protocols["step_sum"]["oracle"]
+    # in (0, 1] a, b and c are right: accuracies 1 and 1/2
+    assert 0 < oracle.threshold <= 1
+    assert (oracle.correct_accuracy, oracle.error_accuracy) == (1.0, 0.5)
+    assert oracle.f1 == pytest.approx(2 / 3)
+    assert oracle.right_answer_accuracy == 1.0
+    fixed = report.subsets["only"].protocols["step_sum"]["fixed"]
+    # at 2.5 b alone is right
+    assert (fixed.threshold, fixed.correct_accuracy, fixed.error_accuracy, fixed.f1) == (2.5, 0.5, 0.0, 0.0)
+    assert fixed.right_answer_accuracy == 0.0
+    assert report.subsets["only"].right_answer_with_error == 1
+    assert report.subsets["only"].with_error == 2
+
+
+def test_cross_fitting_with_one_problem_per_fold_by_hand() -> None:
+    # leaving out one of three problems, the other two alone decide
+    solutions = [
+        solution("a", -1, [0.0], problem="p"),
+        solution("a2", 0, [-1.0], problem="p"),
+        solution("b", -1, [10.0], problem="q"),
+        solution("b2", 0, [9.0], problem="q"),
+        solution("c", -1, [20.0], problem="r"),
+        solution("c2", 0, [19.0], problem="r"),
+    ]
+    # Thresholds from the others, the lowest optimum, midway between its ends. Without p: right are b for t <= 10,
+    # b2 for t > 9, c for t <= 20, c2 for t > 19. F1 by t in (9, 10]: correct 1, error 1/2 -> 2/3; (10, 19]: 1/2, 1/2;
+    # (19, 20]: 1/2, 1 -> 2/3. So 9.5: p's error is found (-1 < 9.5), its right one is not (0 < 9.5).
+    # Without q: (-1, 0] gives 2/3 first, so -0.5: b right, b2 not found. Without r: -0.5: c right, c2 not found.
+    result = judge(solutions, folds=3).subsets["only"].protocols["step_sum"]["cross_fitted"]
+    assert result.correct_accuracy == pytest.approx(2 / 3)
+    assert result.error_accuracy == pytest.approx(1 / 3)
+    assert result.f1 == pytest.approx(4 / 9)
+    assert result.threshold == pytest.approx((9.5 - 0.5 - 0.5) / 3)
+
+
+def test_a_single_problem_has_no_cross_fitted_number() -> None:
+    report = judge([solution("a", -1, [1.0], problem="p"), solution("b", 0, [0.0], problem="p")])
+    results = report.average.protocols["step_sum"]
+    assert results["oracle"].f1 == 1.0
+    assert results["cross_fitted"].f1 != results["cross_fitted"].f1
+    assert results["cross_fitted"].f1_interval.low != results["cross_fitted"].f1_interval.low
+
+
+def test_oracle_is_best_threshold_of_every_subset_and_protocol(make_solutions: Make) -> None:
+    solutions = make_solutions(150)
+    report = judge(solutions)
+    for name, subset in report.subsets.items():
+        part = [one for one in solutions if one.subset == name]
+        for protocol in PROTOCOLS:
+            exact = best_threshold([one.step_scores[protocol] for one in part], [one.label for one in part])
+            found = subset.protocols[protocol]["oracle"]
+            assert found.f1 == pytest.approx(exact.f1, abs=1e-15)
+            assert found.correct_accuracy == pytest.approx(exact.correct_accuracy, abs=1e-15)
+            assert found.error_accuracy == pytest.approx(exact.error_accuracy, abs=1e-15)
+    for protocol in PROTOCOLS:
+        mean = sum(one.protocols[protocol]["oracle"].f1 for one in report.subsets.values()) / 2
+        assert report.average.protocols[protocol]["oracle"].f1 == pytest.approx(mean)
+
+
+def test_cross_fitted_f1_on_pure_noise_is_no_better_than_oracle_and_intervals_cover(make_solutions: Make) -> None:
+    report = judge(make_solutions(400))
+    for subset in report.subsets.values():
+        assert subset.random.cross_fitted_mean < subset.random.oracle_mean
+        for results in subset.protocols.values():
+            assert results["cross_fitted"].f1 <= results["oracle"].f1
+            interval = results["cross_fitted"].f1_interval
+            assert interval.low < results["cross_fitted"].f1 < interval.high
+
+
+def test_order_and_number_of_updates_change_nothing(make_solutions: Make) -> None:
+    solutions = make_solutions(120)
+    shuffled = solutions[:]
+    random.Random(1).shuffle(shuffled)
+    metric = StepF1()
+    for start in range(0, len(shuffled), 7):
+        metric.update(shuffled[start : start + 7])
+    # JSON compares NaN as equal
+    assert report_to_json(metric.compute()) == report_to_json(judge(solutions))
+
+
+def test_another_subset_beside_it_changes_no_number_of_a_subset(make_solutions: Make) -> None:
+    solutions = make_solutions(120)
+    alone = judge([one for one in solutions if one.subset == "alpha"])
+    assert alone.subsets["alpha"] == judge(solutions).subsets["alpha"]
+
+
+def test_states_of_two_metrics_merged_equal_one_metric(make_solutions: Make) -> None:
+    solutions = make_solutions(60)
+    first, second = StepF1(), StepF1()
+    first.update(solutions[1::2])
+    second.update(solutions[::2])
+    first.merge_state(second)
+    assert report_to_json(first.compute()) == report_to_json(judge(solutions))
+
+
+def _judge_a_share(rank: int, folder: str, shares: list[list[int]], count: int) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    solutions = random_solutions(count)
+    metric = StepF1()
+    metric.update([solutions[index] for index in shares[rank]])
+    Path(folder, f"{rank}.json").write_text(report_to_json(metric.compute()))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("share_of_first", [0.3, 0.0])
+def test_two_processes_report_what_one_does(tmp_path: Path, share_of_first: float) -> None:
+    count = 80
+    cut = int(share_of_first * count)
+    order = list(range(count))
+    random.Random(2).shuffle(order)
+    shares = [order[:cut], order[cut:]]
+    torch.multiprocessing.spawn(_judge_a_share, (str(tmp_path), shares, count), nprocs=2)
+    alone = report_to_json(judge(random_solutions(count)))
+    assert [(tmp_path / f"{rank}.json").read_text() for rank in range(2)] == [alone, alone]
+
+
+def test_recompute_from_the_file_equals_compute(tmp_path: Path, make_solutions: Make) -> None:
+    solutions = make_solutions(90)
+    path = write_scores(tmp_path / "scores.jsonl", solutions)
+    assert report_to_json(recompute(path)) == report_to_json(judge(solutions))
+
+
+def test_reset_forgets(make_solutions: Make) -> None:
+    metric = StepF1()
+    metric.update(make_solutions(10))
+    metric.reset()
+    with pytest.raises(ValueError, match="no scored solutions"):
+        metric.compute()
+
+
+def test_bad_input_is_named() -> None:
+    good = solution("a", -1, [1.0], problem="p")
+    with pytest.raises(ValueError, match="'a' occurs twice"):
+        judge([good, good])
+    with pytest.raises(ValueError, match=r"solution 'x': step_scores\.step_sum: .*nan at step 1"):
+        judge([solution("x", 0, [1.0, float("nan")], problem="p")])
+    with pytest.raises(ValueError, match=r"solution 'x': label: .* found 2"):
+        judge([solution("x", 2, [1.0, 0.0], problem="p")])
+    with pytest.raises(ValueError, match="found \\['other'\\]"):
+        judge([good], fixed_threshold={"other": 0.0})
+    with pytest.raises(ValueError, match="folds: expected at least 2"):
+        StepF1(folds=1)
+
+
+def benchmark_solutions(shared_dir: Path) -> list[ScoredSolution]:
+    import json
+
+    solutions = []
+    draw = random.Random(0)
+    for subset in ("gsm8k", "math", "olympiadbench"):
+        for row in json.loads((shared_dir / "data" / "processbench" / f"{subset}.json").read_text()):
+            solutions.append(
+                ScoredSolution(
+                    id=row["id"],
+                    subset=subset,
+                    problem=row["problem"],
+                    label=row["label"],
+                    step_scores={protocol: [draw.random() for _ in row["steps"]] for protocol in PROTOCOLS},
+                    step_lengths=[len(step) for step in row["steps"]],
+                    final_answer_correct=row["final_answer_correct"],
+                )
+            )
+    return solutions
+
+
+def test_floors_on_processbench(shared_dir: Path) -> None:
+    solutions = benchmark_solutions(shared_dir)
+    started = time.perf_counter()
+    report = judge_solutions(solutions, JudgeSettings())
+    assert time.perf_counter() - started < 10
+    longest = {name: round(100 * one.longest_step["oracle"].f1, 1) for name, one in report.subsets.items()}
+    assert longest == {"gsm8k": 36.2, "math": 28.1, "olympiadbench": 30.1}
+    for name, published in {"gsm8k": 21.4, "math": 19.4, "olympiadbench": 15.5}.items():
+        floor = report.subsets[name].random
+        assert abs(100 * floor.oracle_mean - published) < 3 * 100 * floor.oracle_std
+    # wrong steps though the final answer is right, counted in the files
+    counts = {name: one.right_answer_with_error for name, one in report.subsets.items()}
+    assert counts == {"gsm8k": 7, "math": 94, "olympiadbench": 161}
