@@ -1,0 +1,202 @@
+"""Where the reference log-probabilities come from: adapters off, a frozen copy, or values kept on disk.
+
+A reference that is not what one thinks gives wrong numbers in silence, so each class refuses the models it does not fit,
+and what is kept on disk is found again only by the content of the sequence and the weights that gave it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.logprobs import DEFAULT_CHUNK_SIZE, response_mask, response_scores
+from ipvrm_lightning.types import TrajectoryBatch
+
+
+SEQUENCES_PER_FILE = 256
+
+
+class Reference(ABC):
+    """Log-probabilities of the response tokens under the model that training started from."""
+
+    @abstractmethod
+    def setup(self, factory: LanguageModelFactory, model: nn.Module) -> None:
+        """Bind to the model in training, before its first update.
+
+        Args:
+            factory: builds the starting point again.
+            model: the model in training.
+
+        Raises:
+            ValueError: this reference does not fit that model.
+        """
+
+    @abstractmethod
+    def log_probs(self, batch: TrajectoryBatch, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
+        """Reference log-probabilities, 0 at padding, [B, T], without gradient."""
+
+    def release(self) -> None:
+        """Give back memory that is not needed before the next call that needs it."""
+
+
+class AdaptersOff(Reference):
+    """The same weights with the adapters switched off: exact, no second model in memory, also on 4-bit weights."""
+
+    def setup(self, factory: LanguageModelFactory, model: nn.Module) -> None:
+        """Bind to a model with adapters.
+
+        Raises:
+            ValueError: the model has no adapters.
+        """
+        if not factory.has_adapters or not hasattr(model, "disable_adapter"):
+            raise ValueError(
+                "reference AdaptersOff needs a language model with lora; for full fine-tuning use FrozenCopy or CachedReference"
+            )
+        self._model = [model]
+
+    @torch.no_grad()
+    def log_probs(self, batch: TrajectoryBatch, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
+        """Reference log-probabilities, [B, T]."""
+        (model,) = self._model
+        was_training = model.training
+        model.eval()
+        try:
+            with model.disable_adapter():
+                return response_scores(model, batch, chunk_size=chunk_size).log_probs
+        finally:
+            model.train(was_training)
+
+
+class FrozenCopy(Reference):
+    """A second, frozen copy of the starting point, for full fine-tuning. Loaded on first use."""
+
+    def setup(self, factory: LanguageModelFactory, model: nn.Module) -> None:
+        """Remember how to build the copy.
+
+        Raises:
+            ValueError: the model has adapters, so that a copy would waste memory and could differ from its base.
+        """
+        if factory.has_adapters:
+            raise ValueError("reference FrozenCopy is for full fine-tuning; with lora use AdaptersOff")
+        self._factory = factory
+        self._copy: list[nn.Module] = []
+
+    @torch.no_grad()
+    def log_probs(self, batch: TrajectoryBatch, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
+        """Reference log-probabilities, [B, T]."""
+        if not self._copy:
+            self._copy = [self._factory.build_model().requires_grad_(False).eval()]
+        model = self._copy[0].to(batch.input_ids.device)
+        return response_scores(model, batch, chunk_size=chunk_size).log_probs
+
+    def release(self) -> None:
+        """Drop the copy."""
+        self._copy = []
+
+
+class CachedReference(Reference):
+    """Values of another reference, computed once and kept on disk.
+
+    A sequence is found by a hash of its token ids and of where its response starts, in a folder named after a hash of the
+    starting weights and their precision. Tokenizer, template and data reach the values only through the token ids, so a
+    changed one misses the cache and nothing stale can be used. Missing sequences are computed by `source` and added.
+
+    Args:
+        source: gives values that are not yet kept.
+        cache_dir: folder of the values, shared by any number of runs.
+    """
+
+    def __init__(self, *, source: AdaptersOff | FrozenCopy, cache_dir: str = "outputs/reference_cache") -> None:
+        self.source = source
+        self.cache_dir = cache_dir
+
+    def setup(self, factory: LanguageModelFactory, model: nn.Module) -> None:
+        """Bind the source and read what is kept for these starting weights; adapters do not count."""
+        self.source.setup(factory, model)
+        self._folder = Path(self.cache_dir) / weights_fingerprint(model)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._values: dict[bytes, Tensor] = {}
+        self._unsaved: dict[bytes, Tensor] = {}
+        for file in sorted(self._folder.glob("*.safetensors")):
+            self._values.update(_read_values(file))
+
+    def log_probs(self, batch: TrajectoryBatch, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
+        """Reference log-probabilities, [B, T]."""
+        keys = sequence_keys(batch)
+        if any(key not in self._values for key in keys):
+            computed = self.source.log_probs(batch, chunk_size=chunk_size).float().cpu()
+            for key, row, length in zip(keys, computed, batch.response_lengths.tolist(), strict=True):
+                self._unsaved[key] = self._values[key] = row[:length].clone()
+            if len(self._unsaved) >= SEQUENCES_PER_FILE:
+                self._save()
+        mask = response_mask(batch)
+        out = torch.zeros(mask.shape, dtype=torch.float32)
+        for row, key in enumerate(keys):
+            values = self._values[key]
+            out[row, : values.numel()] = values
+        return out.to(batch.input_ids.device)
+
+    def release(self) -> None:
+        """Write new values to disk and free the source."""
+        self._save()
+        self.source.release()
+
+    def _save(self) -> None:
+        if self._unsaved:
+            _write_values(self._folder, self._unsaved)
+            self._unsaved = {}
+
+
+def sequence_keys(batch: TrajectoryBatch) -> list[bytes]:
+    """A key per row from its token ids and the start of its response; padding does not enter."""
+    keys = []
+    rows = zip(batch.input_ids.cpu(), batch.lengths.tolist(), batch.response_starts.tolist(), strict=True)
+    for ids, length, start in rows:
+        digest = hashlib.blake2b(ids[:length].to(torch.int64).numpy().tobytes(), digest_size=16)
+        digest.update(start.to_bytes(8, "little"))
+        keys.append(digest.digest())
+    return keys
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A hash of the names, precisions and values of a model's weights and of its config; adapters do not enter."""
+    digest = hashlib.blake2b(digest_size=12)
+    for name, tensor in sorted(_bare_weights(model)):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    config = getattr(model, "config", None)
+    if config is not None:
+        fields = {k: v for k, v in config.to_dict().items() if k not in {"_name_or_path", "use_cache", "transformers_version"}}
+        digest.update(repr(sorted(fields.items(), key=str)).encode())
+    return digest.hexdigest()
+
+
+def _bare_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
+    named = []
+    for name, tensor in model.state_dict().items():
+        if ".lora_" in name or "lora_magnitude" in name or not isinstance(tensor, Tensor):
+            continue
+        named.append((name.removeprefix("base_model.model.").replace(".base_layer.", "."), tensor))
+    return named
+
+
+def _write_values(folder: Path, values: dict[bytes, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
+    os.close(handle)
+    save_file({key.hex(): value.contiguous() for key, value in values.items()}, name)
+    os.replace(name, folder / f"{hashlib.blake2b(b''.join(sorted(values)), digest_size=8).hexdigest()}.safetensors")
+
+
+def _read_values(file: Path) -> dict[bytes, Tensor]:
+    from safetensors.torch import load_file
+
+    return {bytes.fromhex(key): value for key, value in load_file(file).items()}

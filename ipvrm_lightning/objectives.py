@@ -1,0 +1,214 @@
+"""Reward-model objectives as modules: the hyper-parameters of `ipvrm_lightning.functional`, injected by config.
+
+Each objective says what it needs per response token (`score_source`), what a batch's loss is a mean over (`unit`), and how
+its scores read as the logit of "this prefix ends right" (`prefix_logits`).
+
+Letters: B sequences, T response positions, P pairs.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ipvrm_lightning import functional
+from ipvrm_lightning.types import TrajectoryBatch, Unit
+
+ScoreSource = Literal["log_ratio", "value_head", "endogenous"]
+
+
+class Objective(nn.Module):
+    """Base of all objectives.
+
+    Attributes:
+        beta: scale of the implicit reward.
+        unit: what the loss is a mean over.
+        score_source: `log_ratio` (model over reference), `value_head`, or `endogenous` (the model's own logits).
+        trainable: False where scores need no training.
+    """
+
+    beta: float
+    unit: Unit = "sequences"
+    score_source: ScoreSource = "log_ratio"
+    trainable: bool = True
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether the loss needs pairs of a right and a wrong response."""
+        return self.unit == "pairs"
+
+    @abstractmethod
+    def forward(self, scores: Tensor, mask: Tensor, batch: TrajectoryBatch) -> Tensor:
+        """Mean loss of a batch over `unit`.
+
+        Args:
+            scores: per-token scores of the kind `score_source`, [B, T].
+            mask: response tokens, [B, T].
+            batch: outcomes or pairs.
+        """
+
+    @abstractmethod
+    def prefix_logits(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """The logit whose sigmoid reads as the probability that the prefix ends right, [B, T]."""
+
+
+class IPVRM(Objective):
+    """Every prefix is trained to tell the outcome (arXiv:2604.13197, Eq. 9).
+
+    Args:
+        beta: scale of the log-ratios.
+        margin: how far beyond the boundary a prefix should lie, in logits.
+        reduction: `sequence` averages within a response first (the paper); `token` pools all positions of the window
+            (the reference trainer).
+        prefix_weighting: `uniform`, `late` (Eq. 17) or `early` (Eq. 18).
+    """
+
+    def __init__(
+        self,
+        *,
+        beta: float = 10.0,
+        margin: float = 5.0,
+        reduction: Literal["sequence", "token"] = "sequence",
+        prefix_weighting: Literal["uniform", "late", "early"] = "uniform",
+    ) -> None:
+        super().__init__()
+        self.beta = beta
+        self.margin = margin
+        self.reduction = reduction
+        self.prefix_weighting = prefix_weighting
+        self.unit = "sequences" if reduction == "sequence" else "tokens"
+
+    def forward(self, scores: Tensor, mask: Tensor, batch: TrajectoryBatch) -> Tensor:
+        """Mean loss, see `functional.ipvrm_loss`."""
+        return functional.ipvrm_loss(
+            scores,
+            _outcomes(batch),
+            mask,
+            beta=self.beta,
+            margin=self.margin,
+            reduction=self.reduction,
+            prefix_weighting=self.prefix_weighting,
+        )
+
+    def prefix_logits(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Mean log-ratio so far times beta: the trained quantity, [B, T]."""
+        return functional.normalized_values(scores, mask, beta=self.beta)
+
+
+class ImplicitPRM(Objective):
+    """The sum of a response's log-ratios is trained to tell the outcome (Yuan et al., arXiv:2412.01981).
+
+    Args:
+        beta: scale of the log-ratios.
+    """
+
+    def __init__(self, *, beta: float = 0.05) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, scores: Tensor, mask: Tensor, batch: TrajectoryBatch) -> Tensor:
+        """Mean loss, see `functional.implicit_prm_loss`."""
+        return functional.implicit_prm_loss(scores, _outcomes(batch), mask, beta=self.beta)
+
+    def prefix_logits(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Sum of log-ratios so far times beta, [B, T]."""
+        return functional.prefix_values(scores, mask, beta=self.beta)
+
+
+class _Pairwise(Objective):
+    unit: Unit = "pairs"
+    margin: float
+    pooling: Literal["sum", "mean"]
+
+    def forward(self, scores: Tensor, mask: Tensor, batch: TrajectoryBatch) -> Tensor:
+        """Mean loss, see `functional.pairwise_loss`."""
+        if batch.pairs is None:
+            raise ValueError(f"{type(self).__name__} needs pairs: set pairwise: true in the data module")
+        chosen, rejected = batch.pairs.unbind(1)
+        return functional.pairwise_loss(
+            scores[chosen],
+            mask[chosen],
+            scores[rejected],
+            mask[rejected],
+            beta=self.beta,
+            margin=self.margin,
+            pooling=self.pooling,
+        )
+
+
+class DPORM(_Pairwise):
+    """The right response's summed log-ratio above the wrong one's (Rafailov et al., arXiv:2305.18290).
+
+    Args:
+        beta: scale of the log-ratios.
+        margin: subtracted from the difference, in logits.
+    """
+
+    pooling = "sum"
+
+    def __init__(self, *, beta: float = 0.05, margin: float = 0.0) -> None:
+        super().__init__()
+        self.beta = beta
+        self.margin = margin
+
+    def prefix_logits(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Sum of log-ratios so far times beta, [B, T]."""
+        return functional.prefix_values(scores, mask, beta=self.beta)
+
+
+class QRM(_Pairwise):
+    """Token values from a linear head, the right response's mean above the wrong one's (Q-RM, Chen et al. 2025).
+
+    Args:
+        beta: scale of the values.
+        margin: subtracted from the difference, in logits.
+    """
+
+    score_source: ScoreSource = "value_head"
+    pooling = "mean"
+
+    def __init__(self, *, beta: float = 0.2, margin: float = 2.0) -> None:
+        super().__init__()
+        self.beta = beta
+        self.margin = margin
+
+    def prefix_logits(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Mean token value so far times beta, [B, T]."""
+        return functional.normalized_values(scores, mask, beta=self.beta)
+
+
+class EndoRM(Objective):
+    """Rewards from the model's own logits, no training (Li et al., arXiv:2506.23235).
+
+    Args:
+        beta: scale of the rewards.
+        discount: factor on the value of the next state in the inverse soft Bellman operator.
+    """
+
+    score_source: ScoreSource = "endogenous"
+    trainable = False
+
+    def __init__(self, *, beta: float = 1.0, discount: float = 0.95) -> None:
+        super().__init__()
+        self.beta = beta
+        self.discount = discount
+
+    def forward(self, scores: Tensor, mask: Tensor, batch: TrajectoryBatch) -> Tensor:
+        """EndoRM has no loss.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("EndoRM is not trained: use `ipvrm test`, `validate` or `predict`")
+
+    def prefix_logits(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Mean reward so far times beta, [B, T]."""
+        return functional.normalized_values(scores, mask, beta=self.beta)
+
+
+def _outcomes(batch: TrajectoryBatch) -> Tensor:
+    if batch.outcomes is None:
+        raise ValueError("this objective needs outcomes, and the batch has none")
+    return batch.outcomes

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ipvrm_lightning.models import logprobs
+from ipvrm_lightning.models.language_model import LoRA, RandomLanguageModel
+from ipvrm_lightning.models.logprobs import check_output_head, output_head, response_scores, token_log_probs
+from ipvrm_lightning.types import TrajectoryBatch
+
+from .conftest import QWEN, TINY, make_batch
+
+CONFIGS = {
+    "qwen3": QWEN,
+    "llama_tied": {"model_type": "llama", "tie_word_embeddings": True, **TINY},
+    "gemma2_soft_cap": {
+        "model_type": "gemma2", "num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 2.0, "pad_token_id": 0,
+        **TINY,
+    },
+    "granite_scaled": {"model_type": "granite", "logits_scaling": 3.0, **TINY},
+    "cohere_scaled": {"model_type": "cohere", "logit_scale": 0.25, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **TINY},
+}
+
+
+def plain_log_probs(model: torch.nn.Module, batch: TrajectoryBatch, temperature: float = 1.0) -> torch.Tensor:
+    """The textbook computation: full logits of each sequence by itself, without padding."""
+    out = torch.zeros(len(batch.lengths), int(batch.response_lengths.max()), dtype=torch.float64)
+    rows = []
+    for row, (length, start) in enumerate(zip(batch.lengths.tolist(), batch.response_starts.tolist(), strict=True)):
+        ids = batch.input_ids[row : row + 1, :length]
+        log_probs = (model(input_ids=ids).logits[0].double() / temperature).log_softmax(-1)
+        picked = log_probs[:-1].gather(1, ids[0, 1:, None]).squeeze(1)[start - 1 :]
+        rows.append(torch.nn.functional.pad(picked, (0, out.shape[1] - len(picked))))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["linear_cross_entropy", "checkpointed_chunks"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_values_and_gradients_equal_full_logits(
+    name: str, fused: bool, batch: TrajectoryBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fused and not hasattr(torch.nn.functional, "linear_cross_entropy"):
+        pytest.skip("this torch has no linear_cross_entropy")
+    if not fused:
+        monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
+    model = RandomLanguageModel(config=CONFIGS[name], seed=3).build_model().double().train()
+    check_output_head(model)
+    weights = torch.rand(4, 10, dtype=torch.float64)
+    gradients = []
+    results = []
+    for compute in (lambda: response_scores(model, batch, chunk_size=4).log_probs, lambda: plain_log_probs(model, batch)):
+        model.zero_grad()
+        values = compute()
+        (values * weights[:, : values.shape[1]]).sum().backward()
+        results.append(values.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-6)
+    # the models compute their norms in float32 whatever their weights are, hence not 1e-10
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.6])
+@pytest.mark.parametrize("name", ["qwen3", "gemma2_soft_cap"])
+def test_temperature_divides_the_logits(name: str, temperature: float, batch: TrajectoryBatch) -> None:
+    model = RandomLanguageModel(config=CONFIGS[name]).build_model().eval()
+    actual = response_scores(model, batch, temperature=temperature).log_probs
+    torch.testing.assert_close(actual.double(), plain_log_probs(model, batch, temperature), rtol=0, atol=1e-5)
+
+
+def test_padding_batching_and_chunks_change_nothing() -> None:
+    model = RandomLanguageModel(config=QWEN).build_model().double().eval()
+    whole = response_scores(model, make_batch([9, 14, 5], [3, 6, 1]))
+    padded = response_scores(model, make_batch([9, 14, 5], [3, 6, 1], padding=7), chunk_size=3)
+    torch.testing.assert_close(whole.log_probs, padded.log_probs, rtol=0, atol=1e-12)
+    alone = make_batch([9, 14, 5], [3, 6, 1])
+    alone = TrajectoryBatch(alone.input_ids[2:, :5], alone.lengths[2:], alone.response_starts[2:], alone.index[2:])
+    torch.testing.assert_close(response_scores(model, alone).log_probs[0], whole.log_probs[2, :4], rtol=0, atol=1e-12)
+
+
+def test_token_logits_are_the_logits_of_the_sampled_tokens(batch: TrajectoryBatch) -> None:
+    model = RandomLanguageModel(config=CONFIGS["gemma2_soft_cap"]).build_model().eval()
+    scores = response_scores(model, batch, with_token_logits=True)
+    logits = model(input_ids=batch.input_ids[1:2, :14]).logits[0]
+    expected = logits[5:13].gather(1, batch.input_ids[1, 6:14, None]).squeeze(1)
+    torch.testing.assert_close(scores.token_logits[1, :8], expected, rtol=0, atol=1e-5)
+
+
+def test_half_precision_returns_float32_close_to_float32() -> None:
+    model = RandomLanguageModel(config=QWEN).build_model().eval()
+    batch = make_batch([40], [8])
+    full = response_scores(model, batch).log_probs
+    half = response_scores(model.bfloat16(), batch).log_probs
+    assert half.dtype == torch.float32
+    assert (full - half).abs().max() < 0.05
+
+
+def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest tensor that the checkpointed path makes has chunk_size rows of logits."""
+    sizes: list[int] = []
+    original = logprobs._logits
+    monkeypatch.setattr(logprobs, "_logits", lambda h, head: sizes.append(h.shape[0]) or original(h, head))
+    model = RandomLanguageModel(config=QWEN).build_model()
+    hidden = torch.randn(50, 32, requires_grad=True)
+    token_log_probs(hidden, output_head(model), torch.randint(0, 97, (50,)), chunk_size=8, fused=False).sum().backward()
+    assert max(sizes) == 8
+
+
+def test_asking_for_the_fused_path_where_it_cannot_run_is_an_error() -> None:
+    model = RandomLanguageModel(config=CONFIGS["gemma2_soft_cap"]).build_model()
+    with pytest.raises(ValueError, match="soft cap"):
+        token_log_probs(torch.randn(3, 32), output_head(model), torch.zeros(3, dtype=torch.long), fused=True)
+
+
+def test_a_head_that_is_not_known_is_refused_by_name() -> None:
+    model = RandomLanguageModel(config=QWEN).build_model()
+    forward = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: 2 * forward(hidden)
+    with pytest.raises(ValueError, match="Qwen3ForCausalLM changes its logits"):
+        check_output_head(model)
+
+
+def test_an_adapter_on_the_head_is_refused() -> None:
+    lora = LoRA(r=2, target_modules=["q_proj", "lm_head"])
+    model = RandomLanguageModel(config=QWEN, lora=lora).build_model()
+    with pytest.raises(ValueError, match="leave lm_head out"):
+        output_head(model)
+
+
+def test_all_linear_leaves_the_head_alone() -> None:
+    model = RandomLanguageModel(config=QWEN, lora=LoRA(r=2)).build_model()
+    check_output_head(model)
+    assert sum(p.requires_grad for p in model.parameters()) == 2 * 7 * 2

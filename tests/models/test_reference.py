@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ipvrm_lightning.models.language_model import LoRA, RandomLanguageModel
+from ipvrm_lightning.models.logprobs import response_scores
+from ipvrm_lightning.models.reference import AdaptersOff, CachedReference, FrozenCopy, Reference, weights_fingerprint
+from ipvrm_lightning.types import TrajectoryBatch
+
+from .conftest import QWEN, make_batch
+
+
+def rows(batch: TrajectoryBatch, chosen: list[int]) -> TrajectoryBatch:
+    longest = int(batch.lengths[chosen].max())
+    return TrajectoryBatch(
+        batch.input_ids[chosen, :longest], batch.lengths[chosen], batch.response_starts[chosen], batch.index[chosen]
+    )
+
+
+def perturb(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def cases(tmp_path: Path) -> dict[str, tuple[RandomLanguageModel, Reference, float]]:
+    adapters, full = RandomLanguageModel(config=QWEN, lora=LoRA(r=2)), RandomLanguageModel(config=QWEN)
+    return {
+        "adapters_off": (adapters, AdaptersOff(), 0.0),
+        "frozen_copy": (full, FrozenCopy(), 0.0),
+        "cached_adapters": (adapters, CachedReference(source=AdaptersOff(), cache_dir=str(tmp_path)), 1e-5),
+        "cached_copy": (full, CachedReference(source=FrozenCopy(), cache_dir=str(tmp_path)), 1e-5),
+    }
+
+
+@pytest.mark.parametrize("name", ["adapters_off", "frozen_copy", "cached_adapters", "cached_copy"])
+def test_at_step_zero_every_log_ratio_is_zero_in_any_batching(name: str, tmp_path: Path, batch: TrajectoryBatch) -> None:
+    factory, reference, tolerance = cases(tmp_path)[name]
+    model = factory.build_model()
+    reference.setup(factory, model)
+    for chosen in ([0, 1, 2, 3], [3, 0], [2], [1, 2]):
+        part = rows(batch, chosen)
+        ratios = response_scores(model, part).log_probs - reference.log_probs(part)
+        assert ratios.abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("name", ["adapters_off", "frozen_copy", "cached_adapters", "cached_copy"])
+def test_training_moves_the_model_and_not_the_reference(name: str, tmp_path: Path, batch: TrajectoryBatch) -> None:
+    factory, reference, tolerance = cases(tmp_path)[name]
+    model = factory.build_model()
+    reference.setup(factory, model)
+    before = reference.log_probs(batch).clone()
+    reference.release()
+    perturb(model)
+    assert (response_scores(model, batch).log_probs - before).abs().max() > 1e-3
+    assert (reference.log_probs(batch) - before).abs().max() <= tolerance
+
+
+def test_adapters_stay_on_and_trainable_after_the_reference_was_asked(batch: TrajectoryBatch) -> None:
+    factory, reference = RandomLanguageModel(config=QWEN, lora=LoRA(r=2)), AdaptersOff()
+    model = factory.build_model()
+    perturb(model)
+    reference.setup(factory, model)
+    with_adapters = response_scores(model, batch).log_probs
+    reference.log_probs(batch)
+    loss = response_scores(model, batch).log_probs
+    assert torch.equal(with_adapters, loss)
+    loss.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+
+
+def test_kept_values_need_no_source_and_survive_a_new_process(tmp_path: Path, batch: TrajectoryBatch) -> None:
+    factory = RandomLanguageModel(config=QWEN)
+    first = CachedReference(source=FrozenCopy(), cache_dir=str(tmp_path))
+    first.setup(factory, factory.build_model())
+    values = first.log_probs(batch)
+    first.release()
+
+    second = CachedReference(source=FrozenCopy(), cache_dir=str(tmp_path))
+    second.setup(factory, factory.build_model())
+    assert torch.equal(second.log_probs(rows(batch, [3, 1]))[1], values[1][: second.log_probs(rows(batch, [3, 1])).shape[1]])
+    assert second.source._copy == []
+
+
+def test_other_weights_precision_or_tokens_never_find_kept_values(tmp_path: Path, batch: TrajectoryBatch) -> None:
+    factory = RandomLanguageModel(config=QWEN)
+    cached = CachedReference(source=FrozenCopy(), cache_dir=str(tmp_path))
+    cached.setup(factory, factory.build_model())
+    cached.log_probs(batch)
+    cached.release()
+    for other in (RandomLanguageModel(config=QWEN, seed=1), RandomLanguageModel(config=QWEN, dtype="bfloat16")):
+        again = CachedReference(source=FrozenCopy(), cache_dir=str(tmp_path))
+        again.setup(other, other.build_model())
+        assert again._values == {}
+    moved = TrajectoryBatch(batch.input_ids, batch.lengths, batch.response_starts + torch.tensor([1, 0, 0, 0]), batch.index)
+    assert len(set(_keys(batch)) & set(_keys(moved))) == 3
+
+
+def _keys(batch: TrajectoryBatch) -> list[bytes]:
+    from ipvrm_lightning.models.reference import sequence_keys
+
+    return sequence_keys(batch)
+
+
+def test_fingerprint_ignores_adapters_and_sees_one_changed_weight() -> None:
+    bare = RandomLanguageModel(config=QWEN).build_model()
+    assert weights_fingerprint(bare) == weights_fingerprint(RandomLanguageModel(config=QWEN, lora=LoRA()).build_model())
+    with torch.no_grad():
+        bare.model.layers[1].mlp.up_proj.weight[3, 5] += 1e-6
+    assert weights_fingerprint(bare) != weights_fingerprint(RandomLanguageModel(config=QWEN).build_model())
+
+
+def test_references_refuse_models_they_do_not_fit() -> None:
+    adapters, full = RandomLanguageModel(config=QWEN, lora=LoRA(r=2)), RandomLanguageModel(config=QWEN)
+    with pytest.raises(ValueError, match="AdaptersOff needs a language model with lora"):
+        AdaptersOff().setup(full, full.build_model())
+    with pytest.raises(ValueError, match="with lora use AdaptersOff"):
+        FrozenCopy().setup(adapters, adapters.build_model())
+
+
+def test_padding_of_the_key_does_not_matter() -> None:
+    assert _keys(make_batch([9, 5], [3, 1])) == _keys(make_batch([9, 5], [3, 1], padding=4))
