@@ -1,0 +1,39 @@
+"""Data: files and hub data sets to batches of token ids."""
+
+from __future__ import annotations
+
+from ipvrm_lightning.data.batching import (
+    EvalLoader,
+    TrajectoryDataset,
+    WindowLoader,
+    collate,
+    eval_loader,
+    train_loader,
+)
+from ipvrm_lightning.data.chat import encode_example
+from ipvrm_lightning.data.planning import WindowSampler
+from ipvrm_lightning.data.processbench import ProcessBenchDataModule
+from ipvrm_lightning.data.reading import read_rows
+from ipvrm_lightning.data.rollouts import build_pairs
+from ipvrm_lightning.data.schema import DataError
+from ipvrm_lightning.data.steps import encode_steps
+from ipvrm_lightning.data.tokenized import TokenizedDataModule
+from ipvrm_lightning.data.trajectories import TrajectoryDataModule
+
+__all__ = [
+    "DataError",
+    "EvalLoader",
+    "ProcessBenchDataModule",
+    "TokenizedDataModule",
+    "TrajectoryDataModule",
+    "TrajectoryDataset",
+    "WindowLoader",
+    "WindowSampler",
+    "build_pairs",
+    "collate",
+    "encode_example",
+    "encode_steps",
+    "eval_loader",
+    "read_rows",
+    "train_loader",
+]

@@ -1,0 +1,203 @@
+"""Windows, micro-batches and evaluation batches of a trajectory data set.
+
+A window is what one optimiser step sees. Its examples are drawn from a fresh permutation per epoch, then sorted by
+length and cut into micro-batches whose padded size (rows times longest row) stays within a budget of tokens. Who
+computes which micro-batch is decided here and not by a distributed sampler: a window is the same for any number of
+processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
+from ipvrm_lightning.data.planning import WindowSampler, cut_by_tokens, fit_processes_by_merging, pair_rows
+from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
+
+__all__ = [
+    "EvalLoader",
+    "TrajectoryDataset",
+    "WindowLoader",
+    "WindowSampler",
+    "collate",
+    "eval_loader",
+    "train_loader",
+]
+
+
+class _Plan(NamedTuple):
+    micro_batches: list[list[int]]
+    counts: dict[Unit, int]
+
+
+class _Windows(Dataset[Window]):
+    """Windows by number; what worker processes read."""
+
+    def __init__(self, dataset: TrajectoryDataset, plans: list[_Plan], pairs: Sequence[tuple[int, int]] | None) -> None:
+        self.dataset, self.plans, self.pairs = dataset, plans, pairs
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __getitem__(self, number: int) -> Window:
+        plan = self.plans[number]
+        return Window([self._micro_batch(items) for items in plan.micro_batches], dict(plan.counts))
+
+    def _micro_batch(self, items: list[int]) -> TrajectoryBatch:
+        if self.pairs is None:
+            return collate(self.dataset, items)
+        rows = pair_rows(self.pairs, items)
+        place = {row: position for position, row in enumerate(rows)}
+        return collate(self.dataset, rows, [(place[self.pairs[i][0]], place[self.pairs[i][1]]) for i in items])
+
+
+class WindowLoader:
+    """Iterates over windows and can stop and go on anywhere, also with workers.
+
+    What counts as seen is what was delivered, never what workers fetched ahead. It is not a `DataLoader`, so Lightning
+    neither puts its own sampler in nor warns about one; its `state_dict` is what Lightning saves in a checkpoint.
+
+    Args:
+        dataset: trajectories.
+        sampler: draws the windows of an epoch; holds the epoch and the position in it.
+        num_workers: processes that build batches ahead; 0 builds them in this one.
+    """
+
+    def __init__(self, dataset: TrajectoryDataset, sampler: WindowSampler, *, num_workers: int = 0) -> None:
+        self.trajectories, self.sampler, self.num_workers = dataset, sampler, num_workers
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Window]:
+        # The body of a generator runs at the first `next`: Lightning makes the iterator before it sets the epoch.
+        position = self.sampler.begin()
+        plans = [self._plan(window) for window in self.sampler.windows()[position:]]
+        windows = _Windows(self.trajectories, plans, self.sampler.pairs)
+        # An own generator: starting an iterator must not draw from the global one.
+        loader: DataLoader[Window] = DataLoader(
+            windows, batch_size=None, num_workers=self.num_workers, generator=torch.Generator().manual_seed(0)
+        )
+        for window in loader:
+            self.sampler.advance()
+            yield window
+        self.sampler.finish()
+
+    def _plan(self, window: list[list[int]]) -> _Plan:
+        response_lengths, pairs = self.trajectories.response_lengths, self.sampler.pairs
+        rows = [items if pairs is None else pair_rows(pairs, items) for items in window]
+        counts: dict[Unit, int] = {
+            "sequences": sum(len(row) for row in rows),
+            "tokens": int(sum(response_lengths[row].sum() for row in rows)),
+            "pairs": 0 if pairs is None else sum(len(items) for items in window),
+        }
+        return _Plan(window[self.sampler.rank :: self.sampler.world_size], counts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next window is: primitives only, equal on all processes."""
+        return {**self.sampler.state_dict(), "data": self.trajectories.fingerprint()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: the state is of other data, seed or window size, so that no exact continuation exists.
+        """
+        if state["data"] != (own := self.trajectories.fingerprint()):
+            raise ValueError(f"cannot resume: the checkpoint saw training data {state['data']}, this run has {own}")
+        self.sampler.load_state_dict(state)
+
+
+class _Batches(Dataset[TrajectoryBatch]):
+    def __init__(self, dataset: TrajectoryDataset, batches: list[list[int]]) -> None:
+        self.dataset, self.batches = dataset, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> TrajectoryBatch:
+        return collate(self.dataset, self.batches[number])
+
+
+class EvalLoader:
+    """Every example once over all processes, sorted by length, in batches within the token budget.
+
+    Each process gets equally many batches. Where there are too few examples to split, the shortest batches are merged
+    past the budget. Not a `DataLoader`, so that Lightning does not hand examples out twice under DDP.
+
+    Args:
+        dataset: trajectories.
+        max_tokens: rows times longest row of a batch, at most; a longer example stands alone.
+        rank: this process.
+        world_size: processes.
+        num_workers: processes that build batches ahead.
+
+    Raises:
+        ValueError: there are fewer examples than processes.
+    """
+
+    def __init__(
+        self, dataset: TrajectoryDataset, *, max_tokens: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+    ) -> None:
+        if len(dataset) < world_size:
+            raise ValueError(f"{len(dataset)} examples cannot be shared by {world_size} processes")
+        order = np.argsort(-dataset.lengths, kind="stable").tolist()
+        batches = cut_by_tokens([[row] for row in order], dataset.lengths, max_tokens)
+        batches = fit_processes_by_merging(batches, dataset.lengths, world_size)
+        self.trajectories, self.num_workers = dataset, num_workers
+        self.batches = [[row for item in batch for row in item] for batch in batches][rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[TrajectoryBatch]:
+        generator = torch.Generator().manual_seed(0)
+        batches = _Batches(self.trajectories, self.batches)
+        yield from DataLoader(batches, batch_size=None, num_workers=self.num_workers, generator=generator)
+
+
+def train_loader(
+    dataset: TrajectoryDataset,
+    *,
+    batch_size: int,
+    max_tokens: int,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+) -> WindowLoader:
+    """A resumable loader of windows; with `pairs`, of `batch_size` pairs each.
+
+    Args:
+        dataset: trajectories.
+        batch_size: examples (or pairs) per optimiser step over all processes, a multiple of `world_size`.
+        max_tokens: rows times longest row of a micro-batch, at most.
+        pairs: rows (chosen, rejected) of `dataset` for pairwise objectives.
+        seed: of the permutations.
+        rank: this process.
+        world_size: processes.
+        num_workers: processes that build batches ahead.
+    """
+    sampler = WindowSampler(
+        dataset.lengths,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        pairs=pairs,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    return WindowLoader(dataset, sampler, num_workers=num_workers)
+
+
+def eval_loader(
+    dataset: TrajectoryDataset, *, max_tokens: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+) -> EvalLoader:
+    """`EvalLoader` under the name that goes with `train_loader`."""
+    return EvalLoader(dataset, max_tokens=max_tokens, rank=rank, world_size=world_size, num_workers=num_workers)

@@ -1,0 +1,249 @@
+"""Prompt and response text to token ids and a response start.
+
+One text, one tokenisation, character offsets: re-tokenising prefixes gives other tokens at the seams, silently. Where a
+token straddles the end of the prompt it counts as response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from ipvrm_lightning.data.schema import DataError, Prompt, as_messages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PromptFormat = Literal["auto", "chat", "plain"]
+
+_PROBE = "probe of the template"
+
+
+class Rendered(NamedTuple):
+    """Text of one example as the model will see it.
+
+    Args:
+        prompt: everything before the response, also what a template puts in front of every answer.
+        response: the response, as in the data.
+        ending: end of turn or end of sequence, with what the template puts before it; nothing after it.
+        chat: rendered by a template, which writes its special tokens into the text itself.
+    """
+
+    prompt: str
+    response: str
+    ending: str
+    chat: bool
+
+
+class Encoded(NamedTuple):
+    """Token ids, where the response starts, and which characters of the response each of its tokens covers.
+
+    Args:
+        input_ids: prompt and response with its ending.
+        response_start: first token that reaches past the prompt's text, at least 1.
+        first_characters: per response token, its first character counted from the start of the response.
+    """
+
+    input_ids: list[int]
+    response_start: int
+    first_characters: list[int]
+
+
+def uses_chat_template(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> bool:
+    """Whether prompts are rendered by the tokenizer's template; "auto": where it has one.
+
+    Raises:
+        DataError: "chat" was asked for and there is none, or the tokenizer gives no character offsets.
+    """
+    if not tokenizer.is_fast:
+        name = type(tokenizer).__name__
+        raise DataError(f"tokenizer {name} gives no character offsets; a fast tokenizer (tokenizer.json) is needed")
+    if prompt_format == "chat" and not tokenizer.chat_template:
+        raise DataError("prompt_format is 'chat' but the tokenizer has no chat template")
+    return prompt_format == "chat" or (prompt_format == "auto" and bool(tokenizer.chat_template))
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    response: str,
+    *,
+    prompt_format: PromptFormat = "auto",
+    system_prompt: str | None = None,
+) -> Rendered:
+    """Text of prompt and response.
+
+    With a chat template, text becomes one user message and the response the assistant's; without, prompt and response
+    follow each other as they are and the end-of-sequence token closes them.
+
+    Args:
+        tokenizer: a fast one.
+        prompt: text or messages.
+        response: the answer's text.
+        prompt_format: "chat", "plain", or "auto" for chat where the tokenizer has a template.
+        system_prompt: put first where the messages have no system message of their own.
+
+    Raises:
+        DataError: the template fails, rewrites prompt or response, or the format cannot hold this prompt.
+    """
+    if uses_chat_template(tokenizer, prompt_format):
+        return _render_chat(tokenizer, prompt, response, system_prompt)
+    if not isinstance(prompt, str):
+        raise DataError("chat messages need a tokenizer with a chat template", field="prompt", found=prompt)
+    if system_prompt is not None:
+        raise DataError("a system prompt needs a tokenizer with a chat template", field="system_prompt")
+    if tokenizer.eos_token is None:
+        raise DataError("the tokenizer has no end-of-sequence token to close a response with")
+    _check_open(response, tokenizer.eos_token)
+    return Rendered(prompt, response, tokenizer.eos_token, chat=False)
+
+
+def _render_chat(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, system_prompt: str | None
+) -> Rendered:
+    messages = as_messages(prompt)
+    if system_prompt is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system_prompt}, *messages]
+    before = _apply(tokenizer, messages, add_generation_prompt=True)
+    whole = _apply(tokenizer, [*messages, {"role": "assistant", "content": response}])
+    if not whole.startswith(before):
+        characters = enumerate(zip(before, whole, strict=False))
+        where = next((i for i, (a, b) in characters if a != b), min(len(before), len(whole)))
+        raise DataError(
+            "the chat template rewrites the prompt once an answer follows it, so the prompt is no prefix of the whole;"
+            f" they part at character {where}",
+            field="chat_template",
+            found=f"{before[where : where + 20]!r} against {whole[where : where + 20]!r}",
+        )
+    head, ending = _answer_frame(tokenizer, str(tokenizer.chat_template))
+    _check_open(response, ending)
+    rest = whole[len(before) :]
+    # Templates may put an empty thinking block before an answer that has none: the same for all, so part of the prompt.
+    for lead in dict.fromkeys((head, "")):
+        if rest.startswith(lead + response + ending):
+            return Rendered(before + lead, response, ending, chat=True)
+    raise DataError(
+        "the chat template changes the response (strips or rewrites it), so tokens would not be those of the data",
+        field="chat_template",
+        found=rest,
+    )
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except TemplateError as error:
+        problem = f"the chat template refuses these messages ({error})"
+        raise DataError(problem, field="prompt", found=messages) from error
+
+
+def _check_open(response: str, ending: str) -> None:
+    if ending.strip() and ending.strip() in response:
+        raise DataError("the text holds the token that ends a response", field="response", found=response)
+
+
+@lru_cache(maxsize=16)
+def _answer_frame(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str]:
+    """What the template puts before and after an answer, the latter cut behind its first special token.
+
+    `template` is part of the cache key: a tokenizer may be given another.
+    """
+    user = {"role": "user", "content": _PROBE}
+    answer = "answer of the probe"
+    before = _apply(tokenizer, [user], add_generation_prompt=True)
+    whole = _apply(tokenizer, [user, {"role": "assistant", "content": answer}])
+    if not whole.startswith(before):
+        return "", ""  # the row's own check says where
+    head, found, tail = whole[len(before) :].rpartition(answer)
+    if not found:
+        raise DataError("the chat template leaves the answer out", field="chat_template", found=whole)
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special |= set(tokenizer.all_special_tokens)
+    ends = [(tail.index(token), -len(token), token) for token in special if token and token in tail]
+    if ends:
+        position, _, token = min(ends)
+        return head, tail[: position + len(token)]
+    if tokenizer.eos_token is None:
+        raise DataError("neither the chat template nor the tokenizer has a token that ends a turn")
+    return head, ""
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered]) -> list[Encoded | DataError]:
+    """Tokenise many texts at once; what cannot be used comes back as the error that says why.
+
+    Chat text holds its special tokens already; plain text gets those that the tokenizer adds by default (BOS) and one
+    end-of-sequence token.
+    """
+    encoded: list[Encoded | DataError] = []
+    for chat in (True, False):
+        if chosen := [text for text in texts if text.chat is chat]:
+            encoded += _encode_alike(tokenizer, chosen, chat)
+    order = [i for chat in (True, False) for i, text in enumerate(texts) if text.chat is chat]
+    return [item for _, item in sorted(zip(order, encoded, strict=True), key=lambda pair: pair[0])]
+
+
+def _encode_alike(tokenizer: PreTrainedTokenizerBase, texts: list[Rendered], chat: bool) -> list[Encoded | DataError]:
+    tokens = tokenizer(
+        [text.prompt + text.response + (text.ending if chat else "") for text in texts],
+        add_special_tokens=not chat,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        truncation=False,
+        verbose=False,
+    )
+    results: list[Encoded | DataError] = []
+    for text, ids, offsets in zip(texts, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+        ids, spans = list(ids), [(int(start), int(end)) for start, end in offsets]
+        closed = chat and bool(text.ending)
+        if not chat:
+            while ids and spans[-1] == (0, 0):  # what the tokenizer itself put at the end
+                ids.pop(), spans.pop()
+        if not closed:
+            ids.append(tokenizer.eos_token_id)
+            spans.append((len(text.prompt + text.response), len(text.prompt + text.response) + 1))
+        results.append(_locate(ids, spans, len(text.prompt)))
+    return results
+
+
+def _locate(ids: list[int], spans: list[tuple[int, int]], prompt_length: int) -> Encoded | DataError:
+    start = next((i for i, (_, end) in enumerate(spans) if end > prompt_length), len(ids))
+    if not 1 <= start < len(ids):
+        return DataError(f"no token of the prompt stands before the response (starts at token {start})", field="prompt")
+    previous = spans[start - 1][1]
+    characters = []
+    for first, last in spans[start:]:
+        # Some byte-level tokenizers trim white space from offsets: a token of nothing else has an empty span.
+        characters.append((first if first < last else min(previous, first)) - prompt_length)
+        previous = last
+    return Encoded(ids, start, characters)
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    response: str,
+    *,
+    prompt_format: PromptFormat = "auto",
+    system_prompt: str | None = None,
+) -> tuple[list[int], int]:
+    """Token ids of prompt and response with its end of turn, and the index of the first response token.
+
+    Args:
+        tokenizer: a fast one.
+        prompt: text or messages.
+        response: the answer's text.
+        prompt_format: see `render`.
+        system_prompt: see `render`.
+
+    Raises:
+        DataError: see `render`; or no prompt token stands before the response.
+    """
+    text = render(tokenizer, prompt, response, prompt_format=prompt_format, system_prompt=system_prompt)
+    encoded = encode(tokenizer, [text])[0]
+    if isinstance(encoded, DataError):
+        raise encoded
+    return encoded.input_ids, encoded.response_start

@@ -1,0 +1,147 @@
+"""Forms of rollout records, recognised by their columns, and their rows as checked rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ipvrm_lightning.data.schema import (
+    DataError,
+    Prompt,
+    answer_prompt,
+    check_list,
+    check_outcome,
+    check_prompt,
+    prompt_key,
+    split_conversation,
+)
+
+Answers = list[tuple[Prompt, str, int]]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One checked response to a prompt.
+
+    Args:
+        prompt: text, or chat messages.
+        response: text of the answer, not empty.
+        outcome: 1 right, 0 wrong.
+        source: file or hub data set.
+        row: row in it, from 1.
+        pair: number shared by the chosen and the rejected response of one row; None where the row is no pair.
+        metadata: id, subset and answer.
+    """
+
+    prompt: Prompt
+    response: str
+    outcome: int
+    source: str
+    row: int
+    pair: int | None
+    metadata: dict[str, Any]
+
+
+def _conversation(row: Mapping[str, Any]) -> Answers:
+    prompt, response = split_conversation(row["conversation"], "conversation")
+    return [(prompt, response, check_outcome(row["label"], "label"))]
+
+
+def _pair(row: Mapping[str, Any]) -> Answers:
+    if "prompt" in row:
+        prompt = check_prompt(row["prompt"], "prompt")
+        chosen, rejected = (answer_prompt(prompt, row[name], name) for name in ("chosen", "rejected"))
+    else:
+        chosen, rejected = (split_conversation(row[name], name) for name in ("chosen", "rejected"))
+    if prompt_key(chosen[0]) != prompt_key(rejected[0]):
+        raise DataError("prompt differs from that of 'chosen'", field="rejected", found=rejected[0])
+    return [(*chosen, 1), (*rejected, 0)]
+
+
+def _group(answers: str, labels: str) -> Callable[[Mapping[str, Any]], Answers]:
+    def parse(row: Mapping[str, Any]) -> Answers:
+        prompt = check_prompt(row["prompt"], "prompt")
+        texts, marks = check_list(row[answers], answers), check_list(row[labels], labels)
+        if len(texts) != len(marks):
+            problem = f"{len(texts)} entries in '{answers}' but {len(marks)} in '{labels}'"
+            raise DataError("lengths differ", field=labels, found=problem)
+        parsed: Answers = []
+        for position, (text, mark) in enumerate(zip(texts, marks, strict=True)):
+            field = f"{answers}[{position}]"
+            if isinstance(text, Sequence) and text and all(isinstance(step, str) for step in text):
+                text = text if isinstance(text, str) else "\n\n".join(text)  # a list of steps
+            parsed.append((*answer_prompt(prompt, text, field), check_outcome(mark, f"{labels}[{position}]")))
+        return parsed
+
+    return parse
+
+
+def _unpaired(row: Mapping[str, Any]) -> Answers:
+    prompt, response = answer_prompt(check_prompt(row["prompt"], "prompt"), row["completion"], "completion")
+    return [(prompt, response, check_outcome(row["label"], "label"))]
+
+
+#: Columns to parser, the most specific first.
+FORMS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], Answers]] = {
+    ("prompt", "responses", "scores"): _group("responses", "scores"),
+    ("prompt", "completions", "correctness"): _group("completions", "correctness"),
+    ("prompt", "chosen", "rejected"): _pair,
+    ("chosen", "rejected"): _pair,
+    ("prompt", "completion", "label"): _unpaired,
+    ("conversation", "label"): _conversation,
+}
+
+
+def recognise(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The form whose columns a row has.
+
+    Raises:
+        DataError: it has those of none; lists what was found and what is known.
+    """
+    for columns in FORMS:
+        if set(columns) <= set(row):
+            return columns
+    known = "; ".join("+".join(columns) for columns in FORMS)
+    raise DataError(f"no known form has the columns {', '.join(sorted(map(str, row)))}; known are {known}")
+
+
+def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, number: int, stem: str) -> list[Rollout]:
+    """Rollouts of one row.
+
+    Args:
+        row: the record.
+        columns: its form, from `recognise` on the first row of its source.
+        source: file or hub data set.
+        number: of the row, from 1.
+        stem: name for the subset and ids where the row has none.
+
+    Raises:
+        DataError: with file, row and field.
+    """
+    try:
+        for column in columns:
+            if column not in row:
+                raise DataError("missing column", field=column, found=sorted(row))
+        answers = FORMS[columns](row)
+        finals = check_list(row["answers"], "answers") if row.get("answers") is not None else [None] * len(answers)
+        if len(finals) != len(answers):
+            problem = f"{len(finals)} answers of {len(answers)} responses"
+            raise DataError("lengths differ", field="answers", found=problem)
+    except DataError as error:
+        raise error.at(source, number) from None
+    name = str(row["id"]) if row.get("id") is not None else f"{stem}-{number}"
+    subset = next((row[key] for key in ("data_source", "dataset", "subset") if isinstance(row.get(key), str)), stem)
+    paired = "chosen" in columns
+    return [
+        Rollout(
+            prompt=prompt,
+            response=response,
+            outcome=outcome,
+            source=source,
+            row=number,
+            pair=number if paired else None,
+            metadata={"id": name if len(answers) == 1 else f"{name}-{k}", "subset": subset, "answer": finals[k]},
+        )
+        for k, (prompt, response, outcome) in enumerate(answers)
+    ]

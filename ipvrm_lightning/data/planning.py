@@ -1,0 +1,184 @@
+"""Which examples go into which window, micro-batch and process: indices and lengths only, no tokens.
+
+An item is one example, or one pair of examples; a row is an example's number in its data set.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Item = list[int]
+
+
+def pair_rows(pairs: Sequence[tuple[int, int]], items: Sequence[int]) -> list[int]:
+    """Rows that some pairs use, each once, in order of first use."""
+    return list(dict.fromkeys(row for item in items for row in pairs[item]))
+
+
+def padded_tokens(items: Sequence[Item], lengths: np.ndarray) -> int:
+    """Rows times longest row of a batch made of these items; shared rows count once."""
+    rows = {row for item in items for row in item}
+    return len(rows) * max(int(lengths[row]) for row in rows)
+
+
+def cut_by_tokens(items: Sequence[Item], lengths: np.ndarray, max_tokens: int) -> list[list[Item]]:
+    """Cut a sequence of items, longest first, into batches of at most `max_tokens` padded tokens.
+
+    An item that is larger than the budget stands alone.
+    """
+    batches: list[list[Item]] = []
+    rows: set[int] = set()
+    longest = 0
+    for item in items:
+        wider, longer = rows.union(item), max(longest, *(int(lengths[row]) for row in item))
+        if batches and len(wider) * longer <= max_tokens:
+            batches[-1].append(item)
+            rows, longest = wider, longer
+        else:
+            batches.append([item])
+            rows, longest = set(item), max(int(lengths[row]) for row in item)
+    return batches
+
+
+def split_to_multiple(batches: list[list[Item]], lengths: np.ndarray, multiple: int) -> list[list[Item]] | None:
+    """Halve the largest batches until their number is a multiple; None where there are too few items."""
+    target = -(-len(batches) // multiple) * multiple
+    if target > sum(len(batch) for batch in batches):
+        return None
+    batches = list(batches)
+    while len(batches) < target:
+        sizes = [padded_tokens(batch, lengths) if len(batch) > 1 else 0 for batch in batches]
+        largest = sizes.index(max(sizes))
+        batch = batches[largest]
+        batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    return batches
+
+
+def fit_processes_by_merging(batches: list[list[Item]], lengths: np.ndarray, world_size: int) -> list[list[Item]]:
+    """Make the number of batches a multiple of `world_size` without losing an item.
+
+    Splits where there are items enough, else merges the last (shortest) batches, past the budget.
+    """
+    split = split_to_multiple(batches, lengths, world_size)
+    if split is not None:
+        return split
+    batches = list(batches)
+    while len(batches) % world_size:
+        batches[-2:] = [batches[-2] + batches[-1]]
+    return batches
+
+
+class WindowSampler:
+    """Windows of an epoch, the same on every process, and the position within it.
+
+    Each epoch is a new permutation, a function of (`seed`, epoch) alone. A window is the next `batch_size` items of it,
+    sorted by length, cut into micro-batches, their number made a multiple of `world_size` by splitting; process r
+    computes micro-batches r, r + world_size, ... The last window of an epoch is smaller; it is kept where it has an
+    item for every process. Where its items cannot be shared out equally within the budget, the fewest possible are
+    left out.
+
+    Args:
+        lengths: tokens of each example, [N].
+        batch_size: items per window over all processes, a multiple of `world_size`.
+        max_tokens: rows times longest row of a micro-batch, at most; a larger item stands alone.
+        pairs: rows (chosen, rejected); items are then pairs.
+        seed: of the permutations.
+        rank: this process.
+        world_size: processes.
+
+    Raises:
+        ValueError: sizes that cannot work; says which.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        *,
+        batch_size: int,
+        max_tokens: int,
+        pairs: Sequence[tuple[int, int]] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or max_tokens < 1:
+            raise ValueError(f"batch_size {batch_size} and max_tokens {max_tokens} must be positive")
+        if batch_size % world_size:
+            raise ValueError(f"batch_size {batch_size} is not a multiple of the {world_size} processes")
+        self.lengths, self.pairs = np.asarray(lengths), pairs
+        self.batch_size, self.max_tokens, self.seed = batch_size, max_tokens, seed
+        self.rank, self.world_size = rank, world_size
+        self.items: list[Item] = [[row] for row in range(len(lengths))] if pairs is None else [list(p) for p in pairs]
+        if len(self.items) < world_size:
+            kind = "examples" if pairs is None else "pairs"
+            raise ValueError(f"{len(self.items)} training {kind} cannot be shared by {world_size} processes")
+        self.epoch = 0
+        self.position = 0
+        self._resume = 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.items), self.batch_size)
+        return full + (rest >= self.world_size)
+
+    def windows(self) -> list[list[list[int]]]:
+        """Windows of the current epoch: per window, per micro-batch (of all processes), the item numbers."""
+        order = list(range(len(self.items)))
+        # A string seed is hashed with SHA-512: equal on every platform and Python version.
+        random.Random(f"{self.seed}-{self.epoch}").shuffle(order)
+        return [
+            self._micro_batches(order[start : start + self.batch_size])
+            for start in range(0, len(self) * self.batch_size, self.batch_size)
+        ]
+
+    def _micro_batches(self, chosen: list[int]) -> list[list[int]]:
+        numbers = sorted(chosen, key=lambda number: -max(self.lengths[row] for row in self.items[number]))
+        cut = cut_by_tokens([self.items[number] for number in numbers], self.lengths, self.max_tokens)
+        fitted = split_to_multiple(cut, self.lengths, self.world_size)
+        if fitted is None:
+            return self._micro_batches(chosen[:-1])
+        remaining = iter(numbers)  # cutting and splitting keep the order
+        return [[next(remaining) for _ in batch] for batch in fitted]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of another epoch; the current one is left where it is. Lightning calls this."""
+        if epoch != self.epoch:
+            self.epoch, self.position, self._resume = epoch, 0, 0
+
+    def begin(self) -> int:
+        """Start an iteration: at the position that was loaded, else at the start of the epoch."""
+        self.position, self._resume = self._resume, 0
+        return self.position
+
+    def advance(self) -> None:
+        """A window was delivered."""
+        self.position += 1
+
+    def finish(self) -> None:
+        """The epoch was exhausted: the next iteration is another permutation."""
+        self.set_epoch(self.epoch + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives only, equal on all processes."""
+        return {
+            "epoch": self.epoch,
+            "position": self._resume or self.position,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "items": len(self.items),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a saved position; the number of processes and the token budget may differ from then.
+
+        Raises:
+            ValueError: seed, window size or number of items differ, so the windows would.
+        """
+        for name, own in (("seed", self.seed), ("batch_size", self.batch_size), ("items", len(self.items))):
+            if state[name] != own:
+                raise ValueError(f"cannot resume in the middle of training: {name} was {state[name]}, is {own}")
+        self.epoch, self._resume = int(state["epoch"]), int(state["position"])
+        self.position = self._resume

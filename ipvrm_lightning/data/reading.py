@@ -1,0 +1,137 @@
+"""Rows of parquet, JSON and JSONL files, folders and hub data sets, each with its place."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ipvrm_lightning.data.schema import DataError
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+Row = tuple[str, int, dict[str, Any]]
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a path is no local file and looks like owner/name on the hub."""
+    return not Path(path).exists() and bool(_HUB_NAME.fullmatch(path)) and not path.endswith(SUFFIXES)
+
+
+def find_files(path: str | Path) -> list[Path]:
+    """A file itself, or the supported files in a folder, sorted by name.
+
+    Raises:
+        DataError: there is nothing there, or nothing that can be read.
+    """
+    given, path = str(path), Path(path)
+    if not path.exists():
+        raise DataError("no such file or folder (and no owner/name on the hub)", source=given)
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"unknown kind of file '{path.suffix}'; known are {', '.join(SUFFIXES)}", source=str(path))
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+    if not files:
+        raise DataError(f"folder holds no {', '.join(SUFFIXES)} file", source=str(path))
+    return files
+
+
+def read_rows(paths: str | Path | Sequence[str | Path], *, split: str = "train") -> Iterator[Row]:
+    """Source, row number and record of every row, in order.
+
+    Rows count from 1; in JSONL the number is that of the line.
+
+    Args:
+        paths: a file, a folder, or owner/name of a hub data set where no such path exists; or a list of these.
+        split: of hub data sets.
+
+    Raises:
+        DataError: nothing there, broken JSON or parquet, a record that is no mapping; names file and row.
+    """
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        if is_hub_name(str(path)):
+            yield from read_hub(str(path), split)
+            continue
+        for file in find_files(path):
+            yield from read_file(file)
+
+
+def read_file(file: Path) -> Iterator[Row]:
+    """Rows of one file; see `read_rows`."""
+    if file.suffix == ".parquet":
+        rows = _read_parquet(file)
+    elif file.suffix == ".json" and _first_character(file) != "{":
+        rows = _read_array(file)
+    else:
+        rows = _read_lines(file)
+    for number, record in rows:
+        if not isinstance(record, dict):
+            raise DataError("record is not a mapping of columns", found=record, source=str(file), row=number)
+        yield str(file), number, record
+
+
+def read_hub(name: str, split: str) -> Iterator[Row]:
+    """Rows of a hub data set, downloaded once and read from the cache of `datasets`.
+
+    Raises:
+        DataError: the hub has no such data set or split, or cannot be reached.
+    """
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, split=split)
+    except Exception as error:  # the kinds differ by cause and version; all of them mean that there are no rows
+        reason = (str(error).splitlines() or [""])[0]
+        problem = f"no such local path, and the hub gave no split '{split}' ({type(error).__name__}: {reason})"
+        raise DataError(problem, source=name) from error
+    for number, record in enumerate(rows, 1):
+        yield name, number, dict(record)
+
+
+def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(file) as table:
+            for group in range(table.num_row_groups):
+                for record in table.read_row_group(group).to_pylist():
+                    number += 1
+                    yield number, record
+    except pa.ArrowException as error:
+        raise DataError(f"not readable as parquet ({str(error).splitlines()[0]})", source=str(file)) from error
+
+
+def _read_lines(file: Path) -> Iterator[tuple[int, Any]]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+                text = line.strip().decode(errors="replace")
+                raise DataError(f"broken JSON ({error})", found=text, source=str(file), row=number) from error
+            yield number, record
+
+
+def _read_array(file: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        records = json.loads(file.read_bytes())
+    except json.JSONDecodeError as error:
+        raise DataError(f"broken JSON in line {error.lineno} ({error.msg})", source=str(file)) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"broken JSON ({error})", source=str(file)) from error
+    if not isinstance(records, list):
+        raise DataError("neither a list of records nor one record a line", found=records, source=str(file))
+    yield from enumerate(records, 1)
+
+
+def _first_character(file: Path) -> str:
+    with file.open("rb") as stream:
+        return stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1].decode(errors="replace")

@@ -1,0 +1,121 @@
+"""What data modules of tokenised trajectories share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningDataModule
+
+from ipvrm_lightning.data.batching import EvalLoader, TrajectoryDataset, WindowLoader, eval_loader, train_loader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TokenizedDataModule(LightningDataModule):
+    """Tokenizer, process numbers and loaders of a data module.
+
+    Subclasses fill `train_set`, `val_set` and `test_sets` in `setup`.
+
+    Args:
+        batch_size: examples (or pairs) per optimiser step over all processes.
+        max_tokens: rows times longest row of one forward pass, at most.
+        tokenizer: name or folder; None for that of the module it is used with.
+        seed: of everything random in the data.
+        num_workers: processes that build batches ahead; 0 builds them in the training process.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 64,
+        max_tokens: int = 16384,
+        tokenizer: str | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.max_tokens = batch_size, max_tokens
+        self.tokenizer, self.seed, self.num_workers = tokenizer, seed, num_workers
+        self.train_set: TrajectoryDataset | None = None
+        self.val_set: TrajectoryDataset | None = None
+        self.test_sets: list[TrajectoryDataset] = []
+        self.train_pairs: list[tuple[int, int]] | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> TokenizedDataModule:
+        """Use this tokenizer, whatever the arguments said; returns the module itself."""
+        self._tokenizer = tokenizer
+        return self
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer given, named, or of the module that is being trained.
+
+        Raises:
+            ValueError: there is none of these.
+        """
+        if self._tokenizer is None:
+            if self.tokenizer is not None:
+                from transformers import AutoTokenizer
+
+                self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+            else:
+                module = None if self.trainer is None else self.trainer.lightning_module
+                model: Any = getattr(module, "language_model", None)
+                if model is None:
+                    raise ValueError(
+                        f"{type(self).__name__} needs a tokenizer: give `tokenizer`, or a module that has one"
+                    )
+                self._tokenizer = model.build_tokenizer()
+        return self._tokenizer
+
+    @property
+    def rank(self) -> int:
+        """This process."""
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def world_size(self) -> int:
+        """Processes."""
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def train_dataloader(self) -> WindowLoader:
+        """Windows, resumable in the middle of an epoch.
+
+        Raises:
+            ValueError: nothing to train on, or too little for the processes.
+        """
+        if self.train_set is None:
+            raise ValueError(f"{type(self).__name__} has no training data: call setup, or give it some")
+        return train_loader(
+            self.train_set,
+            batch_size=self.batch_size,
+            max_tokens=self.max_tokens,
+            pairs=self.train_pairs,
+            seed=self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            num_workers=self.num_workers,
+        )
+
+    def evaluation_loader(self, dataset: TrajectoryDataset) -> EvalLoader:
+        """Every example once over all processes."""
+        return eval_loader(
+            dataset,
+            max_tokens=self.max_tokens,
+            rank=self.rank,
+            world_size=self.world_size,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> list[EvalLoader]:
+        """The validation set's loader; none where there is no validation set."""
+        return [] if self.val_set is None else [self.evaluation_loader(self.val_set)]
+
+    def test_dataloader(self) -> list[EvalLoader]:
+        """One loader per test set."""
+        return [self.evaluation_loader(dataset) for dataset in self.test_sets]
+
+    def predict_dataloader(self) -> list[EvalLoader]:
+        """The same as for testing."""
+        return self.test_dataloader()

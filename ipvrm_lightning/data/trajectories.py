@@ -1,0 +1,145 @@
+"""Outcome-labelled trajectories for training and validation."""
+
+from __future__ import annotations
+
+from ipvrm_lightning.data.batching import TrajectoryDataset
+from ipvrm_lightning.data.chat import PromptFormat
+from ipvrm_lightning.data.forms import Rollout
+from ipvrm_lightning.data.reading import is_hub_name, read_hub
+from ipvrm_lightning.data.rollouts import (
+    OnBadRows,
+    OverLength,
+    Report,
+    build_pairs,
+    group_of,
+    limit_prompts,
+    read_rollouts,
+    split_by_prompt,
+    tokenize_rollouts,
+)
+from ipvrm_lightning.data.tokenized import TokenizedDataModule
+
+
+class TrajectoryDataModule(TokenizedDataModule):
+    """Rollouts with outcomes from files, folders or the hub.
+
+    Forms are recognised by their columns: `conversation`+`label`; `chosen`+`rejected`; `prompt`+`chosen`+`rejected`;
+    `prompt`+`responses`+`scores`; `prompt`+`completions`+`correctness`; `prompt`+`completion`+`label`. Prompts are text
+    or chat messages. A prompt is on one side of the split, by a seeded hash of its text: adding data moves none.
+
+    Args:
+        train: parquet, JSON or JSONL file, a folder of them, owner/name of a hub data set, or a list of these.
+        validation: the same, for validation; its prompts are taken out of training. None to split `train`.
+        validation_fraction: share of prompts held out where `validation` is None.
+        test: the same, for testing. None for the validation rollouts.
+        split: split of hub data sets.
+        pairwise: windows of pairs, a right and a wrong response to one prompt: the file's own, else built from groups.
+        max_pairs_per_prompt: pairs built per prompt, at most.
+        batch_size: examples (or pairs) per optimiser step over all processes.
+        max_tokens: rows times longest row of one forward pass, at most.
+        max_length: tokens of prompt and response, at most.
+        over_length: "drop" longer ones or "truncate" the end of their response; counted in either case.
+        on_bad_rows: "error" stops at the first row that cannot be used, "skip" counts them by reason.
+        prompt_format: "chat" by the tokenizer's template, "plain" text, or "auto" for chat where there is a template.
+        system_prompt: put before prompts that have no system message.
+        tokenizer: name or folder; None for that of the module it is used with.
+        seed: of split, pairs and order.
+        num_workers: processes that build batches ahead; 0 builds them in the training process.
+        max_prompts: use so many prompts of `train` only (drawn with the seed); None for all.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: str | list[str],
+        validation: str | list[str] | None = None,
+        validation_fraction: float = 0.05,
+        test: str | list[str] | None = None,
+        split: str = "train",
+        pairwise: bool = False,
+        max_pairs_per_prompt: int = 8,
+        batch_size: int = 64,
+        max_tokens: int = 16384,
+        max_length: int = 2560,
+        over_length: OverLength = "drop",
+        on_bad_rows: OnBadRows = "error",
+        prompt_format: PromptFormat = "auto",
+        system_prompt: str | None = None,
+        tokenizer: str | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        max_prompts: int | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size, max_tokens=max_tokens, tokenizer=tokenizer, seed=seed, num_workers=num_workers
+        )
+        if not 0 <= validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be in [0, 1), not {validation_fraction}")
+        self.train, self.validation, self.test = train, validation, test
+        self.validation_fraction, self.split = validation_fraction, split
+        self.pairwise, self.max_pairs_per_prompt = pairwise, max_pairs_per_prompt
+        self.max_length, self.over_length, self.on_bad_rows = max_length, over_length, on_bad_rows
+        self.prompt_format, self.system_prompt, self.max_prompts = prompt_format, system_prompt, max_prompts
+        self.report: dict[str, int] = {}
+
+    def prepare_data(self) -> None:
+        """Download hub data sets once per machine."""
+        for paths in (self.train, self.validation, self.test):
+            for path in [paths] if isinstance(paths, str) else paths or []:
+                if is_hub_name(path):
+                    next(read_hub(path, self.split), None)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, check, split and tokenise; runs once, before any model is built.
+
+        Raises:
+            DataError: names file, row and field.
+            ValueError: no usable training example, or no pair for pairwise training.
+        """
+        if self.train_set is not None:
+            return
+        report = Report(self.on_bad_rows)
+        train, validation = self._read_splits(report)
+        test = None if self.test is None else list(read_rollouts(self.test, report, split=self.split))
+        train_set = self._tokenize(train, report)
+        if not len(train_set):
+            raise ValueError(f"no usable training example in {self.train}; left out: {dict(report.counts)}")
+        val_set = self._tokenize(validation, report) if validation else None
+        test_set = val_set if test is None else self._tokenize(test, report)
+        if self.pairwise:
+            self.train_pairs = self._pairs(train_set)
+            if not self.train_pairs:
+                raise ValueError(f"no pair in {self.train}: no prompt has both a right and a wrong response")
+        self.val_set = val_set if val_set else None
+        self.test_sets = [test_set] if test_set else []
+        self.train_set = train_set
+        self.report = dict(report.counts)
+        report.warn(type(self).__name__)
+
+    def _read_splits(self, report: Report) -> tuple[list[Rollout], list[Rollout]]:
+        rollouts = list(read_rollouts(self.train, report, split=self.split))
+        rollouts = limit_prompts(rollouts, self.max_prompts, self.seed)
+        if self.validation is None:
+            return split_by_prompt(rollouts, self.validation_fraction, self.seed)
+        validation = list(read_rollouts(self.validation, report, split=self.split))
+        held_out = {group_of(rollout.prompt) for rollout in validation}
+        train = [rollout for rollout in rollouts if group_of(rollout.prompt) not in held_out]
+        if leaked := len(rollouts) - len(train):
+            report.counts["taken out of training: prompt is in validation"] += leaked
+        return train, validation
+
+    def _tokenize(self, rollouts: list[Rollout], report: Report) -> TrajectoryDataset:
+        return tokenize_rollouts(
+            rollouts,
+            self.load_tokenizer(),
+            report,
+            max_length=self.max_length,
+            over_length=self.over_length,
+            prompt_format=self.prompt_format,
+            system_prompt=self.system_prompt,
+        )
+
+    def _pairs(self, dataset: TrajectoryDataset) -> list[tuple[int, int]]:
+        if dataset.pairs is not None:
+            return list(dataset.pairs)
+        return build_pairs(dataset, max_pairs_per_prompt=self.max_pairs_per_prompt, seed=self.seed)

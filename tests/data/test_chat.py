@@ -1,0 +1,160 @@
+"""Chat templates, response starts and steps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ipvrm_lightning.data.chat import encode_example, render
+from ipvrm_lightning.data.schema import DataError
+from ipvrm_lightning.data.steps import encode_steps, join_steps
+from tests.data.tokenizers import CHATML, ENDLESS, REWRITING, STRIPPING, THINKING, byte_level
+
+CHAT = byte_level()
+PLAIN = byte_level(None)
+TRIMMED = byte_level(trim_offsets=True)
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=30).filter(
+    lambda text: text.strip() and "<|im" not in text
+)
+
+
+def test_response_ends_with_the_end_of_turn_and_nothing_after() -> None:
+    ids, start = encode_example(CHAT, "3+4?", "It is 7.")
+    assert CHAT.decode(ids[:start]) == "<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n"
+    assert CHAT.decode(ids[start:]) == "It is 7.<|im_end|>"
+    assert ids[-1] == CHAT.eos_token_id
+
+
+def test_text_prompt_is_one_user_message() -> None:
+    assert encode_example(CHAT, "3+4?", "7") == encode_example(CHAT, [{"role": "user", "content": "3+4?"}], "7")
+
+
+def test_system_prompt_only_where_messages_have_none() -> None:
+    own = [{"role": "system", "content": "own"}, {"role": "user", "content": "q"}]
+    assert render(CHAT, "q", "a", system_prompt="be brief").prompt.startswith("<|im_start|>system\nbe brief<|im_end|>")
+    assert "be brief" not in render(CHAT, own, "a", system_prompt="be brief").prompt
+
+
+def test_plain_is_prompt_response_and_eos() -> None:
+    ids, start = encode_example(PLAIN, "3+4=", " 7")
+    assert PLAIN.decode(ids) == "3+4= 7<|im_end|>"
+    assert PLAIN.decode(ids[start:]) == " 7<|im_end|>"
+    assert encode_example(CHAT, "3+4=", " 7", prompt_format="plain") == (ids, start)
+
+
+def test_bos_only_where_the_tokenizer_adds_it() -> None:
+    with_bos = byte_level(None, bos=True)
+    ids, start = encode_example(with_bos, "q", "a")
+    assert ids[0] == with_bos.bos_token_id and ids.count(with_bos.bos_token_id) == 1
+    assert with_bos.decode(ids[start:]) == "a<|im_end|>"
+    chat_ids, _ = encode_example(byte_level(CHATML, bos=True), "q", "a")
+    assert with_bos.bos_token_id not in chat_ids
+
+
+def test_a_token_across_the_boundary_counts_as_response() -> None:
+    ids, start = encode_example(PLAIN, "x St", "ep 1")
+    whole = PLAIN("x Step 1")["input_ids"]
+    assert ids == [*whole, PLAIN.eos_token_id]
+    assert PLAIN.decode(ids[start:]) == "Step 1<|im_end|>"
+
+
+def test_no_prompt_token_is_refused() -> None:
+    with pytest.raises(DataError, match="no token of the prompt"):
+        encode_example(PLAIN, "S", "tep 1")
+
+
+def test_template_that_rewrites_the_prompt_is_refused_with_the_reason() -> None:
+    with pytest.raises(DataError, match=r"rewrites the prompt.*part at character 0.*\[old\]"):
+        encode_example(byte_level(REWRITING), "q", "a")
+
+
+def test_template_that_strips_the_response_is_refused_with_the_reason() -> None:
+    tokenizer = byte_level(STRIPPING)
+    assert str(tokenizer.decode(encode_example(tokenizer, "q", "a")[0])).endswith("a<|im_end|>")
+    with pytest.raises(DataError, match="changes the response"):
+        encode_example(tokenizer, "q", " a")
+
+
+def test_what_a_template_puts_before_each_answer_is_prompt() -> None:
+    text = render(byte_level(THINKING), "q", "a")
+    assert (text.prompt[-20:], text.response, text.ending) == ("\n<think>\n\n</think>\n\n", "a", "<|im_end|>")
+    thought = "<think>\nwell\n</think>\n\na"
+    text = render(byte_level(THINKING), "q", thought)
+    assert (text.prompt, text.response) == ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", thought)
+
+
+def test_template_without_end_of_turn_gets_eos() -> None:
+    tokenizer = byte_level(ENDLESS)
+    ids, start = encode_example(tokenizer, "q", "a")
+    assert tokenizer.decode(ids) == "user: q\nassistant: a<|im_end|>"
+    assert str(tokenizer.decode(ids[start:])).strip() == "a<|im_end|>"
+
+
+def test_response_that_holds_its_end_is_refused() -> None:
+    for tokenizer in (CHAT, PLAIN):
+        with pytest.raises(DataError, match="holds the token that ends"):
+            encode_example(tokenizer, "q", "a<|im_end|>")
+
+
+def test_what_cannot_be_rendered_is_refused() -> None:
+    with pytest.raises(DataError, match="need a tokenizer with a chat template"):
+        encode_example(PLAIN, [{"role": "user", "content": "q"}], "a")
+    with pytest.raises(DataError, match="has no chat template"):
+        encode_example(PLAIN, "q", "a", prompt_format="chat")
+    with pytest.raises(DataError, match="template refuses"):
+        encode_example(byte_level("{{ raise_exception('no tools') }}"), "q", "a")
+
+
+class _Slow:
+    is_fast = False
+    chat_template = None
+
+
+def test_tokenizer_without_offsets_is_refused() -> None:
+    with pytest.raises(DataError, match="_Slow gives no character offsets"):
+        encode_example(_Slow(), "q", "a")  # type: ignore[arg-type]
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=TEXT, response=TEXT)
+def test_tokens_spell_the_text(prompt: str, response: str) -> None:
+    ids, start = encode_example(CHAT, prompt, response)
+    assert CHAT.decode(ids[start:], clean_up_tokenization_spaces=False) == response + "<|im_end|>"
+    assert CHAT.decode(ids[:start]) == f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=TEXT, steps=st.lists(TEXT, min_size=1, max_size=6))
+def test_tokens_of_a_step_spell_the_step(prompt: str, steps: list[str]) -> None:
+    encoded = encode_steps(CHAT, prompt, steps, separator="\n~\n")
+    response = encoded.input_ids[encoded.response_start :]
+    assert encoded.step_ids[-1] == -1 and len(encoded.step_ids) == len(response)
+    spelled = [b"" for _ in steps]
+    for token, step in zip(response[:-1], encoded.step_ids[:-1], strict=True):
+        spelled[step] += _bytes(token)
+    expected = [f"Step {i + 1}: {step}" for i, step in enumerate(steps)]
+    assert [text.decode() for text in spelled] == [text + "\n~\n" for text in expected[:-1]] + expected[-1:]
+
+
+def _bytes(token: int) -> bytes:
+    """Bytes of a byte-level token, by the alphabet's published table."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    table = {character: byte for byte, character in bytes_to_unicode().items()}
+    return bytes(table[character] for character in CHAT.convert_ids_to_tokens(token))
+
+
+def test_trimmed_offsets_give_the_same_steps() -> None:
+    steps = ["To find 3", "  so 4", "The answer is 7."]
+    assert encode_steps(TRIMMED, "q", steps) == encode_steps(CHAT, "q", steps)
+
+
+def test_steps_are_joined_as_text_even_with_braces() -> None:
+    assert join_steps(["\\frac{1}{2}", "{step}"]) == ("Step 1: \\frac{1}{2}\n\nStep 2: {step}", [0, 21])
+
+
+def test_a_step_without_a_token_is_refused_by_name() -> None:
+    # Two steps of one byte pair each with nothing between them: "St"+"ep" is one token, which begins in step 1.
+    with pytest.raises(DataError, match=r"steps\[1\].*no token begins in this step, found 'step 2'"):
+        encode_steps(CHAT, "q", ["St", "ep"], step_template="{step}", separator="")

@@ -1,0 +1,313 @@
+"""The data module of rollouts: splits, pairs, lengths, and training that stops and goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ipvrm_lightning.data import DataError, TrajectoryDataModule, build_pairs
+from ipvrm_lightning.data.rollouts import share
+from ipvrm_lightning.types import TrajectoryBatch, Window
+from tests.data.tokenizers import STRIPPING, byte_level
+
+TOKENIZER = byte_level()
+
+
+def grouped(folder: Path, prompts: range, name: str = "train.jsonl", responses: int = 3) -> str:
+    """Prompt i has responses of growing length, of which i % (responses + 1) are right."""
+    path = folder / name
+    with path.open("w") as file:
+        for i in prompts:
+            answers = [f"answer {j} " * (j + 1) + str(i) for j in range(responses)]
+            scores = [int(j < i % (responses + 1)) for j in range(responses)]
+            file.write(json.dumps({"prompt": f"problem {i}", "responses": answers, "scores": scores}) + "\n")
+    return str(path)
+
+
+def module(train: str, **options: Any) -> TrajectoryDataModule:
+    data = TrajectoryDataModule(train=train, **options)
+    data.with_tokenizer(TOKENIZER)
+    data.setup()
+    return data
+
+
+def groups(dataset: Any) -> set[str]:
+    return set() if dataset is None else set(dataset.groups)
+
+
+def test_split_is_by_prompt_and_adding_data_moves_none(tmp_path: Path) -> None:
+    small = module(grouped(tmp_path, range(60), "small.jsonl"), validation_fraction=0.3)
+    large = module(grouped(tmp_path, range(120), "large.jsonl"), validation_fraction=0.3)
+    assert not groups(small.train_set) & groups(small.val_set)
+    assert len(groups(small.train_set) | groups(small.val_set)) == 60
+    assert groups(small.train_set) < groups(large.train_set) and groups(small.val_set) < groups(large.val_set)
+    assert 0.15 < len(groups(large.val_set)) / 120 < 0.45  # five standard deviations of a binomial around 0.3
+    other = module(str(tmp_path / "small.jsonl"), validation_fraction=0.3, seed=1)
+    assert groups(other.val_set) != groups(small.val_set)
+    assert all(0 <= share(group, 0, "x") < 1 for group in groups(small.train_set))
+
+
+def test_the_same_prompt_in_two_forms_is_one_group(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "q", "completion": "a", "label": 1},
+        {"prompt": [{"role": "user", "content": "q\n"}], "completion": "b", "label": 0},
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    data = module(str(path), validation_fraction=0.0)
+    assert data.train_set is not None and len(data.train_set) == 2 and len(data.train_set.groups) == 1
+
+
+def test_prompts_of_validation_files_leave_training(tmp_path: Path) -> None:
+    train, validation = grouped(tmp_path, range(10)), grouped(tmp_path, range(8, 14), "validation.jsonl")
+    data = module(train, validation=validation)
+    assert data.train_set is not None and data.val_set is not None
+    assert (len(data.train_set), len(data.val_set)) == (8 * 3, 6 * 3)
+    assert not groups(data.train_set) & groups(data.val_set)
+    assert data.report == {"taken out of training: prompt is in validation": 6}
+    assert data.test_sets == [data.val_set]
+
+
+def test_fewer_prompts_are_a_part_of_more(tmp_path: Path) -> None:
+    path = grouped(tmp_path, range(40))
+    few, more = (groups(module(path, max_prompts=n, validation_fraction=0.0).train_set) for n in (5, 20))
+    assert len(few) == 5 and len(more) == 20 and few < more
+
+
+def test_pairs_are_every_right_with_every_wrong(tmp_path: Path) -> None:
+    data = module(grouped(tmp_path, range(8)), pairwise=True, validation_fraction=0.0, batch_size=4)
+    dataset, pairs = data.train_set, data.train_pairs
+    assert dataset is not None and pairs is not None and dataset.outcomes is not None
+    # of three answers 0, 1, 2, 3 are right, twice over: 0, 2, 2, 0 pairs
+    assert len(pairs) == len(set(pairs)) == 8
+    for chosen, rejected in pairs:
+        assert dataset.group_ids[chosen] == dataset.group_ids[rejected]
+        assert (dataset.outcomes[chosen], dataset.outcomes[rejected]) == (1, 0)
+    assert [window.counts["pairs"] for window in data.train_dataloader()] == [4, 4]
+    limited = build_pairs(dataset, max_pairs_per_prompt=1, seed=0)
+    assert len(limited) == 4 and set(limited) < set(pairs)
+    assert limited == build_pairs(dataset, max_pairs_per_prompt=1, seed=0)
+
+
+def test_a_pairwise_file_keeps_its_own_pairs(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(4)]
+    rows.append({"prompt": "q", "chosen": "long " * 200, "rejected": "bad"})
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps(rows))
+    data = module(str(path), pairwise=True, validation_fraction=0.0, max_length=100)
+    assert data.train_pairs == [(0, 1), (2, 3), (4, 5), (6, 7)] and data.train_set is not None
+    assert len(data.train_set) == 9
+    assert data.report == {"dropped: longer than 100 tokens": 1, "pairs lost: one half was dropped": 1}
+
+
+def test_over_long_is_dropped_or_cut_on_the_right_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        {"prompt": "q", "completion": "short", "label": 1},
+        {"prompt": "q", "completion": "long " * 100, "label": 0},
+        {"prompt": "prompt " * 100, "completion": "short", "label": 0},
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    with caplog.at_level(logging.WARNING):
+        dropped = module(str(path), max_length=80, validation_fraction=0.0)
+    assert dropped.train_set is not None and len(dropped.train_set) == 1
+    assert dropped.report == {"dropped: longer than 80 tokens": 1, "dropped: prompt alone is longer than 80 tokens": 1}
+    assert [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()] == [
+        "TrajectoryDataModule: 1 dropped: longer than 80 tokens; 1 dropped: prompt alone is longer than 80 tokens"
+    ]
+    cut = module(str(path), max_length=80, validation_fraction=0.0, over_length="truncate")
+    whole = module(str(path), max_length=10000, validation_fraction=0.0).train_set
+    assert cut.train_set is not None and whole is not None
+    assert cut.train_set.lengths.tolist() == [whole.lengths[0], 80]
+    assert cut.train_set[1].input_ids == whole[1].input_ids[:80]
+    assert cut.report == {"truncated to 80 tokens": 1, "dropped: prompt alone is longer than 80 tokens": 1}
+
+
+def test_a_template_that_cannot_hold_a_row_names_it_or_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "q", "completion": "a", "label": 1}\n{"prompt": "q", "completion": " a", "label": 1}\n')
+    options = {"train": str(path), "validation_fraction": 0.0}
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl, row 2, field 'chat_template': the chat template changes the resp"
+    ):
+        TrajectoryDataModule(**options).with_tokenizer(byte_level(STRIPPING)).setup("fit")  # type: ignore[arg-type]
+    data = TrajectoryDataModule(**options, on_bad_rows="skip")  # type: ignore[arg-type]
+    data.with_tokenizer(byte_level(STRIPPING)).setup("fit")
+    assert data.train_set is not None and len(data.train_set) == 1 and sum(data.report.values()) == 1
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    path = grouped(tmp_path, range(0, 8, 4))  # no prompt with a right answer
+    with pytest.raises(ValueError, match=r"no pair in .*train\.jsonl"):
+        module(path, pairwise=True, validation_fraction=0.0)
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        TrajectoryDataModule(train=path).setup()
+    with pytest.raises(ValueError, match="no training data"):
+        TrajectoryDataModule(train=path).train_dataloader()
+    with pytest.raises(ValueError, match="no usable training example"):
+        module(path, max_length=3)
+    with pytest.raises(ValueError, match="validation_fraction"):
+        TrajectoryDataModule(train=path, validation_fraction=1.0)
+
+
+def test_tokenizer_comes_from_a_folder_or_the_module(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(tmp_path / "tokenizer")
+    path = grouped(tmp_path, range(4))
+    named = TrajectoryDataModule(train=path, validation_fraction=0.0, tokenizer=str(tmp_path / "tokenizer"))
+    named.setup()
+    asked = TrajectoryDataModule(train=path, validation_fraction=0.0)
+    model = SimpleNamespace(build_tokenizer=lambda: TOKENIZER)
+    asked.trainer = SimpleNamespace(lightning_module=SimpleNamespace(language_model=model))  # type: ignore[assignment]
+    asked.setup()
+    assert named.train_set is not None and asked.train_set is not None
+    assert named.train_set.fingerprint() == asked.train_set.fingerprint()
+
+
+class Recorder(LightningModule):
+    """Writes down what it is given; has one parameter so that it can be trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[list[list[int]]] = []
+        self.validated: list[int] = []
+        self.predicted: list[int] = []
+
+    def training_step(self, window: Window, batch_idx: int) -> torch.Tensor:
+        assert isinstance(window, Window) and isinstance(window.micro_batches[0], TrajectoryBatch)
+        self.seen.append([batch.index.tolist() for batch in window.micro_batches])
+        return self.weight * window.counts["tokens"]
+
+    def validation_step(self, batch: TrajectoryBatch, batch_idx: int) -> None:
+        self.validated += batch.index.tolist()
+
+    def predict_step(self, batch: TrajectoryBatch, batch_idx: int) -> None:
+        self.predicted += batch.index.tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+EVERY_STEP = {"every_n_train_steps": 1, "save_top_k": -1}
+
+
+def fit(
+    path: str,
+    folder: Path,
+    *,
+    resume: str | None = None,
+    workers: int = 0,
+    checkpoints: dict[str, Any] = EVERY_STEP,
+    **options: Any,
+) -> Recorder:
+    seed_everything(0, verbose=False)
+    data = TrajectoryDataModule(train=path, batch_size=10, max_tokens=600, validation_fraction=0.1, num_workers=workers)
+    recorder = Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ModelCheckpoint(folder, filename="{step}", **checkpoints)],
+        **options,
+    )
+    trainer.fit(recorder, datamodule=data.with_tokenizer(TOKENIZER), ckpt_path=resume, weights_only=True)
+    assert data.train_set is not None
+    return recorder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("stop", "workers"), [(3, 0), (3, 2), (8, 0), (12, 0), (15, 0)])
+@pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_steps": 24, "max_epochs": -1}])
+def test_training_goes_on_exactly_where_it_stopped(
+    tmp_path: Path, stop: int, workers: int, limit: dict[str, Any]
+) -> None:
+    path = grouped(tmp_path, range(27))
+    whole = fit(path, tmp_path / "whole", **limit).seen
+    assert len(whole) == 24 and whole[:8] != whole[8:16] != whole[16:]  # three epochs of eight windows
+    # The first run dies in mid-epoch: its checkpoint is one of the whole run's.
+    checkpoint = next((tmp_path / "whole").glob(f"step={stop}.ckpt"))
+    resumed = fit(path, tmp_path / "resumed", resume=str(checkpoint), workers=workers, **limit).seen
+    assert resumed == whole[stop:]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_going_on_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    path = grouped(tmp_path, range(27))
+    whole = fit(path, tmp_path / "whole", max_epochs=3).seen
+    checkpoint = next((tmp_path / "whole").glob("step=8.ckpt"))
+    assert fit(path, tmp_path / "resumed", resume=str(checkpoint), max_epochs=3).seen == whole[8:]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("interval", [3, 1.0])
+def test_going_on_from_checkpoints_of_validation(tmp_path: Path, interval: float) -> None:
+    path = grouped(tmp_path, range(27))
+    options: dict[str, Any] = {"max_epochs": 3, "val_check_interval": interval}
+    checkpoints = {"every_n_epochs": 1, "save_top_k": -1}
+    whole = fit(path, tmp_path / "whole", checkpoints=checkpoints, **options).seen
+    found = sorted((tmp_path / "whole").glob("*.ckpt"))
+    assert len(found) >= 3 and len(whole) == 24
+    for number, checkpoint in enumerate(found):
+        step = int(checkpoint.stem.removeprefix("step="))
+        folder = tmp_path / f"resumed{number}"
+        assert fit(path, folder, resume=str(checkpoint), checkpoints=checkpoints, **options).seen == whole[step:]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_validation_and_prediction_see_every_example_once(tmp_path: Path) -> None:
+    data = TrajectoryDataModule(train=grouped(tmp_path, range(30)), validation_fraction=0.3, max_tokens=300)
+    data.with_tokenizer(TOKENIZER)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
+    trainer, recorder = Trainer(**options), Recorder()  # type: ignore[arg-type]
+    trainer.validate(recorder, datamodule=data, verbose=False)
+    trainer.predict(recorder, datamodule=data)
+    assert data.val_set is not None and len(data.val_set) > 3
+    assert sorted(recorder.validated) == sorted(recorder.predicted) == list(range(len(data.val_set)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_without_validation_set(tmp_path: Path) -> None:
+    data = TrajectoryDataModule(train=grouped(tmp_path, range(6)), validation_fraction=0.0, batch_size=6)
+    recorder = Recorder()
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, max_epochs=1, default_root_dir=tmp_path
+    )
+    trainer.fit(recorder, datamodule=data.with_tokenizer(TOKENIZER))
+    assert len(recorder.seen) == 3 and recorder.validated == []
+
+
+def test_lightning_puts_no_sampler_of_its_own_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.trainer.states import RunningStage
+
+    data = module(grouped(tmp_path, range(30)), validation_fraction=0.3)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    assert trainer._accelerator_connector.use_distributed_sampler
+    monkeypatch.setattr(type(trainer._accelerator_connector), "is_distributed", property(lambda self: True))
+    for loader, stage in (
+        (data.train_dataloader(), RunningStage.TRAINING),
+        (data.val_dataloader()[0], RunningStage.PREDICTING),
+    ):
+        assert trainer._data_connector._prepare_dataloader(loader, shuffle=False, mode=stage) is loader
+
+
+def test_real_rollouts(shared_dir: Path) -> None:
+    folder = shared_dir / "data" / "rollouts"
+    options: dict[str, Any] = {"max_length": 100000, "validation_fraction": 0.1}
+    data = module(str(folder / "pointwise.parquet"), **options)
+    assert data.train_set is not None and data.val_set is not None and data.report == {}
+    assert len(data.train_set) + len(data.val_set) == 850
+    assert len(groups(data.train_set)) + len(groups(data.val_set)) == 208
+    pairs = module(str(folder / "pairwise.parquet"), pairwise=True, **{**options, "validation_fraction": 0.0})
+    assert pairs.train_pairs is not None and pairs.train_set is not None
+    assert len(pairs.train_pairs) == 425 and len(pairs.train_set) == 850
+    assert pairs.train_set.outcomes is not None and pairs.train_set.outcomes.mean() == 0.5

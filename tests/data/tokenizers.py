@@ -1,0 +1,61 @@
+"""Tiny tokenizers with chat templates, made on the spot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+#: The first message changes once an answer is there.
+REWRITING = (
+    "{% for m in messages %}{% if m['role'] == 'user' and messages|length > 1 %}[old] {% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STRIPPING = CHATML.replace("m['content']", "m['content'] | trim")
+#: As Qwen3: an empty thinking block before the last answer.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and '</think>' not in m['content'] %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ENDLESS = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+CORPUS = ["Step 1: To find the sum we add 3 and 4.\n\nStep 2: The answer is 7. user assistant \\frac{1}{2}"] * 4
+
+
+def byte_level(
+    template: str | None = CHATML, *, bos: bool = False, trim_offsets: bool = False, **options: Any
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with a few merges: any text, several tokens for some characters."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(CORPUS, trainer)
+    parts: list[Any] = [processors.ByteLevel(trim_offsets=trim_offsets)]
+    if bos:
+        parts.append(processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))]))
+    core.post_processor = processors.Sequence(parts)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="<|im_end|>",
+        pad_token="<pad>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=template,
+        **options,
+    )
