@@ -1,0 +1,203 @@
+"""`IPVRMModule`: train a reward model from outcome labels, judge it on first wrong steps.
+
+Where the reference trainer departs from the paper, the objective's arguments choose (`IPVRM.reduction`); all the rest
+is the same for every objective, so that a comparison changes one class and nothing more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAUROC
+
+from ipvrm_lightning import functional
+from ipvrm_lightning.metrics import PrefixCalibration
+from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.logprobs import response_hidden_states, response_mask, response_scores, unpack
+from ipvrm_lightning.models.reference import AdaptersOff, CachedReference, FrozenCopy, Reference
+from ipvrm_lightning.modules.judging import Judge, steps_by_protocol
+from ipvrm_lightning.modules.windowed import Schedule, WindowedModule
+from ipvrm_lightning.objectives import IPVRM, EndoRM, Objective
+from ipvrm_lightning.types import TrajectoryBatch
+
+
+class TokenScores(NamedTuple):
+    """Per-token scores of a batch, aligned to the start of the response.
+
+    Args:
+        scores: log-ratios, head values or endogenous rewards, 0 at padding, [B, T].
+        mask: response tokens, [B, T].
+    """
+
+    scores: Tensor
+    mask: Tensor
+
+
+class IPVRMModule(WindowedModule):
+    """A reward model trained from outcome labels alone.
+
+    Args:
+        language_model: builds the model and its tokenizer; nothing is loaded before `configure_model`.
+        objective: the loss and how its scores read as values; IPVRM with the paper's numbers where none is given.
+        reference: where the reference log-probabilities come from; with LoRA the same weights with adapters off, else a
+            frozen copy, where none is given.
+        optimizer: called with the trainable parameters.
+        schedule: learning rate over the run.
+        gradient_clip_val: largest norm of the gradient, None for no limit.
+        chunk_size: response tokens whose logits exist at one time.
+        threshold: fixed threshold of the step F1 that `test` reports beside oracle and cross-fitted ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        language_model: LanguageModelFactory,
+        objective: Objective | None = None,
+        reference: Reference | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        gradient_clip_val: float | None = 1.0,
+        chunk_size: int = 256,
+        threshold: float | None = None,
+    ) -> None:
+        super().__init__(
+            language_model=language_model,
+            optimizer=optimizer,
+            schedule=schedule,
+            gradient_clip_val=gradient_clip_val,
+            chunk_size=chunk_size,
+        )
+        self.objective = objective or IPVRM()
+        self.reference = reference or (AdaptersOff() if language_model.has_adapters else FrozenCopy())
+        self.unit = self.objective.unit
+        self.value_head: Any = None
+        self.val_auroc = BinaryAUROC()
+        self.val_prefix_accuracy = MeanMetric()
+        self.val_calibration = PrefixCalibration()
+        self.judge = Judge(threshold=threshold)
+
+    def configure_model(self) -> None:
+        """Build the model, its reference, and the value head where the objective has one."""
+        built = self.model is not None
+        super().configure_model()
+        if built or self.model is None:
+            return
+        if self.objective.score_source == "log_ratio":
+            self.reference.setup(self.language_model, self.model)
+        if self.objective.score_source == "value_head":
+            self.value_head = torch.nn.Linear(self.model.config.get_text_config().hidden_size, 1)
+
+    def token_scores(self, batch: TrajectoryBatch) -> TokenScores:
+        """What the objective reads: log-ratios, head values or endogenous rewards, float32 or wider."""
+        if self.objective.score_source == "value_head":
+            mask = response_mask(batch)
+            hidden = response_hidden_states(self.model, batch, predicting=False)
+            return TokenScores(unpack(self.value_head(hidden.float()).squeeze(-1), mask), mask)
+        if isinstance(self.objective, EndoRM):
+            own = response_scores(self.model, batch, chunk_size=self.chunk_size, with_token_logits=True)
+            assert own.token_logits is not None
+            discount = self.objective.discount
+            return TokenScores(
+                functional.endo_rewards(own.token_logits, own.log_probs, own.mask, discount=discount), own.mask
+            )
+        scores = response_scores(self.model, batch, chunk_size=self.chunk_size)
+        return TokenScores(scores.log_probs - self.reference.log_probs(batch, chunk_size=self.chunk_size), scores.mask)
+
+    def batch_loss(self, batch: TrajectoryBatch) -> Tensor:
+        """Mean loss of the objective over its unit."""
+        scores, mask = self.token_scores(batch)
+        return self.objective(scores, mask, batch)
+
+    def on_fit_start(self) -> None:
+        """Refuse what cannot be trained; compute what a cached reference lacks.
+
+        Raises:
+            ValueError: the objective has no training, or needs pairs that the data module does not make.
+        """
+        if not self.objective.trainable:
+            raise ValueError(
+                f"{type(self.objective).__name__} is not trained: use `ipvrm test`, `validate` or `predict`"
+            )
+        if getattr(self.data, "pairwise", None) not in (None, self.objective.pairwise):
+            wanted = str(self.objective.pairwise).lower()
+            raise ValueError(f"{type(self.objective).__name__} needs `pairwise: {wanted}` in the data module")
+        self._fill_reference_cache()
+
+    def validation_step(self, batch: TrajectoryBatch, batch_idx: int) -> None:
+        """Log loss, prefix accuracy, AUROC and calibration of values on rollouts with outcomes."""
+        scores, mask = self.token_scores(batch)
+        logits = self.objective.prefix_logits(scores, mask)
+        outcomes = batch.outcomes
+        if outcomes is None:
+            raise ValueError("validation needs rollouts with outcomes, and this batch has none")
+        if not self.objective.pairwise:
+            loss = self.objective(scores, mask, batch)
+            self.log("val/loss", loss, batch_size=batch.count(self.unit), prog_bar=True, sync_dist=True)
+        agrees = ((logits > 0) == (outcomes[:, None] > 0.5))[mask]
+        self.val_prefix_accuracy.update(agrees.float())
+        finals = logits.gather(1, (batch.response_lengths - 1)[:, None]).squeeze(1)
+        self.val_auroc.update(finals, outcomes.long())
+        self.val_calibration.update(logits, mask, outcomes)
+        self.log("val/prefix_accuracy", self.val_prefix_accuracy, batch_size=1)
+        self.log("val/auroc", self.val_auroc, batch_size=1, prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the calibration of validation values."""
+        report = self.val_calibration.compute()
+        self.log("val/ece", report.final_ece)
+        self.log("val/brier", report.final_brier)
+        self.val_calibration.reset()
+
+    def test_step(self, batch: TrajectoryBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Judge: steps, rollouts and prefixes whose truth is known, whichever the batch carries."""
+        scores, mask = self.token_scores(batch)
+        dataset = self.data.test_sets[dataloader_idx]
+        metadata = [dataset.metadata(i) for i in batch.index.tolist()]
+        logits = self.objective.prefix_logits(scores, mask)
+        self.judge.update(scores, logits, mask, batch, metadata, beta=self.objective.beta)
+
+    def on_test_epoch_end(self) -> None:
+        """Reduce the judgement over processes; the results table prints and saves it."""
+        anywhere = self.trainer.strategy.reduce_boolean_decision
+        fed = {name for name in self.judge.metrics() if anywhere(name in self.judge.fed, all=False)}
+        self.test_report = self.judge.compute(fed)
+        self.scored_solutions = self.judge.solutions
+        self.reference.release()
+
+    def predict_step(self, batch: TrajectoryBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Values and TD advantages per token and, where steps are known, per step.
+
+        Returns:
+            One record per row: `index`, `token_ids`, `values` (normalised), `td_advantages`, `step_scores` by protocol.
+        """
+        scores, mask = self.token_scores(batch)
+        logits = self.objective.prefix_logits(scores, mask)
+        steps = {} if batch.step_ids is None else steps_by_protocol(scores, batch, self.objective.beta)
+        records = []
+        for row, length in enumerate(batch.response_lengths.tolist()):
+            start = int(batch.response_starts[row])
+            record: dict[str, Any] = {
+                "index": int(batch.index[row]),
+                "token_ids": batch.input_ids[row, start : start + length].tolist(),
+                "values": logits[row, :length].tolist(),
+                "td_advantages": (self.objective.beta * scores[row, :length]).tolist(),
+            }
+            if batch.step_ids is not None:
+                record["step_scores"] = {protocol: of_rows[row] for protocol, of_rows in steps.items()}
+            records.append(record)
+        return records
+
+    def _fill_reference_cache(self) -> None:
+        """One pass of the reference over all data before the first update, so that no copy is needed after it."""
+        if self.objective.score_source != "log_ratio" or not isinstance(self.reference, CachedReference):
+            return
+        for dataset in (self.data.train_set, self.data.val_set) if self.data is not None else ():
+            for batch in self.data.evaluation_loader(dataset) if dataset is not None else ():
+                self.reference.log_probs(
+                    self.transfer_batch_to_device(batch, self.device, 0), chunk_size=self.chunk_size
+                )
+        self.reference.release()

@@ -1,0 +1,141 @@
+"""`Judge`: hands each test batch to the metrics it can feed, and reduces them to reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ipvrm_lightning import functional
+from ipvrm_lightning.metrics import BestOfN, PrefixCalibration, PrefixTruth, StepF1
+from ipvrm_lightning.metrics.best_of_n import rollout_scores
+from ipvrm_lightning.types import ScoredSolution, TrajectoryBatch
+
+
+class Judge(nn.Module):
+    """Metrics of a test run.
+
+    Solutions with a known first wrong step feed the step F1, prefixes with a known value the prefix truth, and rollouts
+    with outcomes best-of-n and calibration.
+
+    Args:
+        threshold: fixed threshold of the step F1, beside the oracle and the cross-fitted one.
+    """
+
+    def __init__(self, *, threshold: float | None = None) -> None:
+        super().__init__()
+        self.step_f1 = StepF1(fixed_threshold=threshold)
+        self.best_of_n = BestOfN()
+        self.calibration = PrefixCalibration()
+        self.prefix_truth = PrefixTruth()
+        self.fed: set[str] = set()
+
+    def update(
+        self,
+        scores: Tensor,
+        logits: Tensor,
+        mask: Tensor,
+        batch: TrajectoryBatch,
+        metadata: list[dict[str, Any]],
+        *,
+        beta: float,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            scores: per-token scores, [B, T].
+            logits: logit that the prefix ends right, [B, T].
+            mask: response tokens, [B, T].
+            batch: what is known of each row.
+            metadata: of each row.
+            beta: scale of the scores.
+
+        Raises:
+            ValueError: the batch carries nothing to judge by.
+        """
+        finals = logits.gather(1, (batch.response_lengths - 1)[:, None]).squeeze(1)
+        if batch.step_labels is not None:
+            steps = steps_by_protocol(scores, batch, beta)
+            self.fed.add("step_f1")
+            self.step_f1.update(_solutions(steps, finals, batch.step_labels, metadata))
+        elif batch.true_values is not None:
+            self.fed.add("prefix_truth")
+            self.prefix_truth.update(logits, batch.true_values, solution_ids=batch.index, group_ids=batch.group_ids)
+        elif batch.outcomes is not None:
+            self.fed |= {"best_of_n", "calibration"}
+            self.calibration.update(logits, mask, batch.outcomes)
+            self._update_best_of_n(scores, finals, batch, metadata, beta)
+        else:
+            raise ValueError("test data needs step labels, outcomes or true values; this batch has none")
+
+    def compute(self, fed: set[str]) -> dict[str, Any]:
+        """Reports over all processes.
+
+        Args:
+            fed: names of the metrics that any process has fed, the same on every process: computing waits for all.
+        """
+        return {name: metric.compute() for name, metric in self.metrics().items() if name in fed}
+
+    def metrics(self) -> dict[str, Any]:
+        """All metrics by name."""
+        return dict(self.named_children())
+
+    @property
+    def solutions(self) -> list[ScoredSolution]:
+        """Solutions this process has scored."""
+        return self.step_f1.solutions()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.fed.clear()
+        for metric in self.metrics().values():
+            metric.reset()
+
+    def _update_best_of_n(
+        self, scores: Tensor, finals: Tensor, batch: TrajectoryBatch, metadata: list[dict[str, Any]], beta: float
+    ) -> None:
+        if batch.step_ids is None:
+            ways = {"final_value": finals.double()}
+        else:
+            steps = functional.step_scores(scores, batch.step_ids, protocol="step_sum", beta=beta)
+            ways = rollout_scores(finals, [row.tolist() for row in steps])
+        answers = [record.get("answer") for record in metadata]
+        assert batch.outcomes is not None
+        self.best_of_n.update(ways, batch.outcomes, [record["prompt"] for record in metadata], answers)
+
+
+def steps_by_protocol(scores: Tensor, batch: TrajectoryBatch, beta: float) -> dict[str, list[list[float]]]:
+    """Scores of every row's steps, by protocol.
+
+    Args:
+        scores: per-token scores, [B, T].
+        batch: with `step_ids`.
+        beta: scale of the scores.
+    """
+    if batch.step_ids is None:
+        raise ValueError("the batch does not say which step its tokens lie in")
+    return {
+        protocol: [
+            row.double().tolist()
+            for row in functional.step_scores(scores, batch.step_ids, protocol=protocol, beta=beta)
+        ]
+        for protocol in functional.PROTOCOLS
+    }
+
+
+def _solutions(
+    steps: dict[str, list[list[float]]], finals: Tensor, labels: Tensor, metadata: list[dict[str, Any]]
+) -> list[ScoredSolution]:
+    return [
+        ScoredSolution(
+            id=record["id"],
+            subset=record["subset"],
+            problem=record["problem"],
+            label=int(labels[row]),
+            step_scores={protocol: scores[row] for protocol, scores in steps.items()},
+            step_lengths=record["step_lengths"],
+            final_answer_correct=record.get("final_answer_correct"),
+            final_value=float(finals[row]),
+        )
+        for row, record in enumerate(metadata)
+    ]

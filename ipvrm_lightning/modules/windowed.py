@@ -1,0 +1,177 @@
+"""One optimiser step per window: the training loop that supervised fine-tuning and reward models share.
+
+Departs from Lightning's automatic accumulation, which averages the means of micro-batches whatever their sizes. Here
+the loader delivers a whole `Window`, and every micro-batch's mean is weighted by its share of the window's count, so
+that micro-batch size, accumulation and device count change nothing but speed and memory.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.logprobs import check_output_head
+from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
+
+
+@dataclass
+class Schedule:
+    """Learning-rate schedule over optimiser steps (transformers' `get_scheduler`).
+
+    Args:
+        name: shape after the warm-up.
+        warmup: share of all steps over which the rate rises from zero.
+    """
+
+    name: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    warmup: float = 0.0
+
+
+class WindowedModule(LightningModule):
+    """A language model trained window by window.
+
+    Args:
+        language_model: builds the model and its tokenizer; nothing is loaded before `configure_model`.
+        optimizer: called with the trainable parameters.
+        schedule: learning rate over the run.
+        gradient_clip_val: largest norm of the gradient, None for no limit.
+        chunk_size: response tokens whose logits exist at one time.
+    """
+
+    unit: Unit
+
+    def __init__(
+        self,
+        *,
+        language_model: LanguageModelFactory,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        gradient_clip_val: float | None = 1.0,
+        chunk_size: int = 256,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False
+        self.language_model = language_model
+        self.optimizer = optimizer
+        self.schedule = schedule or Schedule()
+        self.gradient_clip_val = gradient_clip_val
+        self.chunk_size = chunk_size
+        self.model: Any = None
+
+    @property
+    def data(self) -> Any:
+        """The data module this module runs with, None where it runs with loaders alone."""
+        return getattr(self.trainer, "datamodule", None)
+
+    @abstractmethod
+    def batch_loss(self, batch: TrajectoryBatch) -> Tensor:
+        """Mean loss of a micro-batch over `unit`, with gradient."""
+
+    def configure_model(self) -> None:
+        """Build the model; called by the strategy, after the data was checked."""
+        if self.model is None:
+            self.model = self.language_model.build_model()
+            check_output_head(self.model)
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser over what is trained, and its schedule."""
+        from transformers import get_scheduler
+
+        optimizer = self.optimizer(self.trainable_parameters().values())
+        steps = self._planned_steps()
+        scheduler = get_scheduler(
+            self.schedule.name,
+            optimizer,
+            num_warmup_steps=round(self.schedule.warmup * steps),
+            num_training_steps=steps,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Parameters the optimiser updates, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def training_step(self, window: Window, batch_idx: int) -> None:
+        """One optimiser step.
+
+        Args:
+            window: micro-batches of this process and the counts of the whole window.
+            batch_idx: unused.
+
+        Raises:
+            FloatingPointError: a loss is not finite; names the rows of the training set.
+        """
+        optimizer: Any = self.optimizers()
+        processes = self.trainer.world_size
+        total = torch.zeros((), device=self.device)
+        last = len(window.micro_batches) - 1
+        for position, batch in enumerate(window.micro_batches):
+            share = batch.count(self.unit) / window.counts[self.unit]
+            with self._gradients_synchronised(position == last):
+                loss = self.batch_loss(batch) * share
+                if not torch.isfinite(loss):
+                    rows = batch.index.tolist()
+                    raise FloatingPointError(f"loss is {loss.item()} at step {self.global_step}, training rows {rows}")
+                self.manual_backward(loss * processes)
+            total += loss.detach()
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.trainable_parameters().values() if p.grad is not None]
+        )
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip_val)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler: Any = self.lr_schedulers()
+        self.log("train/lr", scheduler.get_last_lr()[0])
+        scheduler.step()
+        self.log("train/loss", total * processes, prog_bar=True, sync_dist=True)
+        self.log("train/gradient_norm", norm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained; frozen weights come from where they came from."""
+        trained = self.trainable_parameters()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model.
+
+        Raises:
+            ValueError: names or shapes differ; names the first that does.
+        """
+        trained = {name: tuple(p.shape) for name, p in self.trainable_parameters().items()}
+        stored = {name: tuple(t.shape) for name, t in checkpoint["state_dict"].items()}
+        if trained != stored:
+            name = sorted(set(trained.items()) ^ set(stored.items()))[0][0]
+            raise ValueError(
+                f"the checkpoint does not fit this config: parameter {name} is {stored.get(name, 'absent')} in the"
+                f" checkpoint and {trained.get(name, 'absent')} in the model"
+                f" ({len(stored)} and {len(trained)} parameters)"
+            )
+
+    def _planned_steps(self) -> int:
+        """Optimiser steps of the whole run.
+
+        Not `trainer.estimated_stepping_batches`: it sets the training loader up before a checkpoint is restored, and a
+        run resumed in the middle of an epoch would then start that epoch again without a word.
+        """
+        trainer = self.trainer
+        if trainer.max_epochs in (None, -1):
+            return trainer.max_steps if trainer.max_steps != -1 else 0
+        windows = len(self.data.train_dataloader())
+        limit = trainer.limit_train_batches
+        windows = min(windows, limit) if isinstance(limit, int) else int(windows * (1.0 if limit is None else limit))
+        steps = windows * int(trainer.max_epochs or 1)
+        return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+
+    def _gradients_synchronised(self, synchronise: bool) -> AbstractContextManager[Any]:
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return nullcontext() if synchronise or block is None else block()

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ipvrm_lightning import functional
+from ipvrm_lightning.data.batching import TrajectoryDataset, collate
+from ipvrm_lightning.models import AdaptersOff, CachedReference, FrozenCopy
+from ipvrm_lightning.modules import IPVRMModule, SFTModule
+from ipvrm_lightning.modules.windowed import Schedule
+from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, EndoRM, ImplicitPRM, Objective
+from ipvrm_lightning.types import Window
+
+from .conftest import InMemoryData, make_examples, quiet_trainer, tiny, trained_state
+
+SGD = partial(torch.optim.SGD, lr=0.05)
+OBJECTIVES: dict[str, Objective] = {
+    "ipvrm_sequence": IPVRM(),
+    "ipvrm_token": IPVRM(reduction="token"),
+    "ipvrm_late": IPVRM(prefix_weighting="late"),
+    "implicit_prm": ImplicitPRM(beta=1.0),
+    "dpo_rm": DPORM(beta=1.0),
+    "qrm": QRM(),
+}
+
+
+def fitted(folder: Path, module: LightningModule, data: InMemoryData, **options: object) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    quiet_trainer(folder, **options).fit(module, datamodule=data)
+    return trained_state(module)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_size_of_micro_batches_changes_nothing(name: str, tmp_path: Path) -> None:
+    objective = OBJECTIVES[name]
+    states = []
+    for max_tokens in (4096, 40, 1):
+        module = IPVRMModule(language_model=tiny(lora=True), objective=objective, optimizer=SGD)
+        data = InMemoryData(max_tokens=max_tokens, pairwise=objective.pairwise)
+        states.append(fitted(tmp_path, module, data))
+    moved = sum((states[0][key] - value).abs().max().item() for key, value in initial(name).items())
+    assert moved > 1e-4
+    for state in states[1:]:
+        for key, value in states[0].items():
+            torch.testing.assert_close(state[key], value, rtol=0, atol=2e-5)
+
+
+def initial(name: str) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    module = IPVRMModule(language_model=tiny(lora=True), objective=OBJECTIVES[name], optimizer=SGD)
+    module.configure_model()
+    return trained_state(module)
+
+
+def test_one_step_is_the_gradient_of_the_mean_over_the_window(tmp_path: Path) -> None:
+    """An independent step: plain logits, one sequence at a time, the formula of Eq. 9 written out."""
+    module = IPVRMModule(
+        language_model=tiny(), objective=IPVRM(beta=2.0, margin=0.5), optimizer=SGD, gradient_clip_val=None
+    )
+    data = InMemoryData(count=8, max_tokens=30)
+    actual = fitted(tmp_path, module, data, max_steps=1)
+
+    model, reference = tiny().build_model(), tiny().build_model()
+    losses = []
+    for example in make_examples(8):
+        ids = torch.tensor([example.input_ids])
+        per_token = [
+            m(input_ids=ids).logits[0].log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[example.response_start - 1 :, 0]
+            for m in (model, reference)
+        ]
+        ratio = per_token[0] - per_token[1].detach()
+        z = 2.0 * ratio.cumsum(0) / torch.arange(1, len(ratio) + 1)
+        sign = 1.0 if example.outcome else -1.0
+        losses.append(torch.nn.functional.softplus(-(sign * z - 0.5)).mean())
+    torch.stack(losses).mean().backward()
+    for name, parameter in model.named_parameters():
+        expected = parameter.detach() - 0.05 * parameter.grad
+        torch.testing.assert_close(actual[f"model.{name}"], expected, rtol=0, atol=1e-6)
+
+
+def test_training_separates_right_from_wrong(tmp_path: Path) -> None:
+    module = IPVRMModule(language_model=tiny(), optimizer=partial(torch.optim.AdamW, lr=1e-2))
+    trainer = quiet_trainer(tmp_path, max_epochs=15)
+    trainer.fit(module, datamodule=InMemoryData(count=64))
+    assert trainer.callback_metrics["val/auroc"] > 0.9
+    for name in ("val/loss", "val/prefix_accuracy", "val/ece", "val/brier"):
+        assert math.isfinite(trainer.callback_metrics[name])
+
+
+def test_cached_reference_trains_to_the_same_weights(tmp_path: Path) -> None:
+    states = []
+    for reference in (FrozenCopy(), CachedReference(source=FrozenCopy(), cache_dir=str(tmp_path / "cache"))):
+        module = IPVRMModule(language_model=tiny(), reference=reference, optimizer=SGD)
+        states.append(fitted(tmp_path, module, InMemoryData()))
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=0, atol=1e-5)
+
+
+class Losses(Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        self.values.append(trainer.callback_metrics["train/loss"].item())
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_stopping_in_the_middle_of_an_epoch_and_going_on_repeats_the_losses_bit_for_bit(
+    lora: bool, tmp_path: Path
+) -> None:
+    def module() -> IPVRMModule:
+        torch.manual_seed(0)
+        return IPVRMModule(
+            language_model=tiny(lora=lora),
+            optimizer=partial(torch.optim.AdamW, lr=1e-3),
+            schedule=Schedule(name="cosine", warmup=0.2),
+        )
+
+    whole, first, second = Losses(), Losses(), Losses()
+    quiet_trainer(tmp_path, max_epochs=2, callbacks=[whole]).fit(module(), datamodule=InMemoryData(max_tokens=40))
+    saver = ModelCheckpoint(dirpath=tmp_path / "ckpt", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    options = {"max_epochs": 2, "enable_checkpointing": True}
+    quiet_trainer(tmp_path, callbacks=[first, saver], **options).fit(module(), datamodule=InMemoryData(max_tokens=40))
+    (checkpoint,) = (tmp_path / "ckpt").glob("step=4*.ckpt")
+    trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[second])
+    trainer.fit(module(), datamodule=InMemoryData(max_tokens=40), ckpt_path=str(checkpoint))
+    assert len(whole.values) == 6
+    assert first.values == whole.values
+    assert second.values == whole.values[4:]
+
+
+def test_checkpoint_holds_what_is_trained_and_loads_with_weights_only(tmp_path: Path) -> None:
+    module = IPVRMModule(language_model=tiny(lora=True), optimizer=SGD)
+    trainer = quiet_trainer(tmp_path)
+    trainer.fit(module, datamodule=InMemoryData())
+    trainer.save_checkpoint(tmp_path / "adapter.ckpt")
+    state = torch.load(tmp_path / "adapter.ckpt", weights_only=True)["state_dict"]
+    assert state and all(".lora_" in name for name in state)
+
+    other = IPVRMModule(language_model=tiny(), optimizer=SGD)
+    with pytest.raises(ValueError, match="the checkpoint does not fit this config: parameter model"):
+        quiet_trainer(tmp_path).test(other, datamodule=InMemoryData(), ckpt_path=str(tmp_path / "adapter.ckpt"))
+
+
+def test_adapter_loaded_from_a_checkpoint_is_judged_against_the_base(tmp_path: Path) -> None:
+    module = IPVRMModule(language_model=tiny(lora=True), optimizer=SGD)
+    trainer = quiet_trainer(tmp_path, max_epochs=3)
+    trainer.fit(module, datamodule=InMemoryData())
+    trainer.save_checkpoint(tmp_path / "adapter.ckpt")
+    batch = collate(TrajectoryDataset(make_examples(8)), range(8))
+    expected = module.token_scores(batch).scores.detach()
+
+    fresh = IPVRMModule(language_model=tiny(lora=True), optimizer=SGD)
+    trainer = quiet_trainer(tmp_path)
+    trainer.test(fresh, datamodule=InMemoryData(), ckpt_path=str(tmp_path / "adapter.ckpt"), verbose=False)
+    assert torch.equal(fresh.token_scores(batch).scores.detach(), expected)
+    assert set(fresh.test_report) == {"step_f1", "best_of_n", "calibration"}
+    assert len(fresh.scored_solutions) == 12
+
+
+def test_predictions_are_values_whose_differences_are_td_advantages(tmp_path: Path) -> None:
+    module = IPVRMModule(language_model=tiny(lora=True), optimizer=SGD)
+    trainer = quiet_trainer(tmp_path)
+    trainer.fit(module, datamodule=InMemoryData())
+    records = [record for batch in trainer.predict(module, datamodule=InMemoryData())[0] for record in batch]
+    assert len(records) == 12
+    for record in records:
+        values = torch.tensor(record["values"]) * torch.arange(1, len(record["values"]) + 1)
+        torch.testing.assert_close(torch.tensor(record["td_advantages"]).cumsum(0), values, rtol=1e-4, atol=1e-4)
+        assert set(record["step_scores"]) == set(functional.PROTOCOLS)
+
+
+def test_endo_rm_scores_without_training(tmp_path: Path) -> None:
+    module = IPVRMModule(language_model=tiny(), objective=EndoRM())
+    quiet_trainer(tmp_path).test(module, datamodule=InMemoryData(), verbose=False)
+    assert len(module.scored_solutions) == 12
+    with pytest.raises(ValueError, match="EndoRM is not trained"):
+        quiet_trainer(tmp_path).fit(IPVRMModule(language_model=tiny(), objective=EndoRM()), datamodule=InMemoryData())
+
+
+def test_endo_rewards_are_the_inverse_bellman_operator_on_full_logits() -> None:
+    module = IPVRMModule(language_model=tiny(), objective=EndoRM(discount=0.9))
+    module.configure_model()
+    dataset = TrajectoryDataset(make_examples(1))
+    actual = module.token_scores(collate(dataset, [0])).scores[0]
+    example = dataset[0]
+    logits = module.model(input_ids=torch.tensor([example.input_ids])).logits[0, example.response_start - 1 : -1]
+    q = logits.gather(1, torch.tensor(example.input_ids[example.response_start :])[:, None])[:, 0]
+    v = torch.cat([logits.logsumexp(-1)[1:], torch.zeros(1)])
+    torch.testing.assert_close(actual, q - 0.9 * v, rtol=0, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_names_its_rows(tmp_path: Path) -> None:
+    class Broken(IPVRM):
+        def forward(self, scores, mask, batch):  # type: ignore[no-untyped-def]
+            return super().forward(scores, mask, batch) * float("nan")
+
+    module = IPVRMModule(language_model=tiny(lora=True), objective=Broken())
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 0, training rows \[\d+"):
+        quiet_trainer(tmp_path).fit(module, datamodule=InMemoryData())
+
+
+def test_objective_and_data_must_agree_on_pairs(tmp_path: Path) -> None:
+    module = IPVRMModule(language_model=tiny(lora=True), objective=DPORM())
+    with pytest.raises(ValueError, match="DPORM needs `pairwise: true`"):
+        quiet_trainer(tmp_path).fit(module, datamodule=InMemoryData())
+
+
+def test_sft_minimises_the_mean_over_response_tokens(tmp_path: Path) -> None:
+    module = SFTModule(language_model=tiny(), optimizer=SGD)
+    module.configure_model()
+    batch = collate(TrajectoryDataset(make_examples(6)), range(6))
+    total, count = 0.0, 0
+    for example in make_examples(6):
+        ids = torch.tensor([example.input_ids])
+        log_probs = module.model(input_ids=ids).logits[0].log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
+        total -= log_probs[example.response_start - 1 :].sum().item()
+        count += example.response_length
+    assert module.batch_loss(batch).item() == pytest.approx(total / count, abs=1e-5)
+    losses = Losses()
+    module = SFTModule(language_model=tiny(), optimizer=partial(torch.optim.AdamW, lr=1e-2))
+    quiet_trainer(tmp_path, max_epochs=8, callbacks=[losses]).fit(module, datamodule=InMemoryData())
+    assert sum(losses.values[-3:]) < 0.9 * sum(losses.values[:3])
+
+
+def test_default_reference_follows_the_adapters() -> None:
+    assert isinstance(IPVRMModule(language_model=tiny(lora=True)).reference, AdaptersOff)
+    assert isinstance(IPVRMModule(language_model=tiny()).reference, FrozenCopy)
+
+
+def test_lora_dropout_is_active_in_training_and_off_in_the_reference(tmp_path: Path) -> None:
+    module = IPVRMModule(language_model=tiny(lora=True, dropout=0.5), optimizer=SGD)
+    fitted(tmp_path, module, InMemoryData())
+    batch = collate(TrajectoryDataset(make_examples(4)), range(4))
+    module.train()
+    assert not torch.equal(module.token_scores(batch).scores, module.token_scores(batch).scores)
+    assert torch.equal(module.reference.log_probs(batch), module.reference.log_probs(batch))
+
+
+def test_window_counts_are_of_the_whole_window() -> None:
+    data = InMemoryData(max_tokens=30)
+    data.setup()
+    windows: list[Window] = list(data.train_dataloader())
+    assert all(w.counts["sequences"] == sum(b.count("sequences") for b in w.micro_batches) for w in windows)
+    assert max(len(w.micro_batches) for w in windows) > 1
