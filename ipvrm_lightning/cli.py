@@ -1,0 +1,71 @@
+"""The `ipvrm` command: Lightning's fit, validate, test and predict on stacked configs, and commands that need no model.
+
+Heavy libraries are imported where they are used, so that `--help` and bad arguments answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+USAGE = """usage: ipvrm <command> [options]
+
+Train reward models from outcome labels, judge them on first wrong steps.
+
+commands:
+  fit       train what a config describes           ipvrm fit --config configs/ipvrm_arithmetic.yaml
+  validate  metrics on validation rollouts
+  test      step F1, best-of-n, calibration         ipvrm test --config ... --ckpt_path last
+  predict   values and advantages per token and step
+  judge     recompute step F1 from a scores.jsonl, without a model
+
+Configs stack: later --config files and --key=value arguments win. `--ckpt_path last` is the newest checkpoint under the
+config's trainer.default_root_dir. `ipvrm <command> --help` lists its options, `--print_config` shows the whole config,
+`--debug` the traceback of an error.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; bad input gives one line on standard error and exit status 1.
+
+    Args:
+        argv: arguments after the program name, those of the process where none are given.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        print(USAGE)
+        return
+    if arguments[0] == "--version":
+        from ipvrm_lightning import __version__
+
+        print(f"ipvrm_lightning {__version__}")
+        return
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        COMMANDS.get(arguments[0], _run_lightning)(arguments)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if debug:
+            raise
+        print(f"ipvrm {arguments[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _run_judge(arguments: list[str]) -> None:
+    from ipvrm_lightning.metrics.judge import main as judge
+
+    raise SystemExit(judge(arguments[1:]))
+
+
+def _run_lightning(arguments: list[str]) -> None:
+    if "LOCAL_RANK" not in os.environ:
+        os.environ.pop("IPVRM_RUN", None)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from ipvrm_lightning.lightning_cli import IPVRMCLI
+
+    IPVRMCLI.run(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], Any]] = {"judge": _run_judge}

@@ -1,0 +1,76 @@
+"""`IPVRMCLI`: LightningCLI with a folder per run, the newest checkpoint by name, and the results table."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningCLI
+
+from ipvrm_lightning.callbacks.predictions import PredictionFile
+from ipvrm_lightning.callbacks.tables import ResultsTable
+
+
+class IPVRMCLI(LightningCLI):
+    """Wires any LightningModule to any LightningDataModule by config.
+
+    Each run writes to `<trainer.default_root_dir>/<time>-<command>`: config, CSV and TensorBoard logs, checkpoints,
+    results. A `trainer.logger` in the config takes the place of those two loggers.
+    """
+
+    @classmethod
+    def run(cls, arguments: list[str]) -> IPVRMCLI:
+        """Parse and run.
+
+        Args:
+            arguments: command and options.
+        """
+        return cls(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={"use_distributed_sampler": False, "callbacks": [ResultsTable(), PredictionFile()]},
+            save_config_kwargs={"overwrite": True},
+            args=arguments,
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Give the run its folder; resolve `--ckpt_path last`."""
+        command = str(self.subcommand)
+        config = self.config[command]
+        root = Path(config.trainer.default_root_dir or "outputs")
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = str(newest_checkpoint(root))
+        if config.trainer.logger in (None, True):
+            run = os.environ.setdefault("IPVRM_RUN", _new_run_name(root, command))
+            config.trainer.logger = [_logger(kind, root, run) for kind in ("CSVLogger", "TensorBoardLogger")]
+
+
+def newest_checkpoint(root: Path) -> Path:
+    """The checkpoint written last by any run under a folder.
+
+    Raises:
+        FileNotFoundError: there is none; names the folder.
+    """
+    found = sorted(root.glob("*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise FileNotFoundError(f"--ckpt_path last: no checkpoint under {root}/*/checkpoints; run `ipvrm fit` first")
+    return found[-1]
+
+
+def _new_run_name(root: Path, subcommand: str) -> str:
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{subcommand}"
+    taken = len(list(root.glob(f"{name}*")))
+    return f"{name}-{taken + 1}" if taken else name
+
+
+def _logger(kind: str, root: Path, run: str) -> Namespace:
+    arguments: dict[str, Any] = {"save_dir": str(root), "name": "", "version": run}
+    return Namespace(class_path=f"lightning.pytorch.loggers.{kind}", init_args=Namespace(**arguments))
