@@ -1,7 +1,7 @@
 """Reward-model objectives as modules: the hyper-parameters of `ipvrm_lightning.functional`, injected by config.
 
-Each objective says what it needs per response token (`score_source`), what a batch's loss is a mean over (`unit`), and how
-its scores read as the logit of "this prefix ends right" (`prefix_logits`).
+Each objective says what it needs per response token (`score_source`), what a batch's loss is a mean over (`unit`), and
+how its scores read as the logit of "this prefix ends right" (`prefix_logits`).
 
 Letters: B sequences, T response positions, P pairs.
 """

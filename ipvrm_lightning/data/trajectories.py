@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ipvrm_lightning.data.batching import TrajectoryDataset
 from ipvrm_lightning.data.chat import PromptFormat
 from ipvrm_lightning.data.forms import Rollout
@@ -33,6 +35,7 @@ class TrajectoryDataModule(TokenizedDataModule):
         validation_fraction: share of prompts held out where `validation` is None.
         test: the same, for testing. None for the validation rollouts.
         split: split of hub data sets.
+        keep: "all" rollouts, or only those that are "right", for fine-tuning on them.
         pairwise: windows of pairs, a right and a wrong response to one prompt: the file's own, else built from groups.
         max_pairs_per_prompt: pairs built per prompt, at most.
         batch_size: examples (or pairs) per optimiser step over all processes.
@@ -56,6 +59,7 @@ class TrajectoryDataModule(TokenizedDataModule):
         validation_fraction: float = 0.05,
         test: str | list[str] | None = None,
         split: str = "train",
+        keep: Literal["all", "right"] = "all",
         pairwise: bool = False,
         max_pairs_per_prompt: int = 8,
         batch_size: int = 64,
@@ -77,6 +81,9 @@ class TrajectoryDataModule(TokenizedDataModule):
             raise ValueError(f"validation_fraction must be in [0, 1), not {validation_fraction}")
         self.train, self.validation, self.test = train, validation, test
         self.validation_fraction, self.split = validation_fraction, split
+        if keep == "right" and pairwise:
+            raise ValueError("keep: right leaves no wrong response to make pairs of; set pairwise: false")
+        self.keep = keep
         self.pairwise, self.max_pairs_per_prompt = pairwise, max_pairs_per_prompt
         self.max_length, self.over_length, self.on_bad_rows = max_length, over_length, on_bad_rows
         self.prompt_format, self.system_prompt, self.max_prompts = prompt_format, system_prompt, max_prompts
@@ -100,6 +107,8 @@ class TrajectoryDataModule(TokenizedDataModule):
             return
         report = Report(self.on_bad_rows)
         train, validation = self._read_splits(report)
+        if self.keep == "right":
+            train, validation = ([r for r in part if r.outcome == 1] for part in (train, validation))
         test = None if self.test is None else list(read_rollouts(self.test, report, split=self.split))
         train_set = self._tokenize(train, report)
         if not len(train_set):

@@ -232,7 +232,7 @@ class RandomLanguageModel(LanguageModelFactory):
 
 
 def prepare_for_training(
-    model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointing: bool, quantized: bool = False
+    model: Any, *, lora: LoRA | None, gradient_checkpointing: bool, quantized: bool = False
 ) -> PreTrainedModel:
     """Add adapters and gradient checkpointing to a freshly loaded model.
 

@@ -1,16 +1,17 @@
-"""Token log-probabilities from hidden states of the response positions: no [T, V] tensor of logits, no prompt positions.
+"""Token log-probabilities from hidden states of the response positions: no [T, V] logits, no prompt positions.
 
 Two paths give the same numbers: `torch.nn.functional.linear_cross_entropy` (torch >= 2.13, float32 and float64), and
 chunks recomputed under `torch.utils.checkpoint` (older torch, half precision, soft-capped logits). Half precision takes
 the second path because the first one returns its result in half precision, which is too coarse for a log-ratio that is
 summed over a response.
 
-Letters: B sequences, L tokens, T tokens of the longest response, N response tokens of the batch, H hidden, V vocabulary.
+Letters: B sequences, L tokens, T tokens of the longest response, N response tokens of the batch, H hidden size,
+V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class ResponseScores(NamedTuple):
     token_logits: Tensor | None = None
 
 
-def base_language_model(model: nn.Module) -> nn.Module:
+def base_language_model(model: nn.Module) -> Any:
     """The Hugging Face model inside a PEFT wrapper (its adapters are injected in place), or the model itself."""
     get_base = getattr(model, "get_base_model", None)
     return get_base() if callable(get_base) else model
@@ -182,9 +183,14 @@ def unpack(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_log_probs(
-    hidden: Tensor, head: OutputHead, targets: Tensor, *, chunk_size: int = DEFAULT_CHUNK_SIZE, fused: bool | None = None
+    hidden: Tensor,
+    head: OutputHead,
+    targets: Tensor,
+    *,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    fused: bool | None = None,
 ) -> Tensor:
-    """log softmax(logits)[target] per position without a [N, V] tensor.
+    """Log softmax(logits)[target] per position without a [N, V] tensor.
 
     Args:
         hidden: [N, H].

@@ -1,7 +1,7 @@
 """Where the reference log-probabilities come from: adapters off, a frozen copy, or values kept on disk.
 
-A reference that is not what one thinks gives wrong numbers in silence, so each class refuses the models it does not fit,
-and what is kept on disk is found again only by the content of the sequence and the weights that gave it.
+A reference that is not what one thinks gives wrong numbers in silence, so each class refuses the models it does not
+fit, and what is kept on disk is found again only by the content of the sequence and the weights that gave it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import DEFAULT_CHUNK_SIZE, response_mask, response_scores
 from ipvrm_lightning.types import TrajectoryBatch
-
 
 SEQUENCES_PER_FILE = 256
 
@@ -42,7 +42,7 @@ class Reference(ABC):
     def log_probs(self, batch: TrajectoryBatch, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
         """Reference log-probabilities, 0 at padding, [B, T], without gradient."""
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027 - most references hold nothing
         """Give back memory that is not needed before the next call that needs it."""
 
 
@@ -57,14 +57,15 @@ class AdaptersOff(Reference):
         """
         if not factory.has_adapters or not hasattr(model, "disable_adapter"):
             raise ValueError(
-                "reference AdaptersOff needs a language model with lora; for full fine-tuning use FrozenCopy or CachedReference"
+                "reference AdaptersOff needs a language model with lora;"
+                " for full fine-tuning use FrozenCopy or CachedReference"
             )
         self._model = [model]
 
     @torch.no_grad()
     def log_probs(self, batch: TrajectoryBatch, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
         """Reference log-probabilities, [B, T]."""
-        (model,) = self._model
+        model: Any = self._model[0]
         was_training = model.training
         model.eval()
         try:
@@ -104,9 +105,10 @@ class FrozenCopy(Reference):
 class CachedReference(Reference):
     """Values of another reference, computed once and kept on disk.
 
-    A sequence is found by a hash of its token ids and of where its response starts, in a folder named after a hash of the
-    starting weights and their precision. Tokenizer, template and data reach the values only through the token ids, so a
-    changed one misses the cache and nothing stale can be used. Missing sequences are computed by `source` and added.
+    A sequence is found by a hash of its token ids, of where its response starts and of the autocast precision, in a
+    folder named after a hash of the starting weights and their precision. Tokenizer, template and data reach the values
+    only through the token ids, so a changed one misses the cache and nothing stale can be used. Missing sequences are
+    computed by `source`.
 
     Args:
         source: gives values that are not yet kept.
@@ -155,12 +157,14 @@ class CachedReference(Reference):
 
 
 def sequence_keys(batch: TrajectoryBatch) -> list[bytes]:
-    """A key per row from its token ids and the start of its response; padding does not enter."""
+    """A key per row from its token ids, its response's start and the autocast precision; padding does not enter."""
+    device = batch.input_ids.device.type
+    precision = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
     keys = []
     rows = zip(batch.input_ids.cpu(), batch.lengths.tolist(), batch.response_starts.tolist(), strict=True)
     for ids, length, start in rows:
         digest = hashlib.blake2b(ids[:length].to(torch.int64).numpy().tobytes(), digest_size=16)
-        digest.update(start.to_bytes(8, "little"))
+        digest.update(start.to_bytes(8, "little") + precision.encode())
         keys.append(digest.digest())
     return keys
 
@@ -173,7 +177,9 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     config = getattr(model, "config", None)
     if config is not None:
-        fields = {k: v for k, v in config.to_dict().items() if k not in {"_name_or_path", "use_cache", "transformers_version"}}
+        fields = {
+            k: v for k, v in config.to_dict().items() if k not in {"_name_or_path", "use_cache", "transformers_version"}
+        }
         digest.update(repr(sorted(fields.items(), key=str)).encode())
     return digest.hexdigest()
 

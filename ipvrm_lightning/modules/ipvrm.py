@@ -195,9 +195,11 @@ class IPVRMModule(WindowedModule):
         """One pass of the reference over all data before the first update, so that no copy is needed after it."""
         if self.objective.score_source != "log_ratio" or not isinstance(self.reference, CachedReference):
             return
-        for dataset in (self.data.train_set, self.data.val_set) if self.data is not None else ():
-            for batch in self.data.evaluation_loader(dataset) if dataset is not None else ():
-                self.reference.log_probs(
-                    self.transfer_batch_to_device(batch, self.device, 0), chunk_size=self.chunk_size
-                )
+        sets = (
+            [] if self.data is None else [part for part in (self.data.train_set, self.data.val_set) if part is not None]
+        )
+        for batch in (batch for part in sets for batch in self.data.evaluation_loader(part)):
+            with self.trainer.precision_plugin.forward_context():
+                batch = self.transfer_batch_to_device(batch, self.device, 0)
+                self.reference.log_probs(batch, chunk_size=self.chunk_size)
         self.reference.release()

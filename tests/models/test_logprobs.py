@@ -14,11 +14,22 @@ CONFIGS = {
     "qwen3": QWEN,
     "llama_tied": {"model_type": "llama", "tie_word_embeddings": True, **TINY},
     "gemma2_soft_cap": {
-        "model_type": "gemma2", "num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 2.0, "pad_token_id": 0,
+        "model_type": "gemma2",
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "final_logit_softcapping": 2.0,
+        "pad_token_id": 0,
         **TINY,
     },
     "granite_scaled": {"model_type": "granite", "logits_scaling": 3.0, **TINY},
-    "cohere_scaled": {"model_type": "cohere", "logit_scale": 0.25, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **TINY},
+    "cohere_scaled": {
+        "model_type": "cohere",
+        "logit_scale": 0.25,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **TINY,
+    },
 }
 
 
@@ -48,7 +59,10 @@ def test_values_and_gradients_equal_full_logits(
     weights = torch.rand(4, 10, dtype=torch.float64)
     gradients = []
     results = []
-    for compute in (lambda: response_scores(model, batch, chunk_size=4).log_probs, lambda: plain_log_probs(model, batch)):
+    for compute in (
+        lambda: response_scores(model, batch, chunk_size=4).log_probs,
+        lambda: plain_log_probs(model, batch),
+    ):
         model.zero_grad()
         values = compute()
         (values * weights[:, : values.shape[1]]).sum().backward()

@@ -38,7 +38,9 @@ def cases(tmp_path: Path) -> dict[str, tuple[RandomLanguageModel, Reference, flo
 
 
 @pytest.mark.parametrize("name", ["adapters_off", "frozen_copy", "cached_adapters", "cached_copy"])
-def test_at_step_zero_every_log_ratio_is_zero_in_any_batching(name: str, tmp_path: Path, batch: TrajectoryBatch) -> None:
+def test_at_step_zero_every_log_ratio_is_zero_in_any_batching(
+    name: str, tmp_path: Path, batch: TrajectoryBatch
+) -> None:
     factory, reference, tolerance = cases(tmp_path)[name]
     model = factory.build_model()
     reference.setup(factory, model)
@@ -82,7 +84,9 @@ def test_kept_values_need_no_source_and_survive_a_new_process(tmp_path: Path, ba
 
     second = CachedReference(source=FrozenCopy(), cache_dir=str(tmp_path))
     second.setup(factory, factory.build_model())
-    assert torch.equal(second.log_probs(rows(batch, [3, 1]))[1], values[1][: second.log_probs(rows(batch, [3, 1])).shape[1]])
+    assert torch.equal(
+        second.log_probs(rows(batch, [3, 1]))[1], values[1][: second.log_probs(rows(batch, [3, 1])).shape[1]]
+    )
     assert second.source._copy == []
 
 
@@ -96,7 +100,9 @@ def test_other_weights_precision_or_tokens_never_find_kept_values(tmp_path: Path
         again = CachedReference(source=FrozenCopy(), cache_dir=str(tmp_path))
         again.setup(other, other.build_model())
         assert again._values == {}
-    moved = TrajectoryBatch(batch.input_ids, batch.lengths, batch.response_starts + torch.tensor([1, 0, 0, 0]), batch.index)
+    moved = TrajectoryBatch(
+        batch.input_ids, batch.lengths, batch.response_starts + torch.tensor([1, 0, 0, 0]), batch.index
+    )
     assert len(set(_keys(batch)) & set(_keys(moved))) == 3
 
 
@@ -124,3 +130,9 @@ def test_references_refuse_models_they_do_not_fit() -> None:
 
 def test_padding_of_the_key_does_not_matter() -> None:
     assert _keys(make_batch([9, 5], [3, 1])) == _keys(make_batch([9, 5], [3, 1], padding=4))
+
+
+def test_values_of_another_precision_are_not_reused(batch: TrajectoryBatch) -> None:
+    plain = _keys(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not set(plain) & set(_keys(batch))
