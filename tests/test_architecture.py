@@ -1,0 +1,75 @@
+"""Imports point one way, and heavy libraries load where they are used."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "ipvrm_lightning"
+
+#: What each part may import of the package, beside itself.
+ALLOWED = {
+    "types": set(),
+    "functional": set(),
+    "objectives": {"functional", "types"},
+    "metrics": {"functional", "types"},
+    "data": {"functional", "types"},
+    "models": {"functional", "types", "objectives", "metrics"},
+    "rollouts": {"functional", "types", "objectives", "metrics", "models"},
+    "modules": {"functional", "types", "objectives", "metrics", "models", "rollouts"},
+    "callbacks": {"functional", "types", "metrics"},
+    "worlds": {"functional", "types", "objectives", "metrics", "models", "rollouts", "modules", "data"},
+    "cli": {"lightning_cli", "metrics", "callbacks"},
+    "lightning_cli": {"callbacks"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+
+
+def imported_parts(file: Path) -> set[str]:
+    """Parts of the package that a file imports anywhere, inside functions too."""
+    parts = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            pytest.fail(f"{file}: relative import")
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            names = [f"{base}.{alias.name}" for alias in node.names] if base == "ipvrm_lightning" else [base]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        parts |= {name.split(".")[1] for name in names if name.startswith("ipvrm_lightning.")}
+    return parts - {"__version__"}
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_point_one_way(file: Path) -> None:
+    part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert part in ALLOWED, f"{part} is not part of the layout"
+    assert imported_parts(file) - {part} <= ALLOWED[part]
+
+
+def test_functional_needs_torch_only() -> None:
+    script = "import sys, ipvrm_lightning.functional; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(done.stdout))
+    assert not loaded & {"lightning", "transformers", "torchmetrics", "datasets", "peft", "pandas", "pyarrow"}
+
+
+def test_files_and_functions_stay_small() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno <= 80, f"{file}: {node.name}"
+
+
+def test_nothing_is_called_utils() -> None:
+    assert not [file for file in PACKAGE.rglob("*.py") if file.stem in {"utils", "common", "helpers", "misc"}]

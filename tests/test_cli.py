@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ipvrm_lightning.cli import main
+from ipvrm_lightning.lightning_cli import newest_checkpoint
+
+from .conftest import REPOSITORY
+from .modules.conftest import QWEN
+
+CONFIGS = sorted(
+    path.relative_to(REPOSITORY / "configs").as_posix() for path in (REPOSITORY / "configs").rglob("*.yaml")
+)
+EXPERIMENTS = [name for name in CONFIGS if "/" not in name]
+OVERLAYS = [name for name in CONFIGS if name.startswith("objective/")]
+
+
+@pytest.fixture(scope="session")
+def real_inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A tiny tokenizer with a chat template, rollouts and stepwise solutions on disk."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("inputs")
+    tokens = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=tokens, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.save_pretrained(folder / "tokenizer")
+    rows = [
+        {"prompt": f"{n} + 1?", "responses": [f"it is {n + 1}", f"maybe {n}", f"{n + 1}"], "scores": [1, 0, 1]}
+        for n in range(30)
+    ]
+    (folder / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps = [
+        {
+            "id": f"gsm8k-{n}",
+            "problem": f"{n} + 1?",
+            "steps": ["add", f"so {n + n % 2}"],
+            "label": -1 if n % 2 else 1,
+            "final_answer_correct": bool(n % 2),
+        }
+        for n in range(12)
+    ]
+    (folder / "processbench").mkdir()
+    (folder / "processbench" / "gsm8k.json").write_text(json.dumps(steps))
+    return {
+        "tokenizer": str(folder / "tokenizer"),
+        "rollouts": str(folder / "rollouts.jsonl"),
+        "processbench": str(folder / "processbench"),
+    }
+
+
+def tiny_overlay(folder: Path, real_inputs: dict[str, str], config: str) -> str:
+    """Replaces what a config would download: the model becomes a random tiny one, keeping LoRA where it is used."""
+    whole = yaml.safe_load((REPOSITORY / "configs" / config).read_text())
+    factory = whole["model"]["init_args"]["language_model"]["init_args"]
+    arguments = {"config": {**QWEN, "vocab_size": 300}, "tokenizer": real_inputs["tokenizer"]}
+    if "lora" in factory:
+        arguments["lora"] = factory["lora"]
+    overlay = {
+        "model": {
+            "init_args": {
+                "language_model": {
+                    "class_path": "ipvrm_lightning.models.RandomLanguageModel",
+                    "init_args": arguments,
+                }
+            }
+        },
+        "trainer": {"default_root_dir": str(folder), "accelerator": "cpu", "devices": 1},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(overlay))
+    return str(folder / "tiny.yaml")
+
+
+def test_there_are_as_many_configs_as_the_tests_run() -> None:
+    assert len(EXPERIMENTS) == 5
+    assert len(OVERLAYS) == 7
+    assert len(CONFIGS) == len(EXPERIMENTS) + len(OVERLAYS) + 1  # data/processbench.yaml
+
+
+@pytest.mark.parametrize("config", [name for name in EXPERIMENTS if "arithmetic" not in name])
+def test_every_config_fits_a_tiny_model(config: str, tmp_path: Path, real_inputs: dict[str, str]) -> None:
+    cache = str(tmp_path / "cache")
+    main(
+        [
+            *("fit", "--config", str(REPOSITORY / "configs" / config)),
+            *("--config", tiny_overlay(tmp_path, real_inputs, config)),
+            *("--data.train", real_inputs["rollouts"], "--trainer.fast_dev_run", "1", "--trainer.precision", "32"),
+            *(("--model.init_args.reference.init_args.cache_dir", cache) if config.startswith("ipvrm") else ()),
+        ]
+    )
+    assert list(tmp_path.glob("cache/*/*.safetensors")) or not config.startswith("ipvrm")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_objective_stacks_on_an_experiment_and_is_judged(
+    overlay: str, tmp_path: Path, real_inputs: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [
+        *("--config", str(REPOSITORY / "configs" / "ipvrm_smollm2.yaml")),
+        *("--config", str(REPOSITORY / "configs" / overlay)),
+        *("--config", tiny_overlay(tmp_path, real_inputs, "ipvrm_smollm2.yaml")),
+        *("--model.init_args.reference.init_args.cache_dir", str(tmp_path / "cache")),
+    ]
+    trained = "endo" not in overlay
+    if trained:
+        main(["fit", *base, "--data.train", real_inputs["rollouts"], "--trainer.max_steps", "2"])
+    main(
+        [
+            *("test", *base, "--config", str(REPOSITORY / "configs" / "data" / "processbench.yaml")),
+            *("--data.path", real_inputs["processbench"], "--data.subsets", "[gsm8k]"),
+            *(("--ckpt_path", "last") if trained else ()),
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert "random scores (floor)" in printed and "longest step (floor)" in printed
+    (results,) = tmp_path.glob("*-test/results.json")
+    report = json.loads(results.read_text())
+    assert report["reports"]["step_f1"]["subsets"]["gsm8k"]
+    (scores,) = tmp_path.glob("*-test/scores.jsonl")
+    assert len(scores.read_text().splitlines()) == 12
+    assert list(tmp_path.glob("*-test/config.yaml"))
+
+
+def test_predict_writes_values_beside_the_metadata(tmp_path: Path, real_inputs: dict[str, str]) -> None:
+    main(
+        [
+            *("predict", "--config", str(REPOSITORY / "configs" / "ipvrm_smollm2.yaml")),
+            *("--config", tiny_overlay(tmp_path, real_inputs, "ipvrm_smollm2.yaml")),
+            *("--config", str(REPOSITORY / "configs" / "data" / "processbench.yaml")),
+            *("--model.init_args.reference.init_args.cache_dir", str(tmp_path / "cache")),
+            *("--data.path", real_inputs["processbench"], "--data.subsets", "[gsm8k]"),
+        ]
+    )
+    (file,) = tmp_path.glob("*-predict/predictions.jsonl")
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {record["id"] for record in records} == {f"gsm8k-{n}" for n in range(12)}
+    assert all(len(record["values"]) == len(record["token_ids"]) for record in records)
+
+
+BAD_COMMANDS = {
+    "unknown key": (["fit", "--config", "{config}", "--model.init_args.betaa", "3"], 2, "betaa"),
+    "missing data": (
+        ["fit", "--config", "{config}", "--data.train", "nowhere/rollouts.jsonl"],
+        1,
+        "nowhere/rollouts.jsonl",
+    ),
+    "no checkpoint": (["test", "--config", "{config}", "--ckpt_path", "last"], 1, "no checkpoint under"),
+    "no scores": (["judge", "nowhere.jsonl"], 2, "nowhere.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_COMMANDS)
+def test_bad_input_gives_one_line_and_a_failing_exit(
+    name: str, tmp_path: Path, real_inputs: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, status, message = BAD_COMMANDS[name]
+    config = str(REPOSITORY / "configs" / "ipvrm_smollm2.yaml")
+    command = [config if word == "{config}" else word for word in command]
+    if command[0] != "judge":
+        command += ["--config", tiny_overlay(tmp_path, real_inputs, "ipvrm_smollm2.yaml")]
+    with pytest.raises(SystemExit) as exit_info:
+        main(command)
+    assert exit_info.value.code == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_bad_row_is_named_before_a_model_is_built(
+    tmp_path: Path, real_inputs: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ipvrm_lightning.models import RandomLanguageModel
+
+    monkeypatch.setattr(RandomLanguageModel, "build_model", lambda self: pytest.fail("a model was built"))
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(
+        '{"prompt": "1?", "responses": ["a"], "scores": [1]}\n{"prompt": "2?", "responses": ["a"], "scores": [7]}\n'
+    )
+    with pytest.raises(SystemExit):
+        main(
+            [
+                *("fit", "--config", str(REPOSITORY / "configs" / "ipvrm_smollm2.yaml")),
+                *("--config", tiny_overlay(tmp_path, real_inputs, "ipvrm_smollm2.yaml")),
+                *("--data.train", str(bad), "--data.on_bad_rows", "error"),
+            ]
+        )
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ipvrm fit:")]
+    assert "bad.jsonl" in line and "row 2" in line and "scores" in line and "7" in line
+
+
+def test_the_newest_checkpoint_is_found(tmp_path: Path) -> None:
+    for number, name in enumerate(("b", "a")):
+        file = tmp_path / name / "checkpoints" / "last.ckpt"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        os.utime(file, (number, number))
+    assert newest_checkpoint(tmp_path) == tmp_path / "a" / "checkpoints" / "last.ckpt"
+
+
+def test_help_needs_no_heavy_library() -> None:
+    script = (
+        "import sys; from ipvrm_lightning.cli import main; main(['--help']);"
+        "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "ipvrm fit --config" in done.stdout
+
+
+def test_parsing_a_config_loads_no_model(tmp_path: Path, real_inputs: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ipvrm_lightning", "fit", "--config", "configs/ipvrm_qwen.yaml", "--print_config"],
+        capture_output=True, text=True, cwd=REPOSITORY, check=True,
+    )  # fmt: skip
+    assert (
+        yaml.safe_load(done.stdout)["model"]["init_args"]["language_model"]["init_args"]["name"]
+        == "Qwen/Qwen3-0.6B-Base"
+    )
