@@ -1,0 +1,185 @@
+"""Objectives on the built-in world: equal data, equal steps, equally many tuning tries, several seeds.
+
+    python benchmarks/objectives.py            # about 15 minutes per seed on one core; stop and start it as you like
+
+Each seed is a world of its own: problems, policy, rollouts, held-out sets. Learning rate and scale are tuned once per
+objective on a separate world, `--tries` settings each, by the validation AUROC of outcomes: step labels are never
+looked at. Every finished run is a line of `<out>/objectives.jsonl`; the table is made from that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+Reports = dict[str, Any]
+OBJECTIVES = ("IPVRM", "ImplicitPRM", "DPORM", "QRM")
+PAIRWISE = ("DPORM", "QRM")
+#: Tries per objective: learning rate, and options in place of the published ones.
+TRIES: dict[str, list[tuple[float, dict[str, float]]]] = {
+    "IPVRM": [(3e-4, {}), (1e-3, {}), (3e-4, {"margin": 0.0}), (1e-3, {"margin": 0.0})],
+    "ImplicitPRM": [(3e-4, {}), (1e-3, {}), (3e-4, {"beta": 0.5}), (1e-3, {"beta": 0.5})],
+    "DPORM": [(3e-4, {}), (1e-3, {}), (3e-4, {"beta": 0.5}), (1e-3, {"beta": 0.5})],
+    "QRM": [(3e-4, {}), (1e-3, {}), (3e-4, {"margin": 0.0}), (1e-3, {"margin": 0.0})],
+}
+TUNING_SEED = 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES))
+    parser.add_argument("--size", default="full")
+    parser.add_argument("--tries", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
+    arguments = parser.parse_args()
+    store = Path(arguments.out) / "objectives.jsonl"
+    store.parent.mkdir(parents=True, exist_ok=True)
+    for objective in arguments.objectives:
+        for number in range(arguments.tries):
+            run_once(store, arguments, "tune", objective, TUNING_SEED, number)
+    for seed in arguments.seeds:
+        for objective in arguments.objectives:
+            run_once(store, arguments, "compare", objective, seed, best_try(read(store), arguments, objective))
+        run_once(store, arguments, "compare", "EndoRM", seed, 0)
+    table = make_table(read(store), arguments)
+    (Path(arguments.out) / "objectives.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+def read(store: Path) -> list[dict[str, Any]]:
+    """Finished runs."""
+    return [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
+
+
+def best_try(runs: list[dict[str, Any]], arguments: argparse.Namespace, objective: str) -> int:
+    """The try with the best validation AUROC on the tuning world."""
+    tries = [r for r in runs if r["key"][:3] == ["tune", objective, TUNING_SEED] and r["key"][4:] == extra(arguments)]
+    return max(tries, key=lambda run: run["val_auroc"])["key"][3]
+
+
+def extra(arguments: argparse.Namespace) -> list[Any]:
+    return [arguments.size, arguments.epochs]
+
+
+def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: str, seed: int, number: int) -> None:
+    """Train and judge one setting, unless the store has it."""
+    key = [stage, objective, seed, number, *extra(arguments)]
+    if any(run["key"] == key for run in read(store)):
+        return
+    import torch
+    from lightning.pytorch import Trainer, seed_everything
+
+    from ipvrm_lightning import objectives
+    from ipvrm_lightning.callbacks.tables import run_facts
+    from ipvrm_lightning.modules import IPVRMModule
+    from ipvrm_lightning.modules.windowed import Schedule
+    from ipvrm_lightning.worlds.arithmetic import ArithmeticDataModule, ArithmeticPolicy
+
+    rate, options = TRIES[objective][number] if objective in TRIES else (0.0, {})
+    seed_everything(seed)
+    module = IPVRMModule(
+        language_model=ArithmeticPolicy(size=arguments.size, seed=seed),
+        objective=getattr(objectives, objective)(**options),
+        optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=0.0),
+        schedule=Schedule(name="cosine", warmup=0.1),
+    )
+    data = ArithmeticDataModule(
+        size=arguments.size, seed=seed, pairwise=objective in PAIRWISE, max_tokens=8192, max_pairs_per_prompt=4,
+        batch_size=32 if objective in PAIRWISE else 64,
+    )  # fmt: skip
+    trainer = Trainer(
+        accelerator="cpu", devices=1, max_epochs=arguments.epochs, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, use_distributed_sampler=False, max_steps=steps(data, arguments),
+    )  # fmt: skip
+    started = time.monotonic()
+    if module.objective.trainable:
+        trainer.fit(module, datamodule=data)
+    result: dict[str, Any] = {"key": key, "learning_rate": rate, "options": options, "steps": trainer.global_step}
+    result["seconds"] = round(time.monotonic() - started, 1)
+    result["val_auroc"] = float(trainer.callback_metrics.get("val/auroc", float("nan")))
+    if stage == "compare":
+        trainer.test(module, datamodule=data, verbose=False)
+        result["reports"] = {name: report.to_dict() for name, report in module.test_report.items()}
+        result["versions"] = run_facts()["versions"]
+    with store.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def steps(data: Any, arguments: argparse.Namespace) -> int:
+    """Optimiser steps: as many as `--epochs` over the rollouts in windows of 64 responses take, for every objective."""
+    settings = data.world.settings
+    return arguments.epochs * -(-settings.train_prompts * settings.train_rollouts // 64)
+
+
+def make_table(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+    """Markdown: mean and sample standard deviation over seeds of every measure, a column per objective."""
+    compared = [run for run in runs if run["key"][0] == "compare" and run["key"][4:] == extra(arguments)]
+    names = [name for name in (*OBJECTIVES, "EndoRM") if any(run["key"][1] == name for run in compared)]
+    seeds = sorted({run["key"][2] for run in compared})
+    lines = [
+        f"Arithmetic world, size {arguments.size}, seeds {seeds}, {arguments.epochs} epochs; mean ± standard deviation.",
+        "",
+        f"| measure | {' | '.join(names)} | floors |",
+        "| --- " * (len(names) + 2) + "|",
+    ]
+    for measure, (get, floor) in measures().items():
+        cells = [spread([get(r["reports"]) for r in compared if r["key"][1] == name]) for name in names]
+        floors = spread([floor(r["reports"]) for r in compared if r["key"][1] == names[0]]) if floor else ""
+        lines.append(f"| {measure} | {' | '.join(cells)} | {floors} |")
+    chosen = {name: next(r for r in compared if r["key"][1] == name) for name in names if name in TRIES}
+    lines += ["", "Chosen by validation AUROC on a world of its own: " + "; ".join(
+        f"{name} learning rate {run['learning_rate']:g} {run['options'] or ''}".strip() for name, run in chosen.items()
+    ) + f". Steps: {sorted({run['steps'] for run in chosen.values()})}."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def measures() -> dict[str, tuple[Callable[[Reports], float], Callable[[Reports], float] | None]]:
+    """What the table shows: how to read it from the reports, and its floor."""
+    table: dict[str, tuple[Callable[[Reports], float], Callable[[Reports], float] | None]] = {}
+    for subset in ("format0", "format1", "format2"):
+        for protocol in ("step_sum", "prefix_sum", "prefix_mean", "step_mean"):
+            table[f"step F1, {subset}, {protocol}, cross-fitted"] = (
+                lambda r, s=subset, p=protocol: 100 * r["step_f1"]["subsets"][s]["protocols"][p]["cross_fitted"]["f1"],
+                lambda r, s=subset: 100 * r["step_f1"]["subsets"][s]["longest_step"]["cross_fitted"]["f1"],
+            )
+    best = "best_of_n"
+    table["best of 8, final value"] = (
+        lambda r: 100 * at(r[best]["accuracy"]["final_value"], 8)["accuracy"],
+        lambda r: 100 * at(r[best]["accuracy"]["pass@1"], 8)["accuracy"],
+    )
+    table["majority vote of 8"] = (lambda r: 100 * at(r[best]["accuracy"]["majority vote"], 8)["accuracy"], None)
+    table["AUROC of final value"] = (lambda r: r["calibration"]["final_auroc"], None)
+    table["ECE of final value"] = (lambda r: r["calibration"]["final_ece"], None)
+    table["Brier score of final value"] = (lambda r: r["calibration"]["final_brier"], None)
+    table["prefix truth, correlation"] = (lambda r: r["prefix_truth"]["pearson"], None)
+    table["prefix truth, correlation within a solution"] = (lambda r: r["prefix_truth"]["within_solution"], None)
+    table["prefix truth, squared error"] = (
+        lambda r: r["prefix_truth"]["brier"],
+        lambda r: r["prefix_truth"]["constant_brier"],
+    )
+    return table
+
+
+def at(results: dict[Any, Any], n: int) -> Any:
+    """A result by n: JSON has turned the keys into text."""
+    return results[str(n)]
+
+
+def spread(values: list[float]) -> str:
+    """Mean and sample standard deviation."""
+    mean = statistics.mean(values)
+    digits = 1 if abs(mean) > 1.5 else 3
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Objectives on a real model and real rollouts, judged on ProcessBench: same responses, steps and settings for each.
+
+    python benchmarks/real_model.py --model MODEL --rollouts pairwise.parquet --processbench FOLDER
+
+One `ipvrm fit` and one `ipvrm test` per objective; finished ones are not repeated: a stopped run goes on where it was.
+`--model` is a hub name or a folder; `--gguf FILE` (with `--model FOLDER`) saves a GGUF file as safetensors first.
+Writes `<out>/real_model.json` and `<out>/real_model.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CHECKPOINT = "[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save_last: true}}]"
+OBJECTIVES = ("ipvrm", "implicit_prm", "dpo_rm")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    work = Path(arguments.work)
+    work.mkdir(parents=True, exist_ok=True)
+    model = arguments.model if arguments.gguf is None else save_gguf(arguments.model, arguments.gguf, work / "model")
+    rollouts = choose_rollouts(arguments, model, work / "rollouts.jsonl")
+    for objective in arguments.objectives:
+        run_objective(objective, arguments, model, rollouts, work / objective)
+    collect(arguments, work)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--gguf")
+    parser.add_argument(
+        "--rollouts", required=True, help="chosen + rejected, so that every objective sees the same rows"
+    )
+    parser.add_argument("--processbench", required=True, help="folder with <subset>.json")
+    parser.add_argument("--subsets", nargs="+", default=["gsm8k", "math", "olympiadbench"])
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES))
+    parser.add_argument("--pairs", type=int, default=60, help="pairs of responses to train on")
+    parser.add_argument("--max-length", type=int, default=640, help="tokens of a training response with its prompt")
+    parser.add_argument("--limit", type=int, default=60, help="solutions per subset of ProcessBench")
+    parser.add_argument("--batch", type=int, default=8, help="responses per optimiser step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", default="outputs/real_model")
+    parser.add_argument("--out", default=str(REPOSITORY / "benchmarks" / "results"))
+    return parser.parse_args()
+
+
+def save_gguf(folder: str, file: str, target: Path) -> str:
+    """Dequantise once: reading a GGUF file takes half a minute each time."""
+    if not (target / "config.json").exists():
+        from ipvrm_lightning.models import PretrainedLanguageModel
+
+        factory = PretrainedLanguageModel(name=folder, gguf_file=file)
+        factory.build_tokenizer().save_pretrained(target)
+        factory.build_model().save_pretrained(target)
+    return str(target)
+
+
+def choose_rollouts(arguments: argparse.Namespace, model: str, target: Path) -> Path:
+    """Draw pairs whose two responses both fit, so that no objective loses rows that another keeps."""
+    if target.exists():
+        return target
+    from transformers import AutoTokenizer
+
+    from ipvrm_lightning.data import read_rows
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = [row for _, _, row in read_rows(arguments.rollouts)]
+
+    def fits(row: dict) -> bool:
+        texts = [tokenizer.apply_chat_template(row[side], tokenize=False) for side in ("chosen", "rejected")]
+        return all(len(tokenizer(text)["input_ids"]) <= arguments.max_length for text in texts)
+
+    fitting = [row for row in rows if fits(row)]
+    chosen = random.Random(arguments.seed).sample(fitting, min(arguments.pairs, len(fitting)))
+    target.write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
+    return target
+
+
+def run_objective(objective: str, arguments: argparse.Namespace, model: str, rollouts: Path, work: Path) -> None:
+    """Train and judge one objective, unless its results are there."""
+    pairwise = objective in ("dpo_rm", "qrm")
+    shared = [
+        "--config", str(REPOSITORY / "configs" / "ipvrm_smollm2.yaml"),
+        "--config", str(REPOSITORY / "configs" / "objective" / f"{objective}.yaml"),
+        "--model.init_args.language_model.init_args.name", model,
+        "--model.init_args.reference.init_args.cache_dir", str(work.parent / "reference"),
+        "--seed_everything", str(arguments.seed),
+        "--trainer.default_root_dir", str(work),
+    ]  # fmt: skip
+    fit = [
+        "fit", *shared,
+        "--data.train", str(rollouts), "--data.max_length", str(arguments.max_length),
+        "--data.validation_fraction", "0",
+        "--data.max_prompts", "null", "--data.batch_size", str(arguments.batch // (2 if pairwise else 1)),
+        "--data.seed", str(arguments.seed),
+        "--trainer.callbacks", CHECKPOINT,
+    ]  # fmt: skip
+    test = [
+        "test", *shared, "--config", str(REPOSITORY / "configs" / "data" / "processbench.yaml"),
+        "--data.path", arguments.processbench, "--data.subsets", json.dumps(arguments.subsets),
+        "--data.limit", str(arguments.limit), "--data.max_tokens", "4096", "--data.seed", str(arguments.seed),
+        "--ckpt_path", "last",
+    ]  # fmt: skip
+    if not list(work.glob("*/checkpoints/last.ckpt")):
+        run(fit, work / "fit.json")
+    if not list(work.glob("*-test/results.json")):
+        run(test, work / "test.json")
+
+
+def run(command: list[str], record: Path) -> None:
+    """Run `ipvrm`, keep its command and wall-clock seconds."""
+    started = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "ipvrm_lightning", *command], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({"command": ["ipvrm", *command], "seconds": round(time.monotonic() - started, 1)}))
+
+
+def collect(arguments: argparse.Namespace, work: Path) -> None:
+    """One JSON and one Markdown table of all objectives."""
+    results = {}
+    for objective in arguments.objectives:
+        (file,) = (work / objective).glob("*-test/results.json")
+        results[objective] = {
+            **json.loads(file.read_text()),
+            "fit": json.loads((work / objective / "fit.json").read_text()),
+            "test": json.loads((work / objective / "test.json").read_text()),
+        }
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"command": sys.argv, "settings": vars(arguments), "objectives": results}
+    (out / "real_model.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"wrote {out / 'real_model.json'}")
+
+
+if __name__ == "__main__":
+    main()
