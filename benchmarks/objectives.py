@@ -125,7 +125,7 @@ def make_table(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> str
     names = [name for name in (*OBJECTIVES, "EndoRM") if any(run["key"][1] == name for run in compared)]
     seeds = sorted({run["key"][2] for run in compared})
     lines = [
-        f"Arithmetic world, size {arguments.size}, seeds {seeds}, {arguments.epochs} epochs; mean ± standard deviation.",
+        f"Arithmetic world, size {arguments.size}, seeds {seeds}, {arguments.epochs} epochs: mean ± spread.",
         "",
         f"| measure | {' | '.join(names)} | floors |",
         "| --- " * (len(names) + 2) + "|",

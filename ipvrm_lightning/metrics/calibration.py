@@ -132,8 +132,11 @@ class PrefixCalibration(CollectingMetric):
         outcome = outcomes.double()[:, None].expand(mask.shape)[mask]
         bin_index = (probability * self.bins).long().clamp(max=self.bins - 1)
         cells = torch.stack((torch.ones_like(probability), probability, outcome), dim=1)
-        self.sums.view(-1, 3).index_add_(0, (position * self.bins + bin_index).to(self.device), cells.to(self.device))
-        self.squares.index_add_(0, position.to(self.device), (probability - outcome).square().to(self.device))
+        # not in place: processes started by spawning share the memory of tensors that existed before
+        place = (position * self.bins + bin_index).to(self.device)
+        self.sums = self.sums.view(-1, 3).index_add(0, place, cells.to(self.device)).view_as(self.sums)
+        squares = (probability - outcome).square().to(self.device)
+        self.squares = self.squares.index_add(0, position.to(self.device), squares)
         ends = torch.arange(1, self.positions + 1, device=mask.device) * lengths // self.positions
         self.put("values", values.detach().double().gather(1, ends.clamp(min=1) - 1))
         self.put("outcomes", outcomes)

@@ -86,7 +86,7 @@ class IPVRMModule(WindowedModule):
         super().configure_model()
         if built or self.model is None:
             return
-        if self.objective.score_source == "log_ratio":
+        if self._uses_reference:
             self.reference.setup(self.language_model, self.model)
         if self.objective.score_source == "value_head":
             self.value_head = torch.nn.Linear(self.model.config.get_text_config().hidden_size, 1)
@@ -135,8 +135,7 @@ class IPVRMModule(WindowedModule):
         if outcomes is None:
             raise ValueError("validation needs rollouts with outcomes, and this batch has none")
         if not self.objective.pairwise:
-            loss = self.objective(scores, mask, batch)
-            self.log("val/loss", loss, batch_size=batch.count(self.unit), prog_bar=True, sync_dist=True)
+            self.log_validation_loss(self.objective(scores, mask, batch), batch)
         agrees = ((logits > 0) == (outcomes[:, None] > 0.5))[mask]
         self.val_prefix_accuracy.update(agrees.float())
         finals = logits.gather(1, (batch.response_lengths - 1)[:, None]).squeeze(1)
@@ -148,8 +147,9 @@ class IPVRMModule(WindowedModule):
     def on_validation_epoch_end(self) -> None:
         """Log the calibration of validation values."""
         report = self.val_calibration.compute()
-        self.log("val/ece", report.final_ece)
-        self.log("val/brier", report.final_brier)
+        # the report is reduced already; averaging equal values only tells Lightning so
+        self.log("val/ece", report.final_ece, sync_dist=True)
+        self.log("val/brier", report.final_brier, sync_dist=True)
         self.val_calibration.reset()
 
     def test_step(self, batch: TrajectoryBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -166,13 +166,15 @@ class IPVRMModule(WindowedModule):
         fed = {name for name in self.judge.metrics() if anywhere(name in self.judge.fed, all=False)}
         self.test_report = self.judge.compute(fed)
         self.scored_solutions = self.judge.solutions
-        self.reference.release()
+        if self._uses_reference:
+            self.reference.release()
 
     def predict_step(self, batch: TrajectoryBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Values and TD advantages per token and, where steps are known, per step.
 
         Returns:
-            One record per row: `index`, `token_ids`, `values` (normalised), `td_advantages`, `step_scores` by protocol.
+            One record per row: `index`, `token_ids`, `values` (logit of ending right), `td_advantages`; where steps are
+            known `step_ids` and `step_scores` by protocol; where it is known `step_label`, the first wrong step.
         """
         scores, mask = self.token_scores(batch)
         logits = self.objective.prefix_logits(scores, mask)
@@ -187,13 +189,20 @@ class IPVRMModule(WindowedModule):
                 "td_advantages": (self.objective.beta * scores[row, :length]).tolist(),
             }
             if batch.step_ids is not None:
+                record["step_ids"] = batch.step_ids[row, :length].tolist()
                 record["step_scores"] = {protocol: of_rows[row] for protocol, of_rows in steps.items()}
+            if batch.step_labels is not None:
+                record["step_label"] = int(batch.step_labels[row])
             records.append(record)
         return records
 
+    @property
+    def _uses_reference(self) -> bool:
+        return self.objective.score_source == "log_ratio"
+
     def _fill_reference_cache(self) -> None:
         """One pass of the reference over all data before the first update, so that no copy is needed after it."""
-        if self.objective.score_source != "log_ratio" or not isinstance(self.reference, CachedReference):
+        if not self._uses_reference or not isinstance(self.reference, CachedReference):
             return
         sets = (
             [] if self.data is None else [part for part in (self.data.train_set, self.data.val_set) if part is not None]

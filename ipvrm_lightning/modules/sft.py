@@ -12,12 +12,7 @@ from ipvrm_lightning.types import TrajectoryBatch, Unit
 class SFTModule(WindowedModule):
     """Minimises the negative log-likelihood of responses, averaged over the response tokens of a window.
 
-    Args:
-        language_model: builds the model and its tokenizer; nothing is loaded before `configure_model`.
-        optimizer: called with the trainable parameters.
-        schedule: learning rate over the run.
-        gradient_clip_val: largest norm of the gradient, None for no limit.
-        chunk_size: response tokens whose logits exist at one time.
+    Its arguments are those of `WindowedModule`.
     """
 
     unit: Unit = "tokens"
@@ -29,4 +24,4 @@ class SFTModule(WindowedModule):
 
     def validation_step(self, batch: TrajectoryBatch, batch_idx: int) -> None:
         """Log the mean negative log-likelihood per response token, `val/loss`."""
-        self.log("val/loss", self.batch_loss(batch), batch_size=batch.count("tokens"), prog_bar=True, sync_dist=True)
+        self.log_validation_loss(self.batch_loss(batch), batch)

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head
@@ -66,6 +67,7 @@ class WindowedModule(LightningModule):
         self.gradient_clip_val = gradient_clip_val
         self.chunk_size = chunk_size
         self.model: Any = None
+        self.val_loss = MeanMetric()
 
     @property
     def data(self) -> Any:
@@ -135,6 +137,14 @@ class WindowedModule(LightningModule):
         scheduler.step()
         self.log("train/loss", total * processes, prog_bar=True, sync_dist=True)
         self.log("train/gradient_norm", norm)
+
+    def log_validation_loss(self, loss: Tensor, batch: TrajectoryBatch) -> None:
+        """Log `val/loss`, the mean over the unit of all batches and processes.
+
+        By a metric, not by a weighted `self.log`: that averages the integer weights of the processes and rounds down.
+        """
+        self.val_loss.update(loss, weight=batch.count(self.unit))
+        self.log("val/loss", self.val_loss, batch_size=1, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; frozen weights come from where they came from."""

@@ -81,10 +81,30 @@ def test_four_bits_train_and_their_reference_is_the_same_four_bits(tmp_path: Pat
     assert torch.equal(scores.log_probs, reference.log_probs(batch))
     full = response_scores(PretrainedLanguageModel(name=folder).build_model(), batch).log_probs
     assert (scores.log_probs - full).abs().max() > 1e-3, "the weights were not quantised"
-    scores.log_probs.sum().backward()
-    grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    assert all(g is not None for g in grads.values())
-    assert any(g.abs().sum() > 0 for g in grads.values())
+
+
+def test_gradients_through_four_bits_are_those_of_the_dequantised_weights(
+    tmp_path: Path, batch: TrajectoryBatch
+) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    wider = {**QWEN, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    plain = RandomLanguageModel(config=wider, lora=LoRA(r=2)).build_model()
+    RandomLanguageModel(config=wider).build_model().save_pretrained(tmp_path)
+    four_bit = PretrainedLanguageModel(
+        name=str(tmp_path), quantization="nf4", lora=LoRA(r=2), compute_dtype="float32"
+    ).build_model()
+    source, target = dict(four_bit.named_parameters()), dict(plain.named_parameters())
+    with torch.no_grad():
+        for name, weight in target.items():
+            if ".lora_" in name:
+                source[name].normal_(std=0.1)
+            quantised = getattr(source[name], "quant_state", None)
+            weight.copy_(source[name] if quantised is None else bnb.functional.dequantize_4bit(source[name], quantised))
+    for model in (four_bit, plain):
+        response_scores(model, batch).log_probs.sum().backward()
+    for name, weight in target.items():
+        if weight.grad is not None:
+            torch.testing.assert_close(source[name].grad, weight.grad, rtol=0, atol=1e-5)
 
 
 def test_real_gguf_weights_give_likely_text(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""Two processes give the numbers of one."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ipvrm_lightning.metrics import report_to_json
+from ipvrm_lightning.modules import IPVRMModule
+from ipvrm_lightning.objectives import DPORM, IPVRM, Objective
+
+from .conftest import InMemoryData, quiet_trainer, tiny, trained_state
+
+
+class SaveState(Callback):
+    """The module lives in another process: what it has learnt comes back through a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            torch.save({"state": trained_state(pl_module), "metrics": metrics}, self.file)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            reports = {name: json.loads(report_to_json(report)) for name, report in pl_module.test_report.items()}
+            self.file.write_text(json.dumps(reports))
+
+
+def run(folder: Path, objective: Objective, processes: int) -> dict[str, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    module = IPVRMModule(
+        language_model=tiny(lora=True), objective=objective, optimizer=partial(torch.optim.SGD, lr=0.05)
+    )
+    options = {"strategy": "ddp_spawn", "devices": 2} if processes == 2 else {}
+    file = folder / f"{processes}.pt"
+    trainer = quiet_trainer(folder, callbacks=[SaveState(file)], **options)
+    trainer.fit(module, datamodule=InMemoryData(max_tokens=60, pairwise=objective.pairwise))
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "objective", [IPVRM(), IPVRM(reduction="token"), DPORM(beta=1.0)], ids=["mean", "token", "pair"]
+)
+def test_training_on_two_processes_gives_the_weights_and_metrics_of_one(objective: Objective, tmp_path: Path) -> None:
+    one, two = (run(tmp_path, objective, processes) for processes in (1, 2))
+    for name, value in one["state"].items():
+        torch.testing.assert_close(two["state"][name], value, rtol=0, atol=1e-5)
+    assert one["metrics"].keys() == two["metrics"].keys()
+    for name, value in one["metrics"].items():
+        assert two["metrics"][name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_judging_on_two_processes_gives_the_report_of_one(tmp_path: Path) -> None:
+    reports = []
+    for processes in (1, 2):
+        options = {"strategy": "ddp_spawn", "devices": 2} if processes == 2 else {}
+        file = tmp_path / f"{processes}.json"
+        trainer = quiet_trainer(tmp_path, callbacks=[SaveState(file)], **options)
+        trainer.test(IPVRMModule(language_model=tiny(lora=True)), datamodule=InMemoryData(max_tokens=60), verbose=False)
+        reports.append(json.loads(file.read_text()))
+    assert reports[0] == reports[1]

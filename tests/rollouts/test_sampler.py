@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ipvrm_lightning.rollouts.sampler import sample_responses
+
+EOS, PAD, VOCABULARY = 1, 0, 23
+
+
+def make_model(**fields):
+    config = AutoConfig.for_model(
+        "qwen3",
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "intermediate_size": 48,
+            "initializer_range": 0.3,
+            "eos_token_id": EOS,
+            "pad_token_id": PAD,
+            **fields,
+        },
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    generator = random.Random(0)
+    return [[generator.randrange(2, VOCABULARY) for _ in range(length)] for length in (7, 1, 12, 4, 7, 20, 3)]
+
+
+def sample(model, prompts, **options):
+    defaults = {"max_new_tokens": 40, "eos_token_id": EOS, "pad_token_id": PAD}
+    return sample_responses(model, prompts, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_greedy_equals_generate(prompts, sliding: bool) -> None:
+    model = make_model(**({"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1} if sliding else {}))
+    rollouts = sample(model, prompts, temperature=0.0)
+    endings = set()
+    for prompt, (rollout,) in zip(prompts, rollouts, strict=True):
+        ids = torch.tensor([prompt])
+        whole = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40)
+        assert rollout.input_ids == whole[0, len(prompt) :].tolist()
+        assert rollout.finished == (rollout.input_ids[-1] == EOS)
+        endings.add(len(rollout.input_ids))
+    assert len(endings) > 1, "all responses are equally long: dropping finished rows is not tested"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_batching_changes_nothing(model, prompts, temperature: float) -> None:
+    whole = sample(model, prompts, num_return_sequences=3, temperature=temperature)
+    assert whole == sample(model, prompts, num_return_sequences=3, temperature=temperature, batch_size=4)
+    assert whole == sample(model, prompts, num_return_sequences=3, temperature=temperature, batch_size=1)
+
+
+def test_seeded_runs_repeat_and_differ_by_seed(model, prompts) -> None:
+    first = sample(model, prompts, num_return_sequences=4, seed=5)
+    assert first == sample(model, prompts, num_return_sequences=4, seed=5)
+    assert first != sample(model, prompts, num_return_sequences=4, seed=6)
+    assert len({tuple(rollout.input_ids) for rollout in first[0]}) == 4
+    assert [len(group) for group in first] == [4] * len(prompts)
+
+
+def test_responses_end_at_the_first_end_token(model, prompts) -> None:
+    rollouts = [rollout for group in sample(model, prompts, num_return_sequences=16, seed=2) for rollout in group]
+    assert {rollout.finished for rollout in rollouts} == {True, False}
+    for rollout in rollouts:
+        assert EOS not in rollout.input_ids[:-1]
+        assert rollout.finished == (rollout.input_ids[-1] == EOS)
+        assert rollout.finished or len(rollout.input_ids) == 40
+
+
+def test_first_tokens_follow_the_models_probabilities(model, prompts) -> None:
+    count = 4000
+    for index, temperature, top_p in ((2, 1.0, 1.0), (0, 0.7, 1.0), (3, 1.0, 0.6)):
+        (group,) = sample(
+            model,
+            [prompts[index]],
+            num_return_sequences=count,
+            max_new_tokens=1,
+            temperature=temperature,
+            top_p=top_p,
+            batch_size=count,
+        )
+        with torch.no_grad():
+            expected = (model(torch.tensor([prompts[index]])).logits[0, -1] / temperature).softmax(-1)
+        if top_p < 1:
+            order = expected.argsort(descending=True)
+            size = int((expected[order].cumsum(0) < top_p).sum()) + 1
+            kept = torch.zeros_like(expected).index_fill(0, order[:size], 1.0) * expected
+            expected = kept / kept.sum()
+        found = torch.bincount(torch.tensor([r.input_ids[0] for r in group]), minlength=VOCABULARY) / count
+        # Four standard errors of a share
+        assert ((found - expected).abs() <= 4 * (expected * (1 - expected) / count).sqrt() + 1e-9).all()
+
+
+def test_later_tokens_come_from_the_full_forward_pass(model, prompts) -> None:
+    """With the lowest temperature every token is the argmax of a forward pass without cache."""
+    for prompt, (rollout,) in zip(prompts, sample(model, prompts, temperature=1e-4), strict=True):
+        ids = torch.tensor([prompt + rollout.input_ids])
+        with torch.no_grad():
+            logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(rollout.input_ids)[:, None]).squeeze(1)
+        assert torch.allclose(chosen, logits.max(1).values, atol=1e-4)
+
+
+def test_pad_may_equal_eos(model, prompts) -> None:
+    assert sample(model, prompts, seed=1) == sample(model, prompts, seed=1, pad_token_id=EOS)
+
+
+def test_mode_and_global_random_state_are_kept(model, prompts) -> None:
+    model.train()
+    state = torch.get_rng_state()
+    reported: list[int] = []
+    sample(model, prompts, num_return_sequences=2, batch_size=5, on_progress=reported.append)
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert reported == [5, 5, 4]
+    model.eval()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": [[3], []]}, r"prompts\[1\]: empty prompt"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1, found 0"),
+        ({"num_return_sequences": 0}, "num_return_sequences"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"temperature": -1.0}, "temperature"),
+    ],
+)
+def test_bad_settings_are_refused(model, options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample(model, **{"prompts": [[3]], **options})

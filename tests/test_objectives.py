@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, EndoRM, ImplicitPRM, Objective
+from ipvrm_lightning.types import TrajectoryBatch
+
+SCORES = torch.tensor([[0.2, 0.4, 0.0], [0.1, -0.3, 0.5]], dtype=torch.float64)
+MASK = torch.tensor([[True, True, False], [True, True, True]])
+
+
+def batch(**fields: torch.Tensor) -> TrajectoryBatch:
+    return TrajectoryBatch(
+        torch.zeros(2, 4, dtype=torch.long), torch.tensor([3, 4]), torch.ones(2).long(), torch.arange(2), **fields
+    )
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+OUTCOMES = batch(outcomes=torch.tensor([1.0, 0.0]))
+PAIRS = batch(pairs=torch.tensor([[1, 0]]))
+
+# by hand: sums are 0.6 and 0.3, running means 0.2, 0.3 and 0.1, -0.1, 0.1
+CASES: list[tuple[Objective, TrajectoryBatch, float]] = [
+    (ImplicitPRM(beta=2.0), OUTCOMES, (softplus(-1.2) + softplus(0.6)) / 2),
+    (DPORM(beta=2.0, margin=0.5), PAIRS, softplus(-(0.6 - 1.2 - 0.5))),
+    (QRM(beta=2.0, margin=0.5), PAIRS, softplus(-(0.2 - 0.6 - 0.5))),
+    (
+        IPVRM(beta=2.0, margin=1.0),
+        OUTCOMES,
+        ((softplus(0.6) + softplus(0.4)) / 2 + (softplus(1.2) + softplus(0.8) + softplus(1.2)) / 3) / 2,
+    ),
+    (
+        IPVRM(beta=2.0, margin=1.0, reduction="token"),
+        OUTCOMES,
+        (softplus(0.6) + softplus(0.4) + softplus(1.2) + softplus(0.8) + softplus(1.2)) / 5,
+    ),
+    (
+        IPVRM(beta=2.0, margin=1.0, prefix_weighting="late"),
+        OUTCOMES,
+        ((softplus(0.6) + 2 * softplus(0.4)) / 3 + (softplus(1.2) + 2 * softplus(0.8) + 3 * softplus(1.2)) / 6) / 2,
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: type(case[0]).__name__)
+def test_loss_equals_the_number_worked_out_by_hand(case: tuple[Objective, TrajectoryBatch, float]) -> None:
+    objective, rows, expected = case
+    assert objective(SCORES, MASK, rows).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_prefix_logits_are_what_each_objective_trains() -> None:
+    means = torch.tensor([0.1, -0.1, 0.1], dtype=torch.float64)
+    sums = torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64)
+    for objective, expected in (
+        (IPVRM(beta=3.0), 3 * means),
+        (QRM(beta=3.0), 3 * means),
+        (EndoRM(beta=3.0), 3 * means),
+        (ImplicitPRM(beta=3.0), 3 * sums),
+        (DPORM(beta=3.0), 3 * sums),
+    ):
+        torch.testing.assert_close(objective.prefix_logits(SCORES, MASK)[1], expected, rtol=0, atol=1e-12)
+
+
+def test_published_numbers_are_the_defaults() -> None:
+    assert (IPVRM().beta, IPVRM().margin, IPVRM().reduction) == (10.0, 5.0, "sequence")
+    assert (ImplicitPRM().beta, DPORM().beta, DPORM().margin) == (0.05, 0.05, 0.0)
+    assert (QRM().beta, QRM().margin, EndoRM().discount) == (0.2, 2.0, 0.95)
+
+
+def test_missing_labels_are_named() -> None:
+    with pytest.raises(ValueError, match="needs outcomes"):
+        IPVRM()(SCORES, MASK, PAIRS)
+    with pytest.raises(ValueError, match="DPORM needs pairs: set pairwise: true"):
+        DPORM()(SCORES, MASK, OUTCOMES)
+
+
+def test_units() -> None:
+    assert [o.unit for o in (IPVRM(), IPVRM(reduction="token"), ImplicitPRM(), DPORM(), QRM())] == [
+        "sequences", "tokens", "sequences", "pairs", "pairs",
+    ]  # fmt: skip
