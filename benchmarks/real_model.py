@@ -47,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=60, help="pairs of responses to train on")
     parser.add_argument("--max-length", type=int, default=640, help="tokens of a training response with its prompt")
     parser.add_argument("--limit", type=int, default=60, help="solutions per subset of ProcessBench")
+    parser.add_argument("--judged-length", type=int, default=1024, help="longer solutions are left out and counted")
     parser.add_argument("--batch", type=int, default=8, help="responses per optimiser step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", default="outputs/real_model")
@@ -109,6 +110,7 @@ def run_objective(objective: str, arguments: argparse.Namespace, model: str, rol
         "test", *shared, "--config", str(REPOSITORY / "configs" / "data" / "processbench.yaml"),
         "--data.path", arguments.processbench, "--data.subsets", json.dumps(arguments.subsets),
         "--data.limit", str(arguments.limit), "--data.max_tokens", "4096", "--data.seed", str(arguments.seed),
+        "--data.max_length", str(arguments.judged_length), "--data.over_length", "drop",
         "--ckpt_path", "last",
     ]  # fmt: skip
     if not list(work.glob("*/checkpoints/last.ckpt")):

@@ -10,6 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from ipvrm_lightning.worlds.arithmetic import ArithmeticWorld
+from ipvrm_lightning.worlds.arithmetic.build import ensure_built
+
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parent.parent
@@ -22,3 +25,31 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no conformance cases and real data at {folder} (set IPVRM_SHARED_DIR)")
     return folder
+
+
+#: Problems so easy that a policy learns their form, and some of their answers, in seconds.
+MICRO = {
+    "difficulty": {"min_steps": 1, "max_steps": 2, "side_share": 0.0, "weights": [["max", 1.0], ["min", 1.0]]},
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "layers": 2,
+    "format_shares": [1.0, 0.0, 0.0],
+    "sft_problems": 1500,
+    "sft_tokens": 60_000,
+    "window_tokens": 400,
+    "train_prompts": 24,
+    "train_rollouts": 4,
+    "validation_prompts": 8,
+    "test_prompts": 16,
+    "best_of_prompts": 6,
+    "truth_solutions": 5,
+    "truth_continuations": 6,
+}
+
+
+@pytest.fixture(scope="session")
+def micro_world(tmp_path_factory: pytest.TempPathFactory) -> ArithmeticWorld:
+    """A world built as users build it: in a process of its own."""
+    world = ArithmeticWorld("small", 7, str(tmp_path_factory.mktemp("worlds")), MICRO)
+    ensure_built(world)
+    return world

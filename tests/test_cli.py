@@ -11,6 +11,7 @@ import yaml
 
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.lightning_cli import newest_checkpoint
+from ipvrm_lightning.worlds.arithmetic import ArithmeticWorld
 
 from .conftest import REPOSITORY
 from .modules.conftest import QWEN
@@ -150,6 +151,31 @@ def test_predict_writes_values_beside_the_metadata(tmp_path: Path, real_inputs: 
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert {record["id"] for record in records} == {f"gsm8k-{n}" for n in range(12)}
     assert all(len(record["values"]) == len(record["token_ids"]) for record in records)
+
+
+def test_the_built_in_world_is_trained_and_judged_by_the_demo_commands(
+    tmp_path: Path, micro_world: ArithmeticWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = {"size": "small", "seed": micro_world.seed, "root": micro_world.root, "overrides": micro_world.overrides}
+    overlay = {
+        "model": {"init_args": {"language_model": {"init_args": world}}},
+        "data": {"init_args": world},
+        "trainer": {"default_root_dir": str(tmp_path), "max_epochs": 1},
+    }
+    (tmp_path / "micro.yaml").write_text(yaml.safe_dump(overlay))
+    config = [
+        "--config",
+        str(REPOSITORY / "configs" / "ipvrm_arithmetic.yaml"),
+        "--config",
+        str(tmp_path / "micro.yaml"),
+    ]
+    main(["fit", *config])
+    main(["test", *config, "--ckpt_path", "last"])
+    printed = capsys.readouterr().out
+    for expected in ("Step F1 on format0", "Step F1 on format2", "longest step (floor)", "majority vote", "the truth"):
+        assert expected in printed
+    (results,) = tmp_path.glob("*-test/results.json")
+    assert set(json.loads(results.read_text())["reports"]) == {"step_f1", "best_of_n", "calibration", "prefix_truth"}
 
 
 BAD_COMMANDS = {

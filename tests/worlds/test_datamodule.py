@@ -45,6 +45,7 @@ def test_test_sets_go_with_their_loaders_and_names(data: ArithmeticDataModule) -
         assert all(dataset.metadata(row)["subset"] == name for row in seen)
         assert (dataset.step_labels is not None) == name.startswith("format")
     assert len(data.test_sets[3]) == 6 * 8
+    assert {data.test_sets[3].metadata(row)["prompt"] for row in range(48)} == set(data.test_sets[3].groups)
     assert not set(data.test_sets[0].groups) & set(data.train_set.groups)
 
 

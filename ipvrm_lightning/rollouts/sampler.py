@@ -1,0 +1,237 @@
+"""Sampling responses in this process, many at once, with a key-value cache.
+
+What departs from `generate` of transformers: each prompt is read once however many responses it gets, finished rows
+leave the batch, the cache grows in place, and every response has its own random numbers, drawn from (seed, prompt,
+response). Which prompts share a batch therefore changes no response but for rounding.
+
+Letters: N rows of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_DROP_BELOW = 0.75
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response.
+
+    Args:
+        input_ids: response tokens, the end-of-sequence token last where there is one.
+        finished: it ended by itself; False where it was cut at `max_new_tokens`.
+    """
+
+    input_ids: list[int]
+    finished: bool
+
+
+@torch.inference_mode()
+def sample_responses(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    num_return_sequences: int = 1,
+    max_new_tokens: int,
+    eos_token_id: int,
+    pad_token_id: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 256,
+    on_progress: Callable[[int], Any] | None = None,
+) -> list[list[Rollout]]:
+    """Sample responses to prompts of any lengths.
+
+    Args:
+        model: causal language model; left in the mode (training or not) it was in.
+        prompts: token ids, none empty.
+        num_return_sequences: responses per prompt.
+        max_new_tokens: longest response, tokens.
+        eos_token_id: ends a response.
+        pad_token_id: fills prompts on the left; may equal `eos_token_id`.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_p: keeps the fewest most likely tokens that together have this probability.
+        seed: of all draws.
+        batch_size: responses sampled at one time.
+        on_progress: called with the number of responses that a batch has added.
+
+    Returns:
+        `num_return_sequences` rollouts per prompt, in the order of `prompts`.
+
+    Raises:
+        ValueError: an empty prompt, or a setting out of range.
+    """
+    _check(prompts, num_return_sequences, max_new_tokens, temperature, top_p, batch_size)
+    sampler = _Sampler(model, eos_token_id, pad_token_id, max_new_tokens, temperature, top_p)
+    results: list[list[Rollout]] = [[] for _ in prompts]
+    # Prompts of one length need no padding, and long prompts tend to have long responses.
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    tasks = [(index, number) for index in order for number in range(num_return_sequences)]
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(tasks), batch_size):
+            batch = tasks[start : start + batch_size]
+            for (index, _), rollout in zip(batch, sampler.sample(prompts, batch, seed), strict=True):
+                results[index].append(rollout)
+            if on_progress is not None:
+                on_progress(len(batch))
+    finally:
+        model.train(was_training)
+    return results
+
+
+def _check(
+    prompts: Sequence[Sequence[int]], count: int, max_new_tokens: int, temperature: float, top_p: float, batch_size: int
+) -> None:
+    for index, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompts[{index}]: empty prompt")
+    for name, value in (
+        ("num_return_sequences", count),
+        ("max_new_tokens", max_new_tokens),
+        ("batch_size", batch_size),
+    ):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, found {value}")
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1, found {temperature} and {top_p}")
+
+
+class _Sampler:
+    def __init__(
+        self, model: PreTrainedModel, eos: int, pad: int, max_new_tokens: int, temperature: float, top_p: float
+    ) -> None:
+        self.model, self.eos, self.pad, self.max_new_tokens = model, eos, pad, max_new_tokens
+        self.temperature, self.top_p = temperature, top_p
+
+    def sample(self, prompts: Sequence[Sequence[int]], tasks: Sequence[tuple[int, int]], seed: int) -> list[Rollout]:
+        """One response per task (prompt, number of the response), in their order."""
+        rows = list(dict.fromkeys(index for index, _ in tasks))
+        logits, cache, mask = self._read([prompts[index] for index in rows])
+        place = {index: row for row, index in enumerate(rows)}
+        repeat = torch.tensor([place[index] for index, _ in tasks], device=logits.device)
+        logits, mask = logits[repeat], mask[repeat]
+        cache.batch_select_indices(repeat)
+        draws = self._draws(tasks, seed).to(logits.device) if self.temperature > 0 else None
+        active = torch.arange(len(tasks), device=logits.device)
+        running = torch.ones(len(tasks), dtype=torch.bool, device=logits.device)
+        tokens = torch.full((len(tasks), self.max_new_tokens), -1, dtype=torch.long, device=logits.device)
+        for position in range(self.max_new_tokens):
+            chosen = self._choose(logits, None if draws is None else draws[active, position])
+            tokens[active[running], position] = chosen[running]
+            running = running & (chosen != self.eos)
+            if not bool(running.any()) or position + 1 == self.max_new_tokens:
+                break
+            if float(running.float().mean()) < _DROP_BELOW:
+                kept = running.nonzero().squeeze(1)
+                cache.batch_select_indices(kept)
+                active, mask, chosen, running = active[kept], mask[kept], chosen[kept], running[kept]
+            positions = mask.sum(1, keepdim=True)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            logits = self._forward(chosen[:, None], mask, positions, cache)
+        return [self._rollout(row) for row in tokens.tolist()]
+
+    def _read(self, prompts: list[Sequence[int]]) -> tuple[Tensor, Any, Tensor]:
+        """Logits after each prompt [N, V], cache, attention mask [N, longest prompt]."""
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.tensor([[self.pad] * (width - len(p)) + list(p) for p in prompts], device=self.model.device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.model.device)
+        mask = (torch.arange(width, device=ids.device)[None] >= width - lengths[:, None]).long()
+        cache = growing_cache(self.model.config, self.max_new_tokens)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        return self._forward(ids, mask, positions, cache), cache, mask
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        # Without padding no mask is needed, and attention is faster without one.
+        attention_mask = None if bool(mask.all()) else mask
+        output = self.model(
+            input_ids=ids,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
+
+    def _draws(self, tasks: Sequence[tuple[int, int]], seed: int) -> Tensor:
+        """Uniform numbers in [0, 1), [N, max_new_tokens]."""
+        rows = []
+        for index, number in tasks:
+            digest = hashlib.blake2b(f"{seed}-{index}-{number}".encode(), digest_size=7).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+            rows.append(torch.rand(self.max_new_tokens, generator=generator, dtype=torch.float64))
+        return torch.stack(rows)
+
+    def _choose(self, logits: Tensor, draws: Tensor | None) -> Tensor:
+        """Next tokens [N] from logits [N, V] and one uniform number each [N]; the most likely without numbers."""
+        if draws is None:
+            return logits.argmax(-1)
+        probabilities = (logits / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            ordered, order = probabilities.sort(-1, descending=True)
+            outside = ordered.cumsum(-1) - ordered >= self.top_p
+            probabilities = probabilities.scatter(-1, order, ordered.masked_fill(outside, 0.0))
+        cumulative = probabilities.double().cumsum(-1)
+        total = cumulative[:, -1:]
+        # right=True: a draw that equals a bound falls past it, so that a token of probability 0 is never taken.
+        found = torch.searchsorted(cumulative, draws[:, None] * total, right=True).squeeze(-1)
+        last = cumulative.shape[-1] - 1 - (probabilities.flip(-1) > 0).long().argmax(-1)
+        return torch.minimum(found, last)
+
+    def _rollout(self, row: list[int]) -> Rollout:
+        ids = row[: row.index(-1)] if -1 in row else row
+        return Rollout(ids, bool(ids) and ids[-1] == self.eos)
+
+
+def growing_cache(config: Any, room: int) -> Any:
+    """A dynamic key-value cache that makes room for more tokens ahead, instead of copying itself at each one.
+
+    Args:
+        config: of the model, which says what kind each layer is.
+        room: tokens to make room for at a time.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    class GrowingLayer(DynamicLayer):
+        """Keys and values are views of buffers with room at the end."""
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            self.keys = self._extend("_key_buffer", self.keys, key_states)
+            self.values = self._extend("_value_buffer", self.values, value_states)
+            return self.keys, self.values
+
+        def _extend(self, name: str, held: Tensor | None, new: Tensor) -> Tensor:
+            length = 0 if held is None or held.numel() == 0 else held.shape[-2]
+            end = length + new.shape[-2]
+            buffer = getattr(self, name, None)
+            # The rows of a cache may have been selected since: then the buffer is no longer what `held` is a view of.
+            if buffer is None or held is None or buffer.data_ptr() != held.data_ptr() or end > buffer.shape[-2]:
+                buffer = new.new_empty(*new.shape[:-2], end + min(room, 64), new.shape[-1])
+                if held is not None and length:
+                    buffer[..., :length, :] = held
+                setattr(self, name, buffer)
+            buffer[..., length:end, :] = new
+            return buffer[..., :end, :]
+
+    cache = DynamicCache(config=config)
+    # Layers of other kinds (sliding windows, recurrent states) stay what they are.
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = GrowingLayer
+    return cache

@@ -1,0 +1,1 @@
+"""Worlds that make their own problems, policy and rollouts, so that everything about them is known."""

@@ -1,0 +1,7 @@
+"""The built-in world: chains of integer arithmetic, a tiny policy trained on the spot, exact labels, sampled truth."""
+
+from ipvrm_lightning.worlds.arithmetic.datamodule import ArithmeticDataModule
+from ipvrm_lightning.worlds.arithmetic.policy import ArithmeticPolicy
+from ipvrm_lightning.worlds.arithmetic.settings import ArithmeticWorld
+
+__all__ = ["ArithmeticDataModule", "ArithmeticPolicy", "ArithmeticWorld"]

@@ -1,0 +1,32 @@
+"""Build a world: `python -m ipvrm_lightning.worlds.arithmetic --size small --seed 0`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import warnings
+
+from ipvrm_lightning.worlds.arithmetic.settings import SIZES, ArithmeticWorld
+
+
+def main() -> None:
+    """Parse the command line and build."""
+    parser = argparse.ArgumentParser(prog="python -m ipvrm_lightning.worlds.arithmetic", description=__doc__)
+    parser.add_argument("--size", choices=list(SIZES), default="small", help="how large (default: small)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything in it (default: 0)")
+    parser.add_argument("--root", help="folder of worlds (default: $IPVRM_WORLDS, else outputs/worlds)")
+    parser.add_argument("--overrides", type=json.loads, default={}, help="settings to replace, a JSON object")
+    arguments = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+    from ipvrm_lightning.worlds.arithmetic.build import build
+
+    world = ArithmeticWorld(arguments.size, arguments.seed, arguments.root, arguments.overrides or None)
+    print(build(world))
+
+
+if __name__ == "__main__":
+    main()
