@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -63,9 +64,16 @@ def _run_lightning(arguments: list[str]) -> None:
     if "LOCAL_RANK" not in os.environ:
         os.environ.pop("IPVRM_RUN", None)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # LightningCLI reads the process's arguments, and processes it starts for DDP are given them again
+    sys.argv[1:] = arguments
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
     from ipvrm_lightning.lightning_cli import IPVRMCLI
 
-    IPVRMCLI.run(arguments)
+    IPVRMCLI.run()
 
+
+#: What libraries tell each other, of no use to who runs a command.
+QUIET = (r".*isinstance\(treespec, LeafSpec\).*", ".*is_gradient_checkpointing.*", ".*does not have many workers.*")
 
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {"judge": _run_judge}

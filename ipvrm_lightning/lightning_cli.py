@@ -23,12 +23,8 @@ class IPVRMCLI(LightningCLI):
     """
 
     @classmethod
-    def run(cls, arguments: list[str]) -> IPVRMCLI:
-        """Parse and run.
-
-        Args:
-            arguments: command and options.
-        """
+    def run(cls) -> IPVRMCLI:
+        """Parse the process's arguments and run the command."""
         return cls(
             LightningModule,
             LightningDataModule,
@@ -38,7 +34,6 @@ class IPVRMCLI(LightningCLI):
             auto_configure_optimizers=False,
             trainer_defaults={"use_distributed_sampler": False, "callbacks": [ResultsTable(), PredictionFile()]},
             save_config_kwargs={"overwrite": True},
-            args=arguments,
         )
 
     def before_instantiate_classes(self) -> None:
