@@ -89,7 +89,7 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
         language_model=ArithmeticPolicy(size=arguments.size, seed=seed),
         objective=getattr(objectives, objective)(**options),
         optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=0.0),
-        schedule=Schedule(name="cosine", warmup=0.1),
+        scheduler=Schedule(name="cosine", warmup=0.1),
     )
     data = ArithmeticDataModule(
         size=arguments.size, seed=seed, pairwise=objective in PAIRWISE, max_tokens=8192, max_pairs_per_prompt=4,

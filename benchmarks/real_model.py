@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHECKPOINT = "[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save_last: true}}]"
@@ -143,7 +144,46 @@ def collect(arguments: argparse.Namespace, work: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     record = {"command": sys.argv, "settings": vars(arguments), "objectives": results}
     (out / "real_model.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(f"wrote {out / 'real_model.json'}")
+    (out / "real_model.md").write_text(make_table(record), encoding="utf-8")
+    print(make_table(record))
+
+
+def make_table(record: dict[str, Any]) -> str:
+    """Step F1 by subset, objective and protocol, with the floors of the same solutions."""
+    objectives, settings = record["objectives"], record["settings"]
+    protocols = ("step_sum", "prefix_sum", "prefix_mean", "step_mean")
+    lines = [f"Step F1 in percent, oracle / cross-fitted threshold. Seed {settings['seed']}.", ""]
+    lines += [f"| solutions | scorer | {' | '.join(protocols)} |", "| --- " * (len(protocols) + 2) + "|"]
+    first = next(iter(objectives.values()))["reports"]["step_f1"]["subsets"]
+    for subset, reference in first.items():
+        where = f"{subset} ({reference['solutions']}, {reference['with_error']} with an error)"
+        for name, result in objectives.items():
+            report = result["reports"]["step_f1"]["subsets"][subset]
+            cells = [
+                both(report["protocols"][p]["oracle"]["f1"], report["protocols"][p]["cross_fitted"]["f1"])
+                for p in protocols
+            ]
+            lines.append(f"| {where} | {name} | {' | '.join(cells)} |")
+        random_floor, longest = reference["random"], reference["longest_step"]
+        random_cell = both(random_floor["oracle_mean"], random_floor["cross_fitted_mean"])
+        longest_cell = both(longest["oracle"]["f1"], longest["cross_fitted"]["f1"])
+        lines.append(f"| {where} | *random scores (floor)* | {' | '.join([random_cell] * 4)} |")
+        lines.append(f"| {where} | *longest step (floor)* | {' | '.join([longest_cell] * 4)} |")
+    lines += [
+        "",
+        f"Command: `python {' '.join(record['command'])}`",
+        "",
+        "| objective | fit, s | test, s |",
+        "| --- | --- | --- |",
+    ]
+    lines += [f"| {name} | {r['fit']['seconds']} | {r['test']['seconds']} |" for name, r in objectives.items()]
+    versions = next(iter(objectives.values()))["run"]["versions"]
+    lines += ["", "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def both(oracle: float, cross_fitted: float) -> str:
+    return f"{100 * oracle:.1f} / {100 * cross_fitted:.1f}"
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class IPVRMModule(WindowedModule):
         reference: where the reference log-probabilities come from; with LoRA the same weights with adapters off, else a
             frozen copy, where none is given.
         optimizer: called with the trainable parameters.
-        schedule: learning rate over the run.
+        scheduler: learning rate over the run.
         gradient_clip_val: largest norm of the gradient, None for no limit.
         chunk_size: response tokens whose logits exist at one time.
         threshold: fixed threshold of the step F1 that `test` reports beside oracle and cross-fitted ones.
@@ -59,7 +59,7 @@ class IPVRMModule(WindowedModule):
         objective: Objective | None = None,
         reference: Reference | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule | None = None,
+        scheduler: Schedule | None = None,
         gradient_clip_val: float | None = 1.0,
         chunk_size: int = 256,
         threshold: float | None = None,
@@ -67,7 +67,7 @@ class IPVRMModule(WindowedModule):
         super().__init__(
             language_model=language_model,
             optimizer=optimizer,
-            schedule=schedule,
+            scheduler=scheduler,
             gradient_clip_val=gradient_clip_val,
             chunk_size=chunk_size,
         )

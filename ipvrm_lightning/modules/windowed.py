@@ -42,7 +42,7 @@ class WindowedModule(LightningModule):
     Args:
         language_model: builds the model and its tokenizer; nothing is loaded before `configure_model`.
         optimizer: called with the trainable parameters.
-        schedule: learning rate over the run.
+        scheduler: learning rate over the run.
         gradient_clip_val: largest norm of the gradient, None for no limit.
         chunk_size: response tokens whose logits exist at one time.
     """
@@ -54,7 +54,7 @@ class WindowedModule(LightningModule):
         *,
         language_model: LanguageModelFactory,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule | None = None,
+        scheduler: Schedule | None = None,
         gradient_clip_val: float | None = 1.0,
         chunk_size: int = 256,
     ) -> None:
@@ -63,7 +63,7 @@ class WindowedModule(LightningModule):
         self.strict_loading = False
         self.language_model = language_model
         self.optimizer = optimizer
-        self.schedule = schedule or Schedule()
+        self.scheduler = scheduler or Schedule()
         self.gradient_clip_val = gradient_clip_val
         self.chunk_size = chunk_size
         self.model: Any = None
@@ -91,9 +91,9 @@ class WindowedModule(LightningModule):
         optimizer = self.optimizer(self.trainable_parameters().values())
         steps = self._planned_steps()
         scheduler = get_scheduler(
-            self.schedule.name,
+            self.scheduler.name,
             optimizer,
-            num_warmup_steps=round(self.schedule.warmup * steps),
+            num_warmup_steps=round(self.scheduler.warmup * steps),
             num_training_steps=steps,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -119,7 +119,7 @@ def test_stopping_in_the_middle_of_an_epoch_and_going_on_repeats_the_losses_bit_
         return IPVRMModule(
             language_model=tiny(lora=lora),
             optimizer=partial(torch.optim.AdamW, lr=1e-3),
-            schedule=Schedule(name="cosine", warmup=0.2),
+            scheduler=Schedule(name="cosine", warmup=0.2),
         )
 
     whole, first, second = Losses(), Losses(), Losses()

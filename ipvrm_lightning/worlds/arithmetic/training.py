@@ -150,7 +150,7 @@ def train_policy(settings: WorldSettings, held_out: set[str], scratch: Path) -> 
             adam_lr=settings.learning_rate / 5,
             embedding_rows=config["vocab_size"],
         ),
-        schedule=Schedule(name="cosine", warmup=min(0.05, 30 / len(windows))),
+        scheduler=Schedule(name="cosine", warmup=min(0.05, 30 / len(windows))),
         chunk_size=4096,
     )
     trainer = Trainer(
