@@ -78,7 +78,7 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
     from lightning.pytorch import Trainer, seed_everything
 
     from ipvrm_lightning import objectives
-    from ipvrm_lightning.callbacks.tables import run_facts
+    from ipvrm_lightning.callbacks.run_record import run_facts
     from ipvrm_lightning.modules import IPVRMModule
     from ipvrm_lightning.modules.windowed import Schedule
     from ipvrm_lightning.worlds.arithmetic import ArithmeticDataModule, ArithmeticPolicy

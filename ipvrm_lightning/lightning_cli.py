@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
 
 from ipvrm_lightning.callbacks.predictions import PredictionFile
+from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
 
 
@@ -32,7 +33,10 @@ class IPVRMCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            trainer_defaults={"use_distributed_sampler": False, "callbacks": [ResultsTable(), PredictionFile()]},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "callbacks": [RunRecord(), ResultsTable(), PredictionFile()],
+            },
             save_config_kwargs={"overwrite": True},
         )
 

@@ -135,6 +135,8 @@ def test_every_objective_stacks_on_an_experiment_and_is_judged(
     (scores,) = tmp_path.glob("*-test/scores.jsonl")
     assert len(scores.read_text().splitlines()) == 12
     assert list(tmp_path.glob("*-test/config.yaml"))
+    (record,) = tmp_path.glob("*-test/run.json")
+    assert json.loads(record.read_text())["seed"] == 0
 
 
 def test_predict_writes_values_beside_the_metadata(tmp_path: Path, real_inputs: dict[str, str]) -> None:

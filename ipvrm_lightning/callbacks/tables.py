@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
 import time
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ipvrm_lightning.callbacks.run_record import run_facts
 from ipvrm_lightning.metrics.score_file import in_stable_order, write_atomically, write_scores
 from ipvrm_lightning.metrics.tables import Report, output_console, plain_report, print_report
 from ipvrm_lightning.types import ScoredSolution
-
-_PACKAGES = ("ipvrm_lightning", "torch", "transformers", "lightning", "torchmetrics")
 
 
 class ResultsTable(Callback):
@@ -85,23 +79,3 @@ def gather_solutions(solutions: list[ScoredSolution]) -> list[ScoredSolution]:
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, list(solutions))
     return in_stable_order(solution for part in parts for solution in part)
-
-
-def run_facts() -> dict[str, Any]:
-    """What is needed to repeat a run: command, seed, versions, machine and time."""
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    return {
-        "command": sys.argv,
-        "seed": None if seed is None else int(seed),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "platform": platform.platform(),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        # run from a source tree that is not installed
-        return None

@@ -17,7 +17,13 @@ from torchmetrics.classification import BinaryAUROC
 from ipvrm_lightning import functional
 from ipvrm_lightning.metrics import PrefixCalibration
 from ipvrm_lightning.models.language_model import LanguageModelFactory
-from ipvrm_lightning.models.logprobs import response_hidden_states, response_mask, response_scores, unpack
+from ipvrm_lightning.models.logprobs import (
+    base_language_model,
+    response_hidden_states,
+    response_mask,
+    response_scores,
+    unpack,
+)
 from ipvrm_lightning.models.reference import AdaptersOff, CachedReference, FrozenCopy, Reference
 from ipvrm_lightning.modules.judging import Judge, steps_by_protocol
 from ipvrm_lightning.modules.windowed import Schedule, WindowedModule
@@ -89,7 +95,7 @@ class IPVRMModule(WindowedModule):
         if self._uses_reference:
             self.reference.setup(self.language_model, self.model)
         if self.objective.score_source == "value_head":
-            self.value_head = torch.nn.Linear(self.model.config.get_text_config().hidden_size, 1)
+            self._replace_output_head()
 
     def token_scores(self, batch: TrajectoryBatch) -> TokenScores:
         """What the objective reads: log-ratios, head values or endogenous rewards, float32 or wider."""
@@ -112,12 +118,14 @@ class IPVRMModule(WindowedModule):
         scores, mask = self.token_scores(batch)
         return self.objective(scores, mask, batch)
 
-    def on_fit_start(self) -> None:
-        """Refuse what cannot be trained; compute what a cached reference lacks.
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot be trained, before any model is built.
 
         Raises:
             ValueError: the objective has no training, or needs pairs that the data module does not make.
         """
+        if stage != "fit":
+            return
         if not self.objective.trainable:
             raise ValueError(
                 f"{type(self.objective).__name__} is not trained: use `ipvrm test`, `validate` or `predict`"
@@ -125,7 +133,17 @@ class IPVRMModule(WindowedModule):
         if getattr(self.data, "pairwise", None) not in (None, self.objective.pairwise):
             wanted = str(self.objective.pairwise).lower()
             raise ValueError(f"{type(self.objective).__name__} needs `pairwise: {wanted}` in the data module")
-        self._fill_reference_cache()
+
+    def on_fit_start(self) -> None:
+        """Compute what a cached reference lacks: one pass over all data, so that no copy is needed after it."""
+        if not self._uses_reference or not isinstance(self.reference, CachedReference) or self.data is None:
+            return
+        for dataset in (self.data.train_set, self.data.val_set):
+            for batch in () if dataset is None else self.data.evaluation_loader(dataset):
+                with self.trainer.precision_plugin.forward_context():
+                    batch = self.transfer_batch_to_device(batch, self.device, 0)
+                    self.reference.log_probs(batch, chunk_size=self.chunk_size)
+        self.reference.release()
 
     def validation_step(self, batch: TrajectoryBatch, batch_idx: int) -> None:
         """Log loss, prefix accuracy, AUROC and calibration of values on rollouts with outcomes."""
@@ -151,6 +169,10 @@ class IPVRMModule(WindowedModule):
         self.log("val/ece", report.final_ece, sync_dist=True)
         self.log("val/brier", report.final_brier, sync_dist=True)
         self.val_calibration.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget an earlier test run."""
+        self.judge.reset()
 
     def test_step(self, batch: TrajectoryBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Judge: steps, rollouts and prefixes whose truth is known, whichever the batch carries."""
@@ -196,19 +218,14 @@ class IPVRMModule(WindowedModule):
             records.append(record)
         return records
 
+    def _replace_output_head(self) -> None:
+        """Train a linear value head; an output head of its own would get no gradient, which DDP does not forgive."""
+        language_model = base_language_model(self.model)
+        self.value_head = torch.nn.Linear(language_model.config.get_text_config().hidden_size, 1)
+        head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
+        if head.weight is not embedding.weight:
+            head.requires_grad_(False)
+
     @property
     def _uses_reference(self) -> bool:
         return self.objective.score_source == "log_ratio"
-
-    def _fill_reference_cache(self) -> None:
-        """One pass of the reference over all data before the first update, so that no copy is needed after it."""
-        if not self._uses_reference or not isinstance(self.reference, CachedReference):
-            return
-        sets = (
-            [] if self.data is None else [part for part in (self.data.train_set, self.data.val_set) if part is not None]
-        )
-        for batch in (batch for part in sets for batch in self.data.evaluation_loader(part)):
-            with self.trainer.precision_plugin.forward_context():
-                batch = self.transfer_batch_to_device(batch, self.device, 0)
-                self.reference.log_probs(batch, chunk_size=self.chunk_size)
-        self.reference.release()

@@ -110,7 +110,7 @@ class WindowedModule(LightningModule):
             batch_idx: unused.
 
         Raises:
-            FloatingPointError: a loss is not finite; names the rows of the training set.
+            FloatingPointError: a loss is not finite (names the rows of the training set), or the gradient is not.
         """
         optimizer: Any = self.optimizers()
         processes = self.trainer.world_size
@@ -128,6 +128,8 @@ class WindowedModule(LightningModule):
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.trainable_parameters().values() if p.grad is not None]
         )
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {self.global_step}")
         if self.gradient_clip_val is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip_val)
         optimizer.step()

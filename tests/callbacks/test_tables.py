@@ -65,7 +65,7 @@ def test_a_run_leaves_its_table_results_and_scores(tmp_path: Path, capsys: pytes
     assert results["reports"]["step_f1"] == plain_report(again)
     assert results["run"]["versions"]["torch"] == torch.__version__
     assert results["run"]["processes"] == 1
-    assert set(results["run"]) >= {"command", "seed", "finished", "seconds"}
+    assert set(results["run"]) >= {"command", "seed", "time", "seconds"}
 
 
 def test_two_processes_leave_the_same_files(tmp_path: Path) -> None:
