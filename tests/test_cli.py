@@ -139,6 +139,20 @@ def test_every_objective_stacks_on_an_experiment_and_is_judged(
     assert json.loads(record.read_text())["seed"] == 0
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_inherits_no_number_of_the_objective_below_it(
+    overlay: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """jsonargparse keeps arguments that the new class has too: IPVRM's margin of 5 would become DPO-RM's."""
+    import inspect
+
+    from ipvrm_lightning import objectives
+
+    own = yaml.safe_load((REPOSITORY / "configs" / overlay).read_text())["model"]["init_args"]["objective"]
+    known = set(inspect.signature(getattr(objectives, own["class_path"].rpartition(".")[2])).parameters)
+    assert set(own["init_args"]) == known
+
+
 def test_predict_writes_values_beside_the_metadata(tmp_path: Path, real_inputs: dict[str, str]) -> None:
     main(
         [
