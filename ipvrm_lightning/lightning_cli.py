@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ class IPVRMCLI(LightningCLI):
             },
             save_config_kwargs={"overwrite": True},
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The command that was typed, or all of them: each costs half a second to prepare."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in sys.argv[1:2] if name in known} or known
 
     def before_instantiate_classes(self) -> None:
         """Give the run its folder; resolve `--ckpt_path last`."""
