@@ -174,7 +174,12 @@ def test_the_built_in_world_is_trained_and_judged_by_the_demo_commands(
 ) -> None:
     world = {"size": "small", "seed": micro_world.seed, "root": micro_world.root, "overrides": micro_world.overrides}
     overlay = {
-        "model": {"init_args": {"language_model": {"init_args": world}}},
+        "model": {
+            "init_args": {
+                "language_model": {"init_args": world},
+                "reference": {"init_args": {"cache_dir": str(tmp_path / "cache")}},
+            }
+        },
         "data": {"init_args": world},
         "trainer": {"default_root_dir": str(tmp_path), "max_epochs": 1},
     }
