@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--size", default="full")
     parser.add_argument("--tries", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--tune-only", action="store_true", help="stop after tuning")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
     arguments = parser.parse_args()
     store = Path(arguments.out) / "objectives.jsonl"
@@ -45,10 +46,12 @@ def main() -> None:
     for objective in arguments.objectives:
         for number in range(arguments.tries):
             run_once(store, arguments, "tune", objective, TUNING_SEED, number)
-    for seed in arguments.seeds:
+    for seed in [] if arguments.tune_only else arguments.seeds:
         for objective in arguments.objectives:
             run_once(store, arguments, "compare", objective, seed, best_try(read(store), arguments, objective))
         run_once(store, arguments, "compare", "EndoRM", seed, 0)
+    if arguments.tune_only:
+        return
     table = make_table(read(store), arguments)
     (Path(arguments.out) / "objectives.md").write_text(table, encoding="utf-8")
     print(table)
@@ -79,6 +82,7 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
 
     from ipvrm_lightning import objectives
     from ipvrm_lightning.callbacks.run_record import run_facts
+    from ipvrm_lightning.models import CachedReference, FrozenCopy
     from ipvrm_lightning.modules import IPVRMModule
     from ipvrm_lightning.modules.windowed import Schedule
     from ipvrm_lightning.worlds.arithmetic import ArithmeticDataModule, ArithmeticPolicy
@@ -88,6 +92,7 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
     module = IPVRMModule(
         language_model=ArithmeticPolicy(size=arguments.size, seed=seed),
         objective=getattr(objectives, objective)(**options),
+        reference=CachedReference(source=FrozenCopy()),
         optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=0.0),
         scheduler=Schedule(name="cosine", warmup=0.1),
     )
@@ -104,7 +109,7 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
         trainer.fit(module, datamodule=data)
     result: dict[str, Any] = {"key": key, "learning_rate": rate, "options": options, "steps": trainer.global_step}
     result["seconds"] = round(time.monotonic() - started, 1)
-    result["val_auroc"] = float(trainer.callback_metrics.get("val/auroc", float("nan")))
+    result["val_auroc"] = trainer.validate(module, datamodule=data, verbose=False)[0]["val/auroc"]
     if stage == "compare":
         trainer.test(module, datamodule=data, verbose=False)
         result["reports"] = {name: report.to_dict() for name, report in module.test_report.items()}
