@@ -101,8 +101,9 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
         batch_size=32 if objective in PAIRWISE else 64,
     )  # fmt: skip
     trainer = Trainer(
-        accelerator="cpu", devices=1, max_epochs=arguments.epochs, logger=False, enable_checkpointing=False,
-        enable_model_summary=False, use_distributed_sampler=False, max_steps=steps(data, arguments),
+        accelerator="cpu", devices=1, max_epochs=-1, max_steps=steps(data, arguments), use_distributed_sampler=False,
+        check_val_every_n_epoch=10**6, num_sanity_val_steps=0, enable_model_summary=False, enable_checkpointing=False,
+        logger=False,
     )  # fmt: skip
     started = time.monotonic()
     if module.objective.trainable:

@@ -152,7 +152,7 @@ class IPVRMModule(WindowedModule):
         outcomes = batch.outcomes
         if outcomes is None:
             raise ValueError("validation needs rollouts with outcomes, and this batch has none")
-        if not self.objective.pairwise:
+        if self.objective.trainable and not self.objective.pairwise:
             self.log_validation_loss(self.objective(scores, mask, batch), batch)
         agrees = ((logits > 0) == (outcomes[:, None] > 0.5))[mask]
         self.val_prefix_accuracy.update(agrees.float())

@@ -180,6 +180,8 @@ def test_endo_rm_scores_without_training(tmp_path: Path) -> None:
     module = IPVRMModule(language_model=tiny(), objective=EndoRM())
     quiet_trainer(tmp_path).test(module, datamodule=InMemoryData(), verbose=False)
     assert len(module.scored_solutions) == 12
+    (metrics,) = quiet_trainer(tmp_path).validate(module, datamodule=InMemoryData(), verbose=False)
+    assert 0 <= metrics["val/auroc"] <= 1 and "val/loss" not in metrics
     with pytest.raises(ValueError, match="EndoRM is not trained"):
         quiet_trainer(tmp_path).fit(IPVRMModule(language_model=tiny(), objective=EndoRM()), datamodule=InMemoryData())
 
