@@ -35,10 +35,9 @@ def main() -> None:
     nll, right, group = torch.cat(surprise), torch.cat(outcomes), torch.cat(groups)
     for name, value in (("right", 1), ("wrong", 0)):
         bound = torch.sigmoid(BETA * nll[right == value])
-        print(
-            f"{name}: {len(bound)} responses, mean NLL {nll[right == value].mean():.3f} nats per token;"
-            f" bound on P(ends right): median {bound.median():.2f}, below 0.6 for {100 * (bound < 0.6).float().mean():.0f} %"
-        )
+        low = 100 * (bound < 0.6).float().mean()
+        print(f"{name}: {len(bound)} responses, mean NLL {nll[right == value].mean():.3f} nats per token;")
+        print(f"  bound on P(ends right): median {bound.median():.2f}, below 0.6 for {low:.0f} %")
     print(f"best of 8 by likelihood under the policy: {100 * best_of_n(-nll, right, group):.1f} %")
     print(f"pass@1: {100 * pass_at_1(right, group):.1f} %")
 
