@@ -112,11 +112,18 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
     result["seconds"] = round(time.monotonic() - started, 1)
     result["val_auroc"] = trainer.validate(module, datamodule=data, verbose=False)[0]["val/auroc"]
     if stage == "compare":
+        if module.objective.trainable:
+            trainer.save_checkpoint(checkpoint_path(objective, seed, arguments.size, arguments.epochs))
         trainer.test(module, datamodule=data, verbose=False)
         result["reports"] = {name: report.to_dict() for name, report in module.test_report.items()}
         result["versions"] = run_facts()["versions"]
     with store.open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
+
+
+def checkpoint_path(objective: str, seed: int, size: str, epochs: int) -> Path:
+    """Where the trained reward model of a seed is kept, for `benchmarks/policy.py`."""
+    return Path("outputs/objectives") / f"{objective}-{size}-seed{seed}-epochs{epochs}.ckpt"
 
 
 def steps(data: Any, arguments: argparse.Namespace) -> int:

@@ -8,8 +8,9 @@ Letters: B sequences, T response positions, P pairs.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -38,6 +39,12 @@ class Objective(nn.Module):
     def pairwise(self) -> bool:
         """Whether the loss needs pairs of a right and a wrong response."""
         return self.unit == "pairs"
+
+    def describe(self) -> dict[str, Any]:
+        """Class path and hyper-parameters: primitives only, kept in checkpoints."""
+        names = inspect.signature(type(self)).parameters
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        return {"class_path": kind, "init_args": {name: getattr(self, name) for name in names}}
 
     @abstractmethod
     def forward(self, scores: Tensor, mask: Tensor, batch: TrajectoryBatch) -> Tensor:

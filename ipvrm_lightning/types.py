@@ -103,6 +103,25 @@ class Example:
 
 
 @dataclass(frozen=True)
+class PromptExample:
+    """One prompt to answer, and what its answers are checked against.
+
+    Args:
+        input_ids: tokens of the prompt, up to where a response starts.
+        prompt: text or chat messages, as in the data.
+        ground_truth: what a verifier compares the answer with.
+        data_source: the part of a benchmark it belongs to.
+        id: unique among the prompts it was read with.
+    """
+
+    input_ids: list[int]
+    prompt: str | list[dict[str, str]]
+    ground_truth: str
+    data_source: str
+    id: str
+
+
+@dataclass(frozen=True)
 class ScoredSolution:
     """Raw scores of one solution: enough to recompute every metric without a model.
 

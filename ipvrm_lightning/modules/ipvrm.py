@@ -218,6 +218,11 @@ class IPVRMModule(WindowedModule):
             records.append(record)
         return records
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained, and the objective that says how its scores read."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["objective"] = self.objective.describe()
+
     def _replace_output_head(self) -> None:
         """Train a linear value head; an output head of its own would get no gradient, which DDP does not forgive."""
         language_model = base_language_model(self.model)

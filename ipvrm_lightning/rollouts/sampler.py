@@ -48,6 +48,7 @@ def sample_responses(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    keys: Sequence[str] | None = None,
     batch_size: int = 256,
     on_progress: Callable[[int], Any] | None = None,
 ) -> list[list[Rollout]]:
@@ -63,6 +64,8 @@ def sample_responses(
         temperature: divides the logits; 0 takes the most likely token.
         top_p: keeps the fewest most likely tokens that together have this probability.
         seed: of all draws.
+        keys: what tells the draws of prompts apart, their positions where none are given: with the same key, a prompt
+            gets the same responses wherever it stands.
         batch_size: responses sampled at one time.
         on_progress: called with the number of responses that a batch has added.
 
@@ -74,6 +77,9 @@ def sample_responses(
     """
     _check(prompts, num_return_sequences, max_new_tokens, temperature, top_p, batch_size)
     sampler = _Sampler(model, eos_token_id, pad_token_id, max_new_tokens, temperature, top_p)
+    seeds = [f"{seed}-{key}" for key in (range(len(prompts)) if keys is None else keys)]
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} keys for {len(prompts)} prompts")
     results: list[list[Rollout]] = [[] for _ in prompts]
     # Prompts of one length need no padding, and long prompts tend to have long responses.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -83,7 +89,7 @@ def sample_responses(
     try:
         for start in range(0, len(tasks), batch_size):
             batch = tasks[start : start + batch_size]
-            for (index, _), rollout in zip(batch, sampler.sample(prompts, batch, seed), strict=True):
+            for (index, _), rollout in zip(batch, sampler.sample(prompts, batch, seeds), strict=True):
                 results[index].append(rollout)
             if on_progress is not None:
                 on_progress(len(batch))
@@ -116,7 +122,9 @@ class _Sampler:
         self.model, self.eos, self.pad, self.max_new_tokens = model, eos, pad, max_new_tokens
         self.temperature, self.top_p = temperature, top_p
 
-    def sample(self, prompts: Sequence[Sequence[int]], tasks: Sequence[tuple[int, int]], seed: int) -> list[Rollout]:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], tasks: Sequence[tuple[int, int]], seeds: Sequence[str]
+    ) -> list[Rollout]:
         """One response per task (prompt, number of the response), in their order."""
         rows = list(dict.fromkeys(index for index, _ in tasks))
         logits, cache, mask = self._read([prompts[index] for index in rows])
@@ -124,7 +132,7 @@ class _Sampler:
         repeat = torch.tensor([place[index] for index, _ in tasks], device=logits.device)
         logits, mask = logits[repeat], mask[repeat]
         cache.batch_select_indices(repeat)
-        draws = self._draws(tasks, seed).to(logits.device) if self.temperature > 0 else None
+        draws = self._draws(tasks, seeds).to(logits.device) if self.temperature > 0 else None
         active = torch.arange(len(tasks), device=logits.device)
         running = torch.ones(len(tasks), dtype=torch.bool, device=logits.device)
         tokens = torch.full((len(tasks), self.max_new_tokens), -1, dtype=torch.long, device=logits.device)
@@ -166,11 +174,11 @@ class _Sampler:
         )
         return output.logits[:, -1].float()
 
-    def _draws(self, tasks: Sequence[tuple[int, int]], seed: int) -> Tensor:
+    def _draws(self, tasks: Sequence[tuple[int, int]], seeds: Sequence[str]) -> Tensor:
         """Uniform numbers in [0, 1), [N, max_new_tokens]."""
         rows = []
         for index, number in tasks:
-            digest = hashlib.blake2b(f"{seed}-{index}-{number}".encode(), digest_size=7).digest()
+            digest = hashlib.blake2b(f"{seeds[index]}-{number}".encode(), digest_size=7).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
             rows.append(torch.rand(self.max_new_tokens, generator=generator, dtype=torch.float64))
         return torch.stack(rows)
