@@ -84,7 +84,7 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
     from ipvrm_lightning.callbacks.run_record import run_facts
     from ipvrm_lightning.models import CachedReference, FrozenCopy
     from ipvrm_lightning.modules import IPVRMModule
-    from ipvrm_lightning.modules.windowed import Schedule
+    from ipvrm_lightning.modules.schedule import Schedule
     from ipvrm_lightning.worlds.arithmetic import ArithmeticDataModule, ArithmeticPolicy
 
     rate, options = TRIES[objective][number] if objective in TRIES else (0.0, {})

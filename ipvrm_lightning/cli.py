@@ -20,6 +20,7 @@ commands:
   validate  metrics on validation rollouts
   test      step F1, best-of-n, calibration         ipvrm test --config ... --ckpt_path last
   predict   values and advantages per token and step
+  rollout   sample responses to prompts, verify them  ipvrm rollout --config configs/rollout_qwen.yaml
   judge     recompute step F1 from a scores.jsonl, without a model
 
 Configs stack: later --config files and --key=value arguments win. `--ckpt_path last` is the newest checkpoint under the
@@ -60,6 +61,13 @@ def _run_judge(arguments: list[str]) -> None:
     raise SystemExit(judge(arguments[1:]))
 
 
+def _run_rollout(arguments: list[str]) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from ipvrm_lightning.rollout_cli import main as rollout
+
+    rollout(arguments[1:])
+
+
 def _run_lightning(arguments: list[str]) -> None:
     if "LOCAL_RANK" not in os.environ:
         os.environ.pop("IPVRM_RUN", None)
@@ -76,4 +84,4 @@ def _run_lightning(arguments: list[str]) -> None:
 #: What libraries tell each other, of no use to who runs a command.
 QUIET = (r".*isinstance\(treespec, LeafSpec\).*", ".*is_gradient_checkpointing.*", ".*does not have many workers.*")
 
-COMMANDS: dict[str, Callable[[list[str]], Any]] = {"judge": _run_judge}
+COMMANDS: dict[str, Callable[[list[str]], Any]] = {"judge": _run_judge, "rollout": _run_rollout}

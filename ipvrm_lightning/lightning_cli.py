@@ -13,8 +13,10 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
 
 from ipvrm_lightning.callbacks.predictions import PredictionFile
+from ipvrm_lightning.callbacks.responses import ResponseFile
 from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
+from ipvrm_lightning.models.checkpoints import newest_checkpoint
 
 
 class IPVRMCLI(LightningCLI):
@@ -36,7 +38,7 @@ class IPVRMCLI(LightningCLI):
             auto_configure_optimizers=False,
             trainer_defaults={
                 "use_distributed_sampler": False,
-                "callbacks": [RunRecord(), ResultsTable(), PredictionFile()],
+                "callbacks": [RunRecord(), ResultsTable(), PredictionFile(), ResponseFile()],
             },
             save_config_kwargs={"overwrite": True},
         )
@@ -53,22 +55,10 @@ class IPVRMCLI(LightningCLI):
         config = self.config[command]
         root = Path(config.trainer.default_root_dir or "outputs")
         if config.get("ckpt_path") == "last":
-            config.ckpt_path = str(newest_checkpoint(root))
+            config.ckpt_path = str(newest_checkpoint(root, what="--ckpt_path last"))
         if config.trainer.logger in (None, True):
             run = os.environ.setdefault("IPVRM_RUN", _new_run_name(root, command))
             config.trainer.logger = [_logger(kind, root, run) for kind in ("CSVLogger", "TensorBoardLogger")]
-
-
-def newest_checkpoint(root: Path) -> Path:
-    """The checkpoint written last by any run under a folder.
-
-    Raises:
-        FileNotFoundError: there is none; names the folder.
-    """
-    found = sorted(root.glob("*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
-        raise FileNotFoundError(f"--ckpt_path last: no checkpoint under {root}/*/checkpoints; run `ipvrm fit` first")
-    return found[-1]
 
 
 def _new_run_name(root: Path, subcommand: str) -> str:

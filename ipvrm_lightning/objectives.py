@@ -28,12 +28,14 @@ class Objective(nn.Module):
         unit: what the loss is a mean over.
         score_source: `log_ratio` (model over reference), `value_head`, or `endogenous` (the model's own logits).
         trainable: False where scores need no training.
+        balanced: whether the batch's `outcome_weights` and `margins` (Eq. 15) enter the loss.
     """
 
     beta: float
     unit: Unit = "sequences"
     score_source: ScoreSource = "log_ratio"
     trainable: bool = True
+    balanced: bool = False
 
     @property
     def pairwise(self) -> bool:
@@ -64,6 +66,9 @@ class Objective(nn.Module):
 class IPVRM(Objective):
     """Every prefix is trained to tell the outcome (arXiv:2604.13197, Eq. 9).
 
+    Where a batch carries outcome weights and margins of its own (online balancing, Eq. 15), they take the place of ones
+    and of `margin`.
+
     Args:
         beta: scale of the log-ratios.
         margin: how far beyond the boundary a prefix should lie, in logits.
@@ -71,6 +76,8 @@ class IPVRM(Objective):
             (the reference trainer).
         prefix_weighting: `uniform`, `late` (Eq. 17) or `early` (Eq. 18).
     """
+
+    balanced = True
 
     def __init__(
         self,
@@ -94,9 +101,10 @@ class IPVRM(Objective):
             _outcomes(batch),
             mask,
             beta=self.beta,
-            margin=self.margin,
+            margin=self.margin if batch.margins is None else batch.margins,
             reduction=self.reduction,
             prefix_weighting=self.prefix_weighting,
+            outcome_weights=batch.outcome_weights,
         )
 
     def prefix_logits(self, scores: Tensor, mask: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ class TrajectoryBatch:
         step_labels: index of the first wrong step, -1 where every step is right, long, [B].
         true_values: probability that a continuation of the prefix that ends with this token is right, NaN where it was
             not estimated, float, [B, T].
+        outcome_weights: weight of each row in a balanced objective, float, [B].
+        margins: margin of each row in a balanced objective, float, [B].
     """
 
     input_ids: Tensor
@@ -41,6 +43,8 @@ class TrajectoryBatch:
     step_ids: Tensor | None = None
     step_labels: Tensor | None = None
     true_values: Tensor | None = None
+    outcome_weights: Tensor | None = None
+    margins: Tensor | None = None
 
     @property
     def response_lengths(self) -> Tensor:
@@ -108,7 +112,7 @@ class PromptExample:
 
     Args:
         input_ids: tokens of the prompt, up to where a response starts.
-        prompt: text or chat messages, as in the data.
+        prompt: text or chat messages, as in the data, begun by the system prompt where one was put before it.
         ground_truth: what a verifier compares the answer with.
         data_source: the part of a benchmark it belongs to.
         id: unique among the prompts it was read with.
@@ -119,6 +123,17 @@ class PromptExample:
     ground_truth: str
     data_source: str
     id: str
+
+
+@dataclass
+class PromptBatch:
+    """Prompts that one process answers at a time.
+
+    Args:
+        prompts: none where a process has fewer batches than the others.
+    """
+
+    prompts: list[PromptExample]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from ipvrm_lightning.data.batching import (
 from ipvrm_lightning.data.chat import encode_example
 from ipvrm_lightning.data.planning import WindowSampler
 from ipvrm_lightning.data.processbench import ProcessBenchDataModule
+from ipvrm_lightning.data.prompt_loading import PromptEvalLoader, PromptLoader, PromptStream
+from ipvrm_lightning.data.prompts import PromptDataModule, PromptModule
 from ipvrm_lightning.data.reading import read_rows
 from ipvrm_lightning.data.rollouts import build_pairs
 from ipvrm_lightning.data.schema import DataError
@@ -24,6 +26,11 @@ __all__ = [
     "DataError",
     "EvalLoader",
     "ProcessBenchDataModule",
+    "PromptDataModule",
+    "PromptEvalLoader",
+    "PromptLoader",
+    "PromptModule",
+    "PromptStream",
     "TokenizedDataModule",
     "TrajectoryDataModule",
     "TrajectoryDataset",

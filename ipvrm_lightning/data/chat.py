@@ -6,7 +6,7 @@ token straddles the end of the prompt it counts as response.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -89,22 +89,59 @@ def render(
     """
     if uses_chat_template(tokenizer, prompt_format):
         return _render_chat(tokenizer, prompt, response, system_prompt)
+    text = _plain_text(prompt, system_prompt)
+    if tokenizer.eos_token is None:
+        raise DataError("the tokenizer has no end-of-sequence token to close a response with")
+    _check_open(response, tokenizer.eos_token)
+    return Rendered(text, response, tokenizer.eos_token, chat=False)
+
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    *,
+    prompt_format: PromptFormat = "auto",
+    system_prompt: str | None = None,
+) -> str:
+    """Text of a prompt that an answer is to be generated for.
+
+    With a chat template this is what the template gives as generation prompt: where it puts something before the
+    answers it renders (an empty thinking block), `render` counts that as prompt and this leaves it to the model.
+
+    Args:
+        tokenizer: a fast one.
+        prompt: text or messages.
+        prompt_format: see `render`.
+        system_prompt: see `render`.
+
+    Raises:
+        DataError: the template fails, or the format cannot hold this prompt.
+    """
+    if uses_chat_template(tokenizer, prompt_format):
+        return _apply(tokenizer, as_messages(with_system_prompt(prompt, system_prompt)), add_generation_prompt=True)
+    return _plain_text(prompt, system_prompt)
+
+
+def with_system_prompt(prompt: Prompt, system_prompt: str | None) -> Prompt:
+    """The prompt as messages that begin with this system message, where they have none of their own."""
+    messages = as_messages(prompt)
+    if system_prompt is None or messages[0]["role"] == "system":
+        return prompt
+    return [{"role": "system", "content": system_prompt}, *messages]
+
+
+def _plain_text(prompt: Prompt, system_prompt: str | None) -> str:
     if not isinstance(prompt, str):
         raise DataError("chat messages need a tokenizer with a chat template", field="prompt", found=prompt)
     if system_prompt is not None:
         raise DataError("a system prompt needs a tokenizer with a chat template", field="system_prompt")
-    if tokenizer.eos_token is None:
-        raise DataError("the tokenizer has no end-of-sequence token to close a response with")
-    _check_open(response, tokenizer.eos_token)
-    return Rendered(prompt, response, tokenizer.eos_token, chat=False)
+    return prompt
 
 
 def _render_chat(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, system_prompt: str | None
 ) -> Rendered:
-    messages = as_messages(prompt)
-    if system_prompt is not None and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": system_prompt}, *messages]
+    messages = as_messages(with_system_prompt(prompt, system_prompt))
     before = _apply(tokenizer, messages, add_generation_prompt=True)
     whole = _apply(tokenizer, [*messages, {"role": "assistant", "content": response}])
     if not whole.startswith(before):
@@ -185,9 +222,27 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered]) -> lis
     return [item for _, item in sorted(zip(order, encoded, strict=True), key=lambda pair: pair[0])]
 
 
-def _encode_alike(tokenizer: PreTrainedTokenizerBase, texts: list[Rendered], chat: bool) -> list[Encoded | DataError]:
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, prompt_format: PromptFormat = "auto"
+) -> list[list[int]]:
+    """Token ids of rendered prompts, as `encode` puts them before a response where no token straddles the seam.
+
+    Args:
+        tokenizer: a fast one.
+        texts: from `render_prompt`.
+        prompt_format: that they were rendered in.
+    """
+    return [ids for ids, _ in _tokenize(tokenizer, texts, chat=uses_chat_template(tokenizer, prompt_format))]
+
+
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, chat: bool
+) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+    """Token ids and character spans of each text, without what the tokenizer itself puts at the end."""
+    if not texts:
+        return
     tokens = tokenizer(
-        [text.prompt + text.response + (text.ending if chat else "") for text in texts],
+        list(texts),
         add_special_tokens=not chat,
         return_offsets_mapping=True,
         return_attention_mask=False,
@@ -195,13 +250,19 @@ def _encode_alike(tokenizer: PreTrainedTokenizerBase, texts: list[Rendered], cha
         truncation=False,
         verbose=False,
     )
-    results: list[Encoded | DataError] = []
-    for text, ids, offsets in zip(texts, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+    for ids, offsets in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
         ids, spans = list(ids), [(int(start), int(end)) for start, end in offsets]
-        closed = chat and bool(text.ending)
         if not chat:
-            while ids and spans[-1] == (0, 0):  # what the tokenizer itself put at the end
+            while ids and spans[-1] == (0, 0):
                 ids.pop(), spans.pop()
+        yield ids, spans
+
+
+def _encode_alike(tokenizer: PreTrainedTokenizerBase, texts: list[Rendered], chat: bool) -> list[Encoded | DataError]:
+    whole = [text.prompt + text.response + (text.ending if chat else "") for text in texts]
+    results: list[Encoded | DataError] = []
+    for text, (ids, spans) in zip(texts, _tokenize(tokenizer, whole, chat=chat), strict=True):
+        closed = chat and bool(text.ending)
         if not closed:
             ids.append(tokenizer.eos_token_id)
             spans.append((len(text.prompt + text.response), len(text.prompt + text.response) + 1))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from ipvrm_lightning.data.batching import TrajectoryDataset
 from ipvrm_lightning.data.chat import PromptFormat, Rendered, encode, render
@@ -27,6 +27,17 @@ log = logging.getLogger(__name__)
 OnBadRows = Literal["error", "skip"]
 OverLength = Literal["drop", "truncate"]
 _CHUNK = 512  # texts per call of the tokenizer: enough for its threads, little memory
+
+
+class Prompted(Protocol):
+    """What has a prompt: a rollout, or a prompt to be answered."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """Text or messages."""
+
+
+AnyPrompted = TypeVar("AnyPrompted", bound=Prompted)
 
 
 @dataclass
@@ -99,17 +110,19 @@ def share(group: str, seed: int, purpose: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def split_by_prompt(rollouts: Sequence[Rollout], fraction: float, seed: int) -> tuple[list[Rollout], list[Rollout]]:
+def split_by_prompt(
+    rollouts: Sequence[AnyPrompted], fraction: float, seed: int
+) -> tuple[list[AnyPrompted], list[AnyPrompted]]:
     """Training and validation rollouts; all of a prompt on one side, whatever other prompts there are."""
-    train: list[Rollout] = []
-    validation: list[Rollout] = []
+    train: list[AnyPrompted] = []
+    validation: list[AnyPrompted] = []
     for rollout in rollouts:
         held_out = share(group_of(rollout.prompt), seed, "validation") < fraction
         (validation if held_out else train).append(rollout)
     return train, validation
 
 
-def limit_prompts(rollouts: Sequence[Rollout], count: int | None, seed: int) -> list[Rollout]:
+def limit_prompts(rollouts: Sequence[AnyPrompted], count: int | None, seed: int) -> list[AnyPrompted]:
     """Rollouts of `count` prompts, drawn by a seeded hash; more prompts keep those drawn before."""
     if count is None:
         return list(rollouts)

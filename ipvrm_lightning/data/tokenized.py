@@ -1,4 +1,4 @@
-"""What data modules of tokenised trajectories share."""
+"""What data modules that tokenise share, and those of tokenised trajectories."""
 
 from __future__ import annotations
 
@@ -10,40 +10,23 @@ from ipvrm_lightning.data.batching import EvalLoader, TrajectoryDataset, WindowL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from typing_extensions import Self
 
 
-class TokenizedDataModule(LightningDataModule):
-    """Tokenizer, process numbers and loaders of a data module.
-
-    Subclasses fill `train_set`, `val_set` and `test_sets` in `setup`.
+class TokenizerDataModule(LightningDataModule):
+    """Tokenizer, seed and process numbers of a data module.
 
     Args:
-        batch_size: examples (or pairs) per optimiser step over all processes.
-        max_tokens: rows times longest row of one forward pass, at most.
         tokenizer: name or folder; None for that of the module it is used with.
         seed: of everything random in the data.
-        num_workers: processes that build batches ahead; 0 builds them in the training process.
     """
 
-    def __init__(
-        self,
-        *,
-        batch_size: int = 64,
-        max_tokens: int = 16384,
-        tokenizer: str | None = None,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
+    def __init__(self, *, tokenizer: str | None = None, seed: int = 0) -> None:
         super().__init__()
-        self.batch_size, self.max_tokens = batch_size, max_tokens
-        self.tokenizer, self.seed, self.num_workers = tokenizer, seed, num_workers
-        self.train_set: TrajectoryDataset | None = None
-        self.val_set: TrajectoryDataset | None = None
-        self.test_sets: list[TrajectoryDataset] = []
-        self.train_pairs: list[tuple[int, int]] | None = None
+        self.tokenizer, self.seed = tokenizer, seed
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
-    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> TokenizedDataModule:
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Use this tokenizer, whatever the arguments said; returns the module itself."""
         self._tokenizer = tokenizer
         return self
@@ -78,6 +61,36 @@ class TokenizedDataModule(LightningDataModule):
     def world_size(self) -> int:
         """Processes."""
         return 1 if self.trainer is None else self.trainer.world_size
+
+
+class TokenizedDataModule(TokenizerDataModule):
+    """Loaders of a data module of tokenised trajectories.
+
+    Subclasses fill `train_set`, `val_set` and `test_sets` in `setup`.
+
+    Args:
+        batch_size: examples (or pairs) per optimiser step over all processes.
+        max_tokens: rows times longest row of one forward pass, at most.
+        tokenizer: name or folder; None for that of the module it is used with.
+        seed: of everything random in the data.
+        num_workers: processes that build batches ahead; 0 builds them in the training process.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 64,
+        max_tokens: int = 16384,
+        tokenizer: str | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(tokenizer=tokenizer, seed=seed)
+        self.batch_size, self.max_tokens, self.num_workers = batch_size, max_tokens, num_workers
+        self.train_set: TrajectoryDataset | None = None
+        self.val_set: TrajectoryDataset | None = None
+        self.test_sets: list[TrajectoryDataset] = []
+        self.train_pairs: list[tuple[int, int]] | None = None
 
     def train_dataloader(self) -> WindowLoader:
         """Windows, resumable in the middle of an epoch.

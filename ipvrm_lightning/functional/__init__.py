@@ -32,7 +32,13 @@ from ipvrm_lightning.functional.objectives import (
     pool,
     prefix_weights,
 )
-from ipvrm_lightning.functional.policy_losses import PolicyLoss, clipped_surrogate, distrl_loss
+from ipvrm_lightning.functional.policy_losses import (
+    PolicyLoss,
+    candidate_kl,
+    clipped_surrogate,
+    distrl_loss,
+    low_variance_kl,
+)
 from ipvrm_lightning.functional.prefix_values import endo_rewards, normalized_values, prefix_values, td_advantages
 from ipvrm_lightning.functional.step_f1 import StepF1Result, best_threshold, first_error, step_f1_at
 from ipvrm_lightning.functional.step_scores import PROTOCOLS, step_scores
@@ -53,6 +59,7 @@ __all__ = [
     "best_of_n",
     "best_threshold",
     "brier_score",
+    "candidate_kl",
     "candidate_mask",
     "clipped_surrogate",
     "distrl_advantages",
@@ -66,6 +73,7 @@ __all__ = [
     "implicit_prm_loss",
     "ipvrm_loss",
     "last_positions",
+    "low_variance_kl",
     "majority_vote",
     "masked_mean",
     "masked_std",

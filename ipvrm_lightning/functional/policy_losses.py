@@ -158,3 +158,41 @@ def _check_clips(clip_low: float, clip_high: float, candidate_clip: float, dual_
         raise ValueError(f"clip_high must not be negative, found {clip_high}")
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip must be above 1, found {dual_clip}")
+
+
+def low_variance_kl(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """Estimate of KL(policy || reference) at each sampled token: r - 1 - log r with r = reference / policy.
+
+    Never negative, and unbiased under samples of the policy (Schulman 2020, "Approximating KL divergence", k3).
+    Multiplied by the policy's probability and summed over all tokens of the vocabulary it is the divergence itself.
+
+    Args:
+        log_probs: under the policy, [...].
+        reference_log_probs: under the reference, [...].
+
+    Returns:
+        The estimate, float32 or wider, [...].
+    """
+    log_ratio = widen(reference_log_probs.detach()) - widen(log_probs)
+    log_ratio = log_ratio.clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    return log_ratio.exp() - 1 - log_ratio
+
+
+def candidate_kl(log_probs: Tensor, reference_log_probs: Tensor, candidate_mask: Tensor) -> Tensor:
+    """The part of KL(policy || reference) that lies on the counted candidates of each position, summed over them.
+
+    Each candidate adds pi * (r - 1 - log r), which is never negative, with its exact gradient: where the candidates
+    hold all of the probability this is the divergence of the position.
+
+    Args:
+        log_probs: under the policy, [B, T, K].
+        reference_log_probs: under the reference, [B, T, K].
+        candidate_mask: True where a candidate counts, bool, [B, T, K].
+
+    Returns:
+        Per position, [B, T].
+    """
+    check_mask(candidate_mask, log_probs, "candidate_mask")
+    own = keep(widen(log_probs), candidate_mask)
+    terms = own.exp() * low_variance_kl(own, keep(widen(reference_log_probs), candidate_mask))
+    return keep(terms, candidate_mask).sum(-1)

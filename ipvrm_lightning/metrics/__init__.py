@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ipvrm_lightning.metrics.average_at_k import AverageAtK
+    from ipvrm_lightning.metrics.average_at_k_report import AverageAtKReport
     from ipvrm_lightning.metrics.best_of_n import BestOfN, BestOfNReport, rollout_scores
     from ipvrm_lightning.metrics.calibration import CalibrationReport, PrefixCalibration
     from ipvrm_lightning.metrics.judge import recompute
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from ipvrm_lightning.metrics.tables import Report, plain_report, print_report, report_to_json
 
 _HOME = {
+    "AverageAtK": "average_at_k",
+    "AverageAtKReport": "average_at_k_report",
     "BestOfN": "best_of_n",
     "BestOfNReport": "best_of_n",
     "CalibrationReport": "calibration",
@@ -42,6 +46,8 @@ _HOME = {
 }
 
 __all__ = [
+    "AverageAtK",
+    "AverageAtKReport",
     "BestOfN",
     "BestOfNReport",
     "CalibrationReport",

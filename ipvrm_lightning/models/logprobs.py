@@ -38,6 +38,11 @@ class OutputHead(NamedTuple):
     scale: float
     soft_cap: float | None
 
+    def at_temperature(self, temperature: float) -> OutputHead:
+        """The head whose logits are divided by a temperature."""
+        soft_cap = None if self.soft_cap is None else self.soft_cap / temperature
+        return self if temperature == 1.0 else self._replace(scale=self.scale / temperature, soft_cap=soft_cap)
+
 
 class ResponseScores(NamedTuple):
     """Per-token results, aligned to the start of the response.
@@ -99,7 +104,7 @@ def check_output_head(model: nn.Module) -> None:
     language_model.eval()
     with torch.no_grad():
         expected = language_model(input_ids=input_ids, use_cache=False).logits.float()
-        actual = _logits(_hidden_states(model, input_ids), head)
+        actual = head_logits(_hidden_states(model, input_ids), head)
     language_model.train(was_training)
     tolerance = 1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 0.25
     difference = (expected - actual).abs().max().item()
@@ -164,11 +169,7 @@ def response_scores(
     Returns:
         Scores aligned to the start of the response, [B, T], float32 or wider.
     """
-    head = output_head(model)
-    if temperature != 1.0:
-        head = head._replace(scale=head.scale / temperature)
-        if head.soft_cap is not None:
-            head = head._replace(soft_cap=head.soft_cap / temperature)
+    head = output_head(model).at_temperature(temperature)
     hidden = response_hidden_states(model, batch)
     targets = response_token_ids(batch)
     mask = response_mask(batch)
@@ -244,11 +245,12 @@ def _hidden_states(model: nn.Module, input_ids: Tensor) -> Tensor:
 
 
 def _chunk_log_probs(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
-    logits = _logits(hidden, head)
+    logits = head_logits(hidden, head)
     return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
-def _logits(hidden: Tensor, head: OutputHead) -> Tensor:
+def head_logits(hidden: Tensor, head: OutputHead) -> Tensor:
+    """All logits, float32 or wider, [N, V]: for chunks without gradient, or under checkpointing."""
     logits = F.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
     logits = logits.to(_wide(logits.dtype)) * head.scale
     return logits if head.soft_cap is None else head.soft_cap * torch.tanh(logits / head.soft_cap)

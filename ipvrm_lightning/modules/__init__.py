@@ -1,6 +1,8 @@
-"""LightningModules: `SFTModule` and `IPVRMModule`."""
+"""LightningModules: supervised fine-tuning, reward models, and policies."""
 
+from ipvrm_lightning.modules.distrl import DistRLModule
 from ipvrm_lightning.modules.ipvrm import IPVRMModule
+from ipvrm_lightning.modules.policy import PolicyModule
 from ipvrm_lightning.modules.sft import SFTModule
 
-__all__ = ["IPVRMModule", "SFTModule"]
+__all__ = ["DistRLModule", "IPVRMModule", "PolicyModule", "SFTModule"]

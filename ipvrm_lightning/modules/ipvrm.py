@@ -26,7 +26,8 @@ from ipvrm_lightning.models.logprobs import (
 )
 from ipvrm_lightning.models.reference import AdaptersOff, CachedReference, FrozenCopy, Reference
 from ipvrm_lightning.modules.judging import Judge, steps_by_protocol
-from ipvrm_lightning.modules.windowed import Schedule, WindowedModule
+from ipvrm_lightning.modules.schedule import Schedule
+from ipvrm_lightning.modules.windowed import WindowedModule
 from ipvrm_lightning.objectives import IPVRM, EndoRM, Objective
 from ipvrm_lightning.types import TrajectoryBatch
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,22 +17,11 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from ipvrm_lightning.models.checkpoints import check_same_parameters
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head
+from ipvrm_lightning.modules.schedule import Schedule, planned_batches
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
-
-
-@dataclass
-class Schedule:
-    """Learning-rate schedule over optimiser steps (transformers' `get_scheduler`).
-
-    Args:
-        name: shape after the warm-up.
-        warmup: share of all steps over which the rate rises from zero.
-    """
-
-    name: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
-    warmup: float = 0.0
 
 
 class WindowedModule(LightningModule):
@@ -86,16 +74,8 @@ class WindowedModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimiser over what is trained, and its schedule."""
-        from transformers import get_scheduler
-
         optimizer = self.optimizer(self.trainable_parameters().values())
-        steps = self._planned_steps()
-        scheduler = get_scheduler(
-            self.scheduler.name,
-            optimizer,
-            num_warmup_steps=round(self.scheduler.warmup * steps),
-            num_training_steps=steps,
-        )
+        scheduler = self.scheduler.build(optimizer, self._planned_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -159,30 +139,12 @@ class WindowedModule(LightningModule):
         Raises:
             ValueError: names or shapes differ; names the first that does.
         """
-        trained = {name: tuple(p.shape) for name, p in self.trainable_parameters().items()}
-        stored = {name: tuple(t.shape) for name, t in checkpoint["state_dict"].items()}
-        if trained != stored:
-            name = sorted(set(trained.items()) ^ set(stored.items()))[0][0]
-            raise ValueError(
-                f"the checkpoint does not fit this config: parameter {name} is {stored.get(name, 'absent')} in the"
-                f" checkpoint and {trained.get(name, 'absent')} in the model"
-                f" ({len(stored)} and {len(trained)} parameters)"
-            )
+        check_same_parameters(self.trainable_parameters(), checkpoint["state_dict"], what="the checkpoint")
 
     def _planned_steps(self) -> int:
-        """Optimiser steps of the whole run.
-
-        Not `trainer.estimated_stepping_batches`: it sets the training loader up before a checkpoint is restored, and a
-        run resumed in the middle of an epoch would then start that epoch again without a word.
-        """
-        trainer = self.trainer
-        if trainer.max_epochs in (None, -1):
-            return trainer.max_steps if trainer.max_steps != -1 else 0
-        windows = len(self.data.train_dataloader())
-        limit = trainer.limit_train_batches
-        windows = min(windows, limit) if isinstance(limit, int) else int(windows * (1.0 if limit is None else limit))
-        steps = windows * int(trainer.max_epochs or 1)
-        return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+        """Optimiser steps of the whole run."""
+        bounds = (planned_batches(self.trainer), self.trainer.max_steps)
+        return min((bound for bound in bounds if bound > 0), default=0)
 
     def _gradients_synchronised(self, synchronise: bool) -> AbstractContextManager[Any]:
         block = getattr(self.trainer.strategy, "block_backward_sync", None)

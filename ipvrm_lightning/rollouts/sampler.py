@@ -43,7 +43,7 @@ def sample_responses(
     *,
     num_return_sequences: int = 1,
     max_new_tokens: int,
-    eos_token_id: int,
+    eos_token_id: int | Sequence[int],
     pad_token_id: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -59,7 +59,7 @@ def sample_responses(
         prompts: token ids, none empty.
         num_return_sequences: responses per prompt.
         max_new_tokens: longest response, tokens.
-        eos_token_id: ends a response.
+        eos_token_id: ends a response; any of them where there are several.
         pad_token_id: fills prompts on the left; may equal `eos_token_id`.
         temperature: divides the logits; 0 takes the most likely token.
         top_p: keeps the fewest most likely tokens that together have this probability.
@@ -76,7 +76,8 @@ def sample_responses(
         ValueError: an empty prompt, or a setting out of range.
     """
     _check(prompts, num_return_sequences, max_new_tokens, temperature, top_p, batch_size)
-    sampler = _Sampler(model, eos_token_id, pad_token_id, max_new_tokens, temperature, top_p)
+    ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+    sampler = _Sampler(model, ends, pad_token_id, max_new_tokens, temperature, top_p)
     seeds = [f"{seed}-{key}" for key in (range(len(prompts)) if keys is None else keys)]
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} keys for {len(prompts)} prompts")
@@ -117,9 +118,9 @@ def _check(
 
 class _Sampler:
     def __init__(
-        self, model: PreTrainedModel, eos: int, pad: int, max_new_tokens: int, temperature: float, top_p: float
+        self, model: PreTrainedModel, ends: list[int], pad: int, max_new_tokens: int, temperature: float, top_p: float
     ) -> None:
-        self.model, self.eos, self.pad, self.max_new_tokens = model, eos, pad, max_new_tokens
+        self.model, self.ends, self.pad, self.max_new_tokens = model, ends, pad, max_new_tokens
         self.temperature, self.top_p = temperature, top_p
 
     def sample(
@@ -135,11 +136,12 @@ class _Sampler:
         draws = self._draws(tasks, seeds).to(logits.device) if self.temperature > 0 else None
         active = torch.arange(len(tasks), device=logits.device)
         running = torch.ones(len(tasks), dtype=torch.bool, device=logits.device)
+        ends = torch.tensor(self.ends, device=logits.device)
         tokens = torch.full((len(tasks), self.max_new_tokens), -1, dtype=torch.long, device=logits.device)
         for position in range(self.max_new_tokens):
             chosen = self._choose(logits, None if draws is None else draws[active, position])
             tokens[active[running], position] = chosen[running]
-            running = running & (chosen != self.eos)
+            running = running & ~torch.isin(chosen, ends)
             if not bool(running.any()) or position + 1 == self.max_new_tokens:
                 break
             if float(running.float().mean()) < _DROP_BELOW:
@@ -201,7 +203,7 @@ class _Sampler:
 
     def _rollout(self, row: list[int]) -> Rollout:
         ids = row[: row.index(-1)] if -1 in row else row
-        return Rollout(ids, bool(ids) and ids[-1] == self.eos)
+        return Rollout(ids, bool(ids) and ids[-1] in self.ends)
 
 
 def growing_cache(config: Any, room: int) -> Any:

@@ -13,7 +13,7 @@ from ipvrm_lightning import functional
 from ipvrm_lightning.data.batching import TrajectoryDataset, collate
 from ipvrm_lightning.models import AdaptersOff, CachedReference, FrozenCopy
 from ipvrm_lightning.modules import IPVRMModule, SFTModule
-from ipvrm_lightning.modules.windowed import Schedule
+from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, EndoRM, ImplicitPRM, Objective
 from ipvrm_lightning.types import Window
 

@@ -86,6 +86,21 @@ def test_responses_end_at_the_first_end_token(model, prompts) -> None:
         assert rollout.finished or len(rollout.input_ids) == 40
 
 
+def test_any_of_several_end_tokens_ends_a_response(model, prompts) -> None:
+    other = 5
+    plain, ended = (
+        [rollout for group in sample(model, prompts, num_return_sequences=8, eos_token_id=ends) for rollout in group]
+        for ends in (EOS, [EOS, other])
+    )
+    stopped = 0
+    for before, after in zip(plain, ended, strict=True):
+        ids = before.input_ids
+        cut = ids[: ids.index(other) + 1] if other in ids else ids
+        assert after.input_ids == cut and after.finished == (cut[-1] in (EOS, other))
+        stopped += cut != ids
+    assert stopped
+
+
 def test_first_tokens_follow_the_models_probabilities(model, prompts) -> None:
     count = 4000
     for index, temperature, top_p in ((2, 1.0, 1.0), (0, 0.7, 1.0), (3, 1.0, 0.6)):

@@ -135,8 +135,8 @@ def train_policy(settings: WorldSettings, held_out: set[str], scratch: Path) -> 
     from lightning.pytorch import Trainer
 
     from ipvrm_lightning.models.language_model import RandomLanguageModel
+    from ipvrm_lightning.modules.schedule import Schedule
     from ipvrm_lightning.modules.sft import SFTModule
-    from ipvrm_lightning.modules.windowed import Schedule
 
     problems = sft_problems(settings, held_out)
     dataset = TrajectoryDataset(sft_examples(settings, problems))

@@ -1,0 +1,40 @@
+"""`ResponseFile`: keeps what a policy answered when it was judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ipvrm_lightning.metrics.score_file import write_atomically
+
+
+class ResponseFile(Callback):
+    """Writes the responses and outcomes of an evaluation, one line per prompt, to the run's folder.
+
+    The module offers `evaluated`, the records of the prompts that this process has answered. A test run writes
+    `responses.jsonl`, a validation during training `responses-step<global step>.jsonl`.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, unless it is the sanity check."""
+        if not trainer.sanity_checking:
+            self._write(trainer, pl_module, f"responses-step{trainer.global_step}.jsonl")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write."""
+        self._write(trainer, pl_module, "responses.jsonl")
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
+        own: list[dict[str, Any]] = getattr(pl_module, "evaluated", [])
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        everywhere = [own]
+        if trainer.world_size > 1:
+            everywhere = [[] for _ in range(trainer.world_size)]
+            dist.all_gather_object(everywhere, own)
+        records = sorted((record for part in everywhere for record in part), key=lambda record: str(record["id"]))
+        if records and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            write_atomically(folder / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))

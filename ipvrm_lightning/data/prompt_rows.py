@@ -1,0 +1,154 @@
+"""Rows with a prompt and the answer its responses are checked against: columns, checks, ids."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ipvrm_lightning.data.reading import read_rows
+from ipvrm_lightning.data.rollouts import Report
+from ipvrm_lightning.data.schema import DataError, Prompt, check_prompt
+
+PROMPT_COLUMNS = ("prompt", "problem", "question")
+#: A dot leads into a column that is a mapping.
+TRUTH_COLUMNS = ("reward_model.ground_truth", "ground_truth", "answer", "solution")
+SOURCE_COLUMNS = ("data_source", "dataset", "subset")
+
+
+class Columns(NamedTuple):
+    """Columns that a file keeps prompt and ground truth in."""
+
+    prompt: str
+    truth: str
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One checked prompt.
+
+    Args:
+        prompt: text, or chat messages.
+        ground_truth: text that answers are compared with.
+        data_source: the row's own, else the file's name.
+        id: unique among the rows read together.
+        source: file or hub data set.
+        row: row in it, from 1.
+    """
+
+    prompt: Prompt
+    ground_truth: str
+    data_source: str
+    id: str
+    source: str
+    row: int
+
+
+def recognise(row: Mapping[str, Any]) -> Columns:
+    """The columns that prompt and ground truth are in.
+
+    Raises:
+        DataError: one of them is missing; lists what was found and what is known.
+    """
+    prompt = next((column for column in PROMPT_COLUMNS if column in row), None)
+    truth = next((column for column in TRUTH_COLUMNS if column.partition(".")[0] in row), None)
+    if prompt is None or truth is None:
+        what, known = ("prompt", PROMPT_COLUMNS) if prompt is None else ("ground truth", TRUTH_COLUMNS)
+        raise DataError(f"no {what} in the columns {', '.join(sorted(map(str, row)))}; known are {', '.join(known)}")
+    return Columns(prompt, truth)
+
+
+def check_ground_truth(value: Any, field: str) -> str:
+    """Text with something in it; a number becomes text, without a point where it is whole.
+
+    Raises:
+        DataError: anything else.
+    """
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise DataError("ground truth is neither text nor a number", field=field, found=value)
+
+
+def check_prompt_row(row: Mapping[str, Any], columns: Columns, source: str, number: int) -> PromptRow:
+    """The prompt of one row.
+
+    Args:
+        row: the record.
+        columns: from `recognise` on the first row of its source.
+        source: file or hub data set.
+        number: of the row, from 1.
+
+    Raises:
+        DataError: with file, row and field.
+    """
+    try:
+        prompt = check_prompt(_field(row, columns.prompt), columns.prompt)
+        truth = check_ground_truth(_field(row, columns.truth), columns.truth)
+    except DataError as error:
+        raise error.at(source, number) from None
+    stem = Path(source).stem
+    part = next((row[key] for key in SOURCE_COLUMNS if isinstance(row.get(key), str) and row[key]), stem)
+    extra = row.get("extra_info")
+    index = extra.get("index") if isinstance(extra, Mapping) else None
+    name = f"{stem}-{number}" if index is None else f"{part}-{index}"
+    return PromptRow(prompt, truth, part, name if row.get("id") is None else str(row["id"]), source, number)
+
+
+def read_prompts(paths: str | Path | Sequence[str | Path], report: Report, *, split: str = "train") -> list[PromptRow]:
+    """Checked prompts of all rows; columns are recognised at the first row of each file.
+
+    An id that was used before gets a number, so that rows added at the end change none.
+
+    Args:
+        paths: see `read_rows`.
+        report: what to do with bad rows.
+        split: of hub data sets.
+
+    Raises:
+        DataError: a file without known columns (always), a bad row (unless skipped).
+    """
+    return list(_unique(_checked(paths, report, split)))
+
+
+def _checked(paths: str | Path | Sequence[str | Path], report: Report, split: str) -> Iterator[PromptRow]:
+    place, columns = "", Columns("", "")
+    for source, number, row in read_rows(paths, split=split):
+        if source != place:
+            try:
+                place, columns = source, recognise(row)
+            except DataError as error:
+                raise error.at(source, number) from None
+        try:
+            yield check_prompt_row(row, columns, source, number)
+        except DataError as error:
+            report.bad_row(error)
+
+
+def _unique(rows: Iterator[PromptRow]) -> Iterator[PromptRow]:
+    used: Counter[str] = Counter()
+    for row in rows:
+        name = row.id
+        while used[name]:
+            used[row.id] += 1
+            name = f"{row.id}-{used[row.id]}"
+        used[name] += 1
+        yield row if name == row.id else replace(row, id=name)
+
+
+def _field(row: Mapping[str, Any], column: str) -> Any:
+    name, _, inner = column.partition(".")
+    if name not in row:
+        raise DataError("missing column", field=name, found=sorted(map(str, row)))
+    if not inner:
+        return row[name]
+    value = row[name]
+    if not isinstance(value, Mapping) or inner not in value:
+        raise DataError(f"no mapping with {inner}", field=name, found=value)
+    return value[inner]

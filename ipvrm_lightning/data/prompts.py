@@ -1,0 +1,213 @@
+"""Prompts with ground truths, for reinforcement learning, for sampling rollouts and for judging policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+from ipvrm_lightning.data.chat import PromptFormat, encode_prompts, render_prompt, with_system_prompt
+from ipvrm_lightning.data.prompt_loading import PromptEvalLoader, PromptLoader
+from ipvrm_lightning.data.prompt_rows import PromptRow, read_prompts
+from ipvrm_lightning.data.reading import is_hub_name, read_hub
+from ipvrm_lightning.data.rollouts import OnBadRows, Report, group_of, limit_prompts, split_by_prompt
+from ipvrm_lightning.data.schema import DataError
+from ipvrm_lightning.data.tokenized import TokenizerDataModule
+from ipvrm_lightning.types import PromptExample
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_CHUNK = 512  # texts per call of the tokenizer
+
+
+class PromptModule(TokenizerDataModule):
+    """Loaders of a data module of prompts.
+
+    Subclasses fill `train_prompts`, `val_prompts` and `test_prompts` in `setup`.
+
+    Args:
+        batch_size: prompts per optimiser step over all processes.
+        eval_batch_size: prompts of an evaluation batch of one process, at most.
+        tokenizer: name or folder; None for that of the module it is used with.
+        seed: of everything random in the data.
+    """
+
+    def __init__(
+        self, *, batch_size: int = 64, eval_batch_size: int = 64, tokenizer: str | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(tokenizer=tokenizer, seed=seed)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.train_prompts: list[PromptExample] = []
+        self.val_prompts: list[PromptExample] = []
+        self.test_prompts: list[PromptExample] = []
+
+    def train_dataloader(self) -> PromptLoader:
+        """Hands each step the stream of prompts, the same on every process; resumable in the middle of an epoch.
+
+        Raises:
+            ValueError: there is nothing to train on.
+        """
+        if not self.train_prompts:
+            raise ValueError(f"{type(self).__name__} has no training prompts: call setup, or give it some")
+        return PromptLoader(self.train_prompts, batch_size=self.batch_size, seed=self.seed)
+
+    def val_dataloader(self) -> list[PromptEvalLoader]:
+        """Every validation prompt once over all processes; no loader where there are none."""
+        return self._evaluation_loaders(self.val_prompts)
+
+    def test_dataloader(self) -> list[PromptEvalLoader]:
+        """Every test prompt once over all processes."""
+        return self._evaluation_loaders(self.test_prompts)
+
+    def predict_dataloader(self) -> list[PromptEvalLoader]:
+        """The same as for testing."""
+        return self.test_dataloader()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Prompts hold no tensors; Lightning would copy them field by field, and refuses frozen ones."""
+        return batch
+
+    def _evaluation_loaders(self, prompts: list[PromptExample]) -> list[PromptEvalLoader]:
+        if not prompts:
+            return []
+        return [PromptEvalLoader(prompts, batch_size=self.eval_batch_size, rank=self.rank, world_size=self.world_size)]
+
+
+class PromptDataModule(PromptModule):
+    """Prompts and ground truths from files, folders or the hub.
+
+    The prompt is in the column `prompt`, `problem` or `question`, as text or chat messages; the ground truth in
+    `reward_model.ground_truth`, `ground_truth`, `answer` or `solution`, as text or a number. `data_source`, `dataset`
+    or `subset` name the part of a benchmark, else the file's name does. A prompt's tokens are those that a response is
+    generated after. A prompt is on one side of the split, by a seeded hash of its text: adding data moves none.
+
+    Args:
+        train: parquet, JSON or JSONL file, a folder of them, owner/name of a hub data set, or a list of these; None to
+            evaluate only.
+        validation: the same, for validation; its prompts are taken out of training. None to split `train`.
+        validation_fraction: share of prompts held out where `validation` is None.
+        test: the same, for testing. None for the validation prompts.
+        split: split of hub data sets.
+        batch_size: prompts per optimiser step over all processes.
+        eval_batch_size: prompts of an evaluation batch of one process, at most.
+        max_prompt_length: tokens of a prompt, at most.
+        over_length: "drop" longer prompts and count them, or stop with an "error". Never truncated.
+        on_bad_rows: "error" stops at the first row that cannot be used, "skip" counts them by reason.
+        prompt_format: "chat" by the tokenizer's template, "plain" text, or "auto" for chat where there is a template.
+        system_prompt: put before prompts that have no system message.
+        tokenizer: name or folder; None for that of the module it is used with.
+        seed: of split and order.
+        max_prompts: use so many prompts of `train` only (drawn with the seed); None for all.
+
+    Raises:
+        ValueError: an argument that cannot work; says which.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: str | list[str] | None = None,
+        validation: str | list[str] | None = None,
+        validation_fraction: float = 0.0,
+        test: str | list[str] | None = None,
+        split: str = "train",
+        batch_size: int = 64,
+        eval_batch_size: int = 64,
+        max_prompt_length: int = 1024,
+        over_length: Literal["drop", "error"] = "drop",
+        on_bad_rows: OnBadRows = "error",
+        prompt_format: PromptFormat = "auto",
+        system_prompt: str | None = None,
+        tokenizer: str | None = None,
+        seed: int = 0,
+        max_prompts: int | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, tokenizer=tokenizer, seed=seed)
+        if not 0 <= validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be in [0, 1), not {validation_fraction}")
+        if over_length not in ("drop", "error"):
+            raise ValueError(f"over_length must be drop or error, not {over_length}: a cut prompt is another question")
+        self.train, self.validation, self.test = train, validation, test
+        self.validation_fraction, self.split = validation_fraction, split
+        self.max_prompt_length, self.over_length, self.on_bad_rows = max_prompt_length, over_length, on_bad_rows
+        self.prompt_format, self.system_prompt, self.max_prompts = prompt_format, system_prompt, max_prompts
+        self.report: dict[str, int] = {}
+        self._is_set_up = False
+
+    def prepare_data(self) -> None:
+        """Download hub data sets once per machine."""
+        for paths in (self.train, self.validation, self.test):
+            for path in [paths] if isinstance(paths, str) else paths or []:
+                if is_hub_name(path):
+                    next(read_hub(path, self.split), None)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, check, split and tokenise; runs once, before any model is built.
+
+        Raises:
+            DataError: names file, row and field.
+            ValueError: no usable prompt.
+        """
+        if self._is_set_up:
+            return
+        report = Report(self.on_bad_rows)
+        train, validation = self._read_splits(report)
+        test = None if self.test is None else read_prompts(self.test, report, split=self.split)
+        tokenizer = self.load_tokenizer()
+        self.train_prompts = self._tokenize(train, tokenizer, report)
+        self.val_prompts = self._tokenize(validation, tokenizer, report)
+        self.test_prompts = self.val_prompts if test is None else self._tokenize(test, tokenizer, report)
+        if not (self.train_prompts if self.train is not None else self.val_prompts or self.test_prompts):
+            paths = self.train or self.validation or self.test or "train, validation and test: none is given"
+            raise ValueError(f"no usable prompt in {paths}; left out: {dict(report.counts)}")
+        self.report = dict(report.counts)
+        report.warn(type(self).__name__)
+        self._is_set_up = True
+
+    def _read_splits(self, report: Report) -> tuple[list[PromptRow], list[PromptRow]]:
+        rows = [] if self.train is None else read_prompts(self.train, report, split=self.split)
+        rows = limit_prompts(rows, self.max_prompts, self.seed)
+        if self.validation is None:
+            return split_by_prompt(rows, self.validation_fraction, self.seed)
+        validation = read_prompts(self.validation, report, split=self.split)
+        held_out = {group_of(row.prompt) for row in validation}
+        train = [row for row in rows if group_of(row.prompt) not in held_out]
+        if leaked := len(rows) - len(train):
+            report.counts["taken out of training: prompt is in validation"] += leaked
+        return train, validation
+
+    def _tokenize(
+        self, rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, report: Report
+    ) -> list[PromptExample]:
+        examples: list[PromptExample] = []
+        remaining = iter(rows)
+        while chunk := list(islice(remaining, _CHUNK)):
+            usable: list[tuple[PromptRow, str]] = []
+            for row in chunk:
+                try:
+                    usable.append((row, self._render(row, tokenizer)))
+                except DataError as error:
+                    report.bad_row(error.at(row.source, row.row))
+            tokens = encode_prompts(tokenizer, [text for _, text in usable], prompt_format=self.prompt_format)
+            examples += [
+                PromptExample(
+                    ids, with_system_prompt(row.prompt, self.system_prompt), row.ground_truth, row.data_source, row.id
+                )
+                for (row, _), ids in zip(usable, tokens, strict=True)
+                if self._fits(row, len(ids), report)
+            ]
+        return examples
+
+    def _render(self, row: PromptRow, tokenizer: PreTrainedTokenizerBase) -> str:
+        return render_prompt(tokenizer, row.prompt, prompt_format=self.prompt_format, system_prompt=self.system_prompt)
+
+    def _fits(self, row: PromptRow, length: int, report: Report) -> bool:
+        if length <= self.max_prompt_length:
+            return True
+        if self.over_length == "error":
+            problem = f"prompt is longer than max_prompt_length {self.max_prompt_length}; raise it or drop such prompts"
+            raise DataError(problem, field="prompt", found=length).at(row.source, row.row)
+        report.counts[f"dropped: prompt is longer than {self.max_prompt_length} tokens"] += 1
+        return False

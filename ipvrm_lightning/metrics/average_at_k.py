@@ -1,0 +1,186 @@
+"""`AverageAtK`: how often a policy is right, and whether any of k tries is, by data source and over all prompts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ipvrm_lightning.functional.best_of_n import oracle
+from ipvrm_lightning.metrics.average_at_k_report import AverageAtKReport, MacroResult, ShareResult, SourceResult
+from ipvrm_lightning.metrics.records import RecordMetric
+from ipvrm_lightning.metrics.resampling import bootstrap_weights, percentile_interval, stable_hash
+
+
+class _Prompt(NamedTuple):
+    key: str
+    source: str
+    outcomes: Tensor
+    finished: list[bool | None]
+    lengths: list[int | None]
+
+    def average(self) -> float:
+        return float(self.outcomes.mean())
+
+    def pass_at(self, k: int) -> float:
+        return oracle(self.outcomes, torch.zeros(len(self.outcomes), dtype=torch.long), n=k)
+
+
+class _Estimate(NamedTuple):
+    """A mean over prompts and the same mean on each bootstrap resample, [R]."""
+
+    mean: float
+    draws: Tensor
+    prompts: int
+
+
+class AverageAtK(RecordMetric):
+    """avg@k and pass@k of sampled responses, k being what each prompt has, by data source and over all.
+
+    pass@k is the unbiased estimator 1 - C(n - c, k) / C(n, k) for c right of n responses (Chen et al.,
+    arXiv:2107.03374), for k = 1, 2, 4, ... up to the most responses a prompt has.
+
+    Args:
+        resamples: bootstrap resamples of prompts for the confidence intervals.
+        confidence: probability the intervals should cover.
+        seed: of the resamples.
+        kwargs: of torchmetrics' Metric.
+    """
+
+    def __init__(self, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.resamples = resamples
+        self.confidence = confidence
+        self.seed = seed
+
+    def update(
+        self,
+        outcomes: Tensor,
+        prompts: Sequence[str],
+        data_sources: Sequence[str],
+        finished: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> None:
+        """Add responses.
+
+        Args:
+            outcomes: 1 right, 0 wrong, [B].
+            prompts: key of each response's prompt, the same in all processes, [B].
+            data_sources: the part of a benchmark each prompt belongs to, [B].
+            finished: whether the response ended by itself, False where it was cut off, bool, [B].
+            lengths: tokens of each response, [B].
+
+        Raises:
+            ValueError: sizes that differ, or an outcome other than 0 and 1.
+        """
+        nothing = [None] * len(prompts)
+        columns = {
+            "outcomes": outcomes.tolist(),
+            "data_sources": list(data_sources),
+            "finished": nothing if finished is None else finished.bool().tolist(),
+            "lengths": nothing if lengths is None else lengths.long().tolist(),
+        }
+        for name, column in columns.items():
+            if len(column) != len(prompts):
+                raise ValueError(f"{name}: expected one for each of {len(prompts)} responses, found {len(column)}")
+        strange = outcomes[(outcomes != 0) & (outcomes != 1)]
+        if len(strange):
+            raise ValueError(f"outcomes: expected 0 or 1, found {strange[0].item()}")
+        self.put_lines(
+            json.dumps([source, key, int(outcome), ended, length]) + "\n"
+            for key, outcome, source, ended, length in zip(prompts, *columns.values(), strict=True)
+        )
+
+    def compute(self) -> AverageAtKReport:
+        """Judge the responses of all processes.
+
+        Raises:
+            ValueError: no responses.
+        """
+        prompts = _by_prompt(self.read_lines())
+        sources: dict[str, list[_Prompt]] = {}
+        for prompt in prompts:
+            sources.setdefault(prompt.source, []).append(prompt)
+        most = max(len(prompt.outcomes) for prompt in prompts)
+        tries = [2**power for power in range(most.bit_length())]
+        return AverageAtKReport(
+            sources={name: self._source(group, tries) for name, group in sources.items()},
+            micro=self._source(prompts, tries),
+            macro=self._macro(list(sources.values()), tries),
+        )
+
+    def _source(self, prompts: list[_Prompt], tries: list[int]) -> SourceResult:
+        sizes = [len(prompt.outcomes) for prompt in prompts]
+        ended = [value for prompt in prompts for value in prompt.finished]
+        lengths = [value for prompt in prompts for value in prompt.lengths]
+        return SourceResult(
+            prompts=len(prompts),
+            responses=sum(sizes),
+            min_responses=min(sizes),
+            max_responses=max(sizes),
+            average=self._result(self._estimate(prompts, 1, _Prompt.average)),
+            pass_at={k: self._result(self._pass_at(prompts, k)) for k in tries},
+            cut_off=1 - _mean(ended),
+            mean_length=_mean(lengths),
+        )
+
+    def _macro(self, sources: list[list[_Prompt]], tries: list[int]) -> MacroResult:
+        return MacroResult(
+            sources=len(sources),
+            average=self._result(_mean_of([self._estimate(prompts, 1, _Prompt.average) for prompts in sources])),
+            pass_at={k: self._result(_mean_of([self._pass_at(prompts, k) for prompts in sources])) for k in tries},
+        )
+
+    def _pass_at(self, prompts: list[_Prompt], k: int) -> _Estimate:
+        return self._estimate(prompts, k, lambda prompt: prompt.pass_at(k))
+
+    def _estimate(self, prompts: list[_Prompt], k: int, function: Callable[[_Prompt], float]) -> _Estimate:
+        enough = [prompt for prompt in prompts if len(prompt.outcomes) >= k]
+        if not enough:
+            return _Estimate(math.nan, torch.full((self.resamples,), math.nan, dtype=torch.float64), 0)
+        values = torch.tensor([function(prompt) for prompt in enough], dtype=torch.float64)
+        keys = [f"{prompt.source}\n{prompt.key}" for prompt in enough]
+        # sources draw independently of each other, so that a mean over them has the interval it should
+        seed = stable_hash("\n".join(sorted({prompt.source for prompt in enough})), self.seed) % 2**32
+        weights = bootstrap_weights(keys, resamples=self.resamples, seed=seed)
+        return _Estimate(float(values.mean()), (weights * values).mean(1), len(enough))
+
+    def _result(self, estimate: _Estimate) -> ShareResult:
+        return ShareResult(estimate.mean, percentile_interval(estimate.draws, self.confidence), estimate.prompts)
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if len(known) == len(values) else math.nan
+
+
+def _mean_of(estimates: list[_Estimate]) -> _Estimate:
+    return _Estimate(
+        math.fsum(estimate.mean for estimate in estimates) / len(estimates),
+        torch.stack([estimate.draws for estimate in estimates]).mean(0),
+        sum(estimate.prompts for estimate in estimates),
+    )
+
+
+def _by_prompt(lines: Sequence[str]) -> list[_Prompt]:
+    if not lines:
+        raise ValueError("no responses to average over")
+    groups: dict[tuple[str, str], list[Any]] = {}
+    # sorted as text, so that nothing depends on the order they arrived in
+    for line in sorted(lines):
+        source, key, *record = json.loads(line)
+        groups.setdefault((source, key), []).append(record)
+    return [
+        _Prompt(
+            key=key,
+            source=source,
+            outcomes=torch.tensor([record[0] for record in group], dtype=torch.float64),
+            finished=[record[1] for record in group],
+            lengths=[record[2] for record in group],
+        )
+        for (source, key), group in sorted(groups.items())
+    ]

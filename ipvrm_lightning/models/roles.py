@@ -1,0 +1,174 @@
+"""Policy, reward model and reference: adapters on one base, or models of their own.
+
+With adapters, policy and reward model share one copy of the base, whose bare weights are the reference. PEFT's own
+`set_adapter` and `disable_adapter` switch `requires_grad` off on adapters that are not active, and a loss already in
+the graph would then train nothing without a word: here layers are only told which adapter to use, and told back. Under
+gradient checkpointing the forward pass is repeated in backward, so backward belongs within `use` as well.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ipvrm_lightning.models.checkpoints import check_same_parameters
+from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.logprobs import check_output_head
+
+Role = Literal["policy", "reward", "reference"]
+
+_MODEL = "model."
+
+
+class Roles(nn.Module, ABC):
+    """The models of a reinforcement-learning run by the part they play."""
+
+    @abstractmethod
+    def use(self, role: Role) -> AbstractContextManager[Any]:
+        """The model in a role, for as long as the context is open. Contexts nest.
+
+        The reference is the supervised model that training started from, in evaluation mode and without gradient.
+        """
+
+    @abstractmethod
+    def trained(self, role: Role) -> dict[str, nn.Parameter]:
+        """What an optimiser updates for a role, by its name in this module."""
+
+    @abstractmethod
+    def load_reward(self, weights: dict[str, Tensor]) -> None:
+        """Load the reward model.
+
+        Args:
+            weights: `state_dict` of a checkpoint of `IPVRMModule`, which holds what was trained.
+
+        Raises:
+            ValueError: names or shapes differ from this config's; names the first that does.
+        """
+
+
+class SharedBase(Roles):
+    """Adapters for policy and reward model on one base.
+
+    Args:
+        factory: builds the base with one adapter, which becomes the policy's.
+        with_reward: add an adapter of the same shape for a reward model.
+    """
+
+    _ADAPTERS: dict[Role, str] = {"policy": "default", "reward": "reward"}  # noqa: RUF012
+
+    def __init__(self, factory: LanguageModelFactory, *, with_reward: bool) -> None:
+        super().__init__()
+        self.model: Any = _prepared(factory)
+        if with_reward:
+            model: Any = self.model
+            model.add_adapter("reward", model.peft_config["default"])
+            for name, parameter in model.named_parameters():
+                if ".default." in name or ".reward." in name:
+                    parameter.requires_grad_(True)
+            self._set((["default"], False))
+
+    @contextmanager
+    def use(self, role: Role) -> Iterator[Any]:
+        """The base with the role's adapter, or with none."""
+        before = self._state()
+        was_training = self.model.training
+        self._set(([self._ADAPTERS[role]], False) if role != "reference" else (before[0], True))
+        try:
+            if role != "reference":
+                yield self.model
+                return
+            self.model.eval()
+            with torch.no_grad():
+                yield self.model
+        finally:
+            self._set(before)
+            if role == "reference":
+                self.model.train(was_training)
+
+    def trained(self, role: Role) -> dict[str, nn.Parameter]:
+        """Parameters of the role's adapter."""
+        part = f".{self._ADAPTERS[role]}."
+        return {name: parameter for name, parameter in self.named_parameters() if part in f"{name}."}
+
+    def load_reward(self, weights: dict[str, Tensor]) -> None:
+        """Load an adapter that `IPVRMModule` trained."""
+        _load(self.trained("reward"), {name.replace(".default", ".reward"): w for name, w in weights.items()})
+
+    def _layers(self) -> Iterator[Any]:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        return (module for module in self.model.modules() if isinstance(module, BaseTunerLayer))
+
+    def _state(self) -> tuple[list[str], bool]:
+        """Active adapters, and whether all are off."""
+        layer = next(self._layers())
+        return list(layer.active_adapters), bool(layer.disable_adapters)
+
+    def _set(self, state: tuple[list[str], bool]) -> None:
+        for layer in self._layers():
+            layer._active_adapter, layer._disable_adapters = list(state[0]), state[1]
+
+
+class SeparateModels(Roles):
+    """A model for each role, all of them trained whole; the reference is loaded on first use.
+
+    Args:
+        factory: builds the supervised model that each of them starts from.
+        with_reward: build a reward model.
+    """
+
+    def __init__(self, factory: LanguageModelFactory, *, with_reward: bool) -> None:
+        super().__init__()
+        self.policy: Any = _prepared(factory)
+        self.reward: Any = _prepared(factory) if with_reward else None
+        self._factory = factory
+        # in a list: a frozen copy is no part of the state that checkpoints hold
+        self._reference: list[nn.Module] = []
+
+    @contextmanager
+    def use(self, role: Role) -> Iterator[Any]:
+        """The role's model."""
+        if role != "reference":
+            yield getattr(self, role)
+            return
+        if not self._reference:
+            self._reference = [self._factory.build_model().requires_grad_(False).eval()]
+        with torch.no_grad():
+            yield self._reference[0].to(self.policy.device)
+
+    def trained(self, role: Role) -> dict[str, nn.Parameter]:
+        """Parameters of the role's model."""
+        return {name: parameter for name, parameter in self.named_parameters() if name.startswith(f"{role}.")}
+
+    def load_reward(self, weights: dict[str, Tensor]) -> None:
+        """Load a model that `IPVRMModule` trained."""
+        _load(self.trained("reward"), {f"reward.{name.removeprefix(_MODEL)}": w for name, w in weights.items()})
+
+
+def build_roles(factory: LanguageModelFactory, *, with_reward: bool) -> Roles:
+    """Adapters on one base where the language model has adapters, else models of their own."""
+    return (SharedBase if factory.has_adapters else SeparateModels)(factory, with_reward=with_reward)
+
+
+def _prepared(factory: LanguageModelFactory) -> Any:
+    """A model without dropout: with it, a policy's ratio to itself would not be 1."""
+    model = factory.build_model()
+    check_output_head(model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    return model
+
+
+@torch.no_grad()
+def _load(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:
+    check_same_parameters(parameters, weights, what="the reward model's checkpoint")
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])

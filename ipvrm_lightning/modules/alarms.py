@@ -1,0 +1,64 @@
+"""Alarms of a reinforcement-learning run: what goes wrong there goes wrong quietly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Alarms:
+    """Bounds beyond which a run says so.
+
+    Lengths and numbers of steps are compared with their mean over the first `baseline` steps of the run.
+
+    Args:
+        length_factor: response length may grow or shrink by this factor.
+        step_factor: the number of solution steps in a response may grow or shrink by this factor.
+        max_kl: largest mean KL of the updated policy to the one that sampled, in nats per token.
+        min_reward_accuracy: smallest share of responses whose value tells their outcome; 0.5 is chance where both
+            outcomes are equally many. Averaged over `patience` steps.
+        patience: steps over which the accuracy is averaged.
+        baseline: steps that the first means are taken over.
+    """
+
+    length_factor: float = 2.0
+    step_factor: float = 2.0
+    max_kl: float = 0.1
+    min_reward_accuracy: float = 0.5
+    patience: int = 5
+    baseline: int = 3
+    state: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
+
+    def check(self, metrics: dict[str, float]) -> dict[str, str]:
+        """Alarms that these metrics set off: name to what is wrong.
+
+        Args:
+            metrics: of one step; names as in the log, without `train/`.
+        """
+        found = {}
+        for name, metric, factor in (
+            ("length", "response_tokens", self.length_factor),
+            ("steps", "response_steps", self.step_factor),
+        ):
+            if (text := self._drift(metric, metrics[metric], factor)) is not None:
+                found[name] = text
+        if (kl := metrics.get("approx_kl", 0.0)) > self.max_kl:
+            found["kl"] = f"KL of the updated policy to the one that sampled is {kl:.3g}, beyond {self.max_kl:g}"
+        if "reward/accuracy" in metrics:
+            recent = self.state.setdefault("reward_accuracy", [])
+            recent.append(metrics["reward/accuracy"])
+            del recent[: -self.patience]
+            mean = sum(recent) / len(recent)
+            if len(recent) == self.patience and mean <= self.min_reward_accuracy:
+                found["reward_accuracy"] = f"the reward model tells {mean:.1%} of outcomes over {self.patience} steps"
+        return found
+
+    def _drift(self, name: str, value: float, factor: float) -> str | None:
+        first = self.state.setdefault(name, [])
+        if len(first) < self.baseline:
+            first.append(value)
+            return None
+        start = sum(first) / len(first)
+        if start > 0 and not start / factor <= value <= start * factor:
+            return f"{name} is {value:.4g}, at the start of the run it was {start:.4g}"
+        return None

@@ -1,0 +1,389 @@
+"""`DistRLModule`: improve a policy with dense, counterfactual credit (arXiv:2604.13197, Sec. 3.2, 3.3).
+
+Where it departs from the paper, in the manner of the reference code: the TD part has the coefficient 0.05 (Eq. 13
+writes 1), and the candidates' clip is symmetric. Statistics are taken over a mini-batch, in which the responses of a
+prompt stay together. Without a reward model, or with both of its coefficients at zero, the update is GRPO's.
+
+One step: sample groups of responses, verify them, keep the prompts with both outcomes; one forward pass of the
+behaviour policy and one of the reward model; update the reward model; update the policy on sampled and on likely
+unsampled tokens. Sampling depends on (seed, step, prompt, number) alone and every statistic is taken over all
+processes, so that neither batch sizes nor the number of processes change a result but for rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from ipvrm_lightning.data.batching import TrajectoryDataset, collate
+from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_probs
+from ipvrm_lightning.models.checkpoints import check_same_parameters
+from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.logprobs import response_mask
+from ipvrm_lightning.models.roles import Roles, build_roles
+from ipvrm_lightning.modules.alarms import Alarms
+from ipvrm_lightning.modules.distrl_metrics import collection_metrics, reward_metrics, score_metrics
+from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, Collecting, PolicyUpdate, RewardModel
+from ipvrm_lightning.modules.experience import (
+    ScoredBatch,
+    plan_mini_batches,
+    set_advantages,
+    to_dataset,
+    totals,
+)
+from ipvrm_lightning.modules.online_reward import OnlineReward, load_checkpoint
+from ipvrm_lightning.modules.policy import PolicyModule
+from ipvrm_lightning.modules.policy_loss import policy_loss
+from ipvrm_lightning.modules.schedule import Schedule, planned_batches
+from ipvrm_lightning.modules.updates import GuardedUpdates
+from ipvrm_lightning.rollouts.groups import Collection, Group, PromptSource, collect_mixed
+from ipvrm_lightning.rollouts.sources import Sampling
+from ipvrm_lightning.rollouts.verifiers import Verifier
+from ipvrm_lightning.types import PromptExample, TrajectoryBatch
+
+
+class DistRLModule(PolicyModule):
+    """Policy optimisation on sampled and on likely unsampled tokens. GRPO where it has no reward model.
+
+    With LoRA, policy and reward model are adapters on one base, whose bare weights are the supervised model; else each
+    is a model of its own that starts from it. Dropout is off: with it, a policy's ratio to itself would not be 1.
+
+    Args:
+        language_model: builds the supervised model that policy, reward model and reference start from.
+        verifier: says which responses are right.
+        sampling: how a step's responses are drawn; its temperature enters all log-probabilities.
+        reward: the implicit reward model; None for GRPO.
+        collecting: which sampled prompts a step learns from.
+        advantages: how outcomes and TD advantages add up.
+        update: the policy's updates within a step.
+        optimizer: called with the policy's parameters.
+        scheduler: learning rate over the run's steps.
+        evaluation: how responses are sampled to judge the policy; its `group_size` is k.
+        eval_batch_size: responses sampled at one time to judge the policy.
+        stop_tokens: tokens that end a response besides the tokenizer's and the model's own.
+        step_separator: what separates the steps of a response, to count them.
+        alarms: bounds beyond which the run says so.
+        chunk_size: response tokens whose logits exist at one time.
+    """
+
+    def __init__(
+        self,
+        *,
+        language_model: LanguageModelFactory,
+        verifier: Verifier,
+        sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+        reward: RewardModel | None = None,
+        collecting: Collecting | None = None,
+        advantages: AdvantageSettings | None = None,
+        update: PolicyUpdate | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: Schedule | None = None,
+        evaluation: Sampling = Sampling(),  # noqa: B008
+        eval_batch_size: int = 256,
+        stop_tokens: list[str] | None = None,
+        step_separator: str = "\n\n",
+        alarms: Alarms | None = None,
+        chunk_size: int = 256,
+    ) -> None:
+        super().__init__(
+            language_model=language_model,
+            verifier=verifier,
+            evaluation=evaluation,
+            eval_batch_size=eval_batch_size,
+            stop_tokens=stop_tokens,
+        )
+        self.automatic_optimization = False
+        self.sampling = sampling
+        self.reward = reward
+        self.collecting = collecting or Collecting()
+        self.advantages = advantages or AdvantageSettings()
+        self.update = update or PolicyUpdate()
+        self.optimizer = optimizer
+        self.scheduler = scheduler or Schedule()
+        self.step_separator = step_separator
+        self.alarms = alarms or Alarms()
+        self.chunk_size = chunk_size
+        self.steps_done = 0
+        self.updates = GuardedUpdates(self.update.max_skipped_updates)
+        self._check()
+
+    def _check(self) -> None:
+        if self.sampling.group_size < 2:
+            raise ValueError(
+                f"sampling.group_size must be at least 2 for groups to compare, is {self.sampling.group_size}"
+            )
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature must be above 0: there is no ratio of certain tokens")
+        if self.reward is None and self.update.distribution_coef:
+            raise ValueError("update.distribution_coef needs a reward model: set reward, or the coefficient to 0")
+
+    # -- models and optimisers
+
+    def build_roles(self) -> Roles:
+        """Policy, reward model where there is one to train with, and reference."""
+        training = self.trainer.training or self.trainer.state.fn == "fit"
+        roles = build_roles(self.language_model, with_reward=self.reward is not None and training)
+        if self.reward is not None and training:
+            load_checkpoint(roles, self.reward)
+            self.online_reward = OnlineReward(
+                roles,
+                self.reward,
+                temperature=self.sampling.temperature,
+                chunk_size=self.chunk_size,
+                max_tokens=self.update.max_tokens,
+            )
+        return roles
+
+    @property
+    def updates_reward(self) -> bool:
+        """Whether the reward model learns."""
+        return self.reward is not None and self.reward.update != "frozen"
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters that optimisers update, by name."""
+        roles: Roles = self.roles
+        found = roles.trained("policy") | (roles.trained("reward") if self.updates_reward else {})
+        return {f"roles.{name}": parameter for name, parameter in found.items()}
+
+    def configure_optimizers(self) -> Any:
+        """One for the policy, and one for the reward model where it learns; their rates change once per step."""
+        steps = planned_batches(self.trainer)
+        pairs = [(self.optimizer(self.roles.trained("policy").values()), self.scheduler)]
+        if self.reward is not None and self.updates_reward:
+            own = self.reward.optimizer(self.roles.trained("reward").values())
+            pairs.append((own, self.reward.scheduler or Schedule()))
+        return [optimizer for optimizer, _ in pairs], [schedule.build(own, steps) for own, schedule in pairs]
+
+    # -- one step
+
+    def training_step(self, stream: PromptSource, batch_idx: int) -> None:
+        """Sample, verify, score, and update reward model and policy.
+
+        Args:
+            stream: of prompts.
+            batch_idx: unused.
+
+        Raises:
+            FloatingPointError: too many updates in a row had a gradient that is not finite.
+        """
+        started = time.perf_counter()
+        metrics: dict[str, Tensor | float] = {}
+        with self._timed("sampling", metrics):
+            collection = self.collect(stream)
+        self.steps_done += 1
+        metrics |= collection_metrics(collection, self.step_separator)
+        if collection.kept:
+            self._learn(collection.kept, metrics)
+        else:
+            rank_zero_info(
+                f"step {self.steps_done}: none of {len(collection.sampled)} prompts had both right and wrong responses;"
+                " nothing was learned"
+            )
+        for scheduler in self._as_list(self.lr_schedulers()):
+            scheduler.step()
+        seconds = time.perf_counter() - started
+        metrics["seconds/step"] = seconds
+        metrics["tokens_per_second"] = metrics["sampled_tokens"] / seconds
+        self._log(metrics, skipped=not collection.kept)
+
+    def collect(self, stream: PromptSource) -> Collection:
+        """Groups of responses, sampled and verified by all processes together, the same on each."""
+        return collect_mixed(
+            stream,
+            self._answer_together,
+            wanted=self.trainer.datamodule.batch_size,  # type: ignore[attr-defined]
+            oversampling=self.collecting.oversampling,
+            max_refills=self.collecting.max_refills,
+        )
+
+    def _answer_together(self, prompts: list[PromptExample]) -> list[Group]:
+        processes = self.processes
+        own = self.answer(
+            prompts[processes.rank :: processes.count],
+            self.sampling,
+            seed=self._step_seed,
+            batch_size=self.collecting.batch_size,
+        )
+        shares = [iter(share) for share in processes.objects(own)]
+        return [next(shares[number % processes.count]) for number in range(len(prompts))]
+
+    def _learn(self, kept: list[Group], metrics: dict[str, Tensor | float]) -> None:
+        processes = self.processes
+        dataset = to_dataset(kept)
+        plan = plan_mini_batches(
+            dataset, count=self.update.mini_batches, max_tokens=self.update.max_tokens, processes=processes.count
+        )
+        with self._timed("scoring", metrics):
+            mini_batches = [
+                [self.score(dataset, rows) for rows in micro_batches[processes.rank :: processes.count]]
+                for micro_batches in plan
+            ]
+        scored = [part for mini_batch in mini_batches for part in mini_batch]
+        metrics |= score_metrics(scored, processes)
+        if self.reward is None:
+            self._set_advantages(mini_batches)
+            self._update_policy(mini_batches, metrics)
+            return
+        if self.reward.update == "before":
+            self._update_reward(dataset, scored, metrics)
+        with self._timed("reward", metrics):
+            for part in scored:
+                self.online_reward.score(part)
+        metrics |= reward_metrics(scored, self.reward.objective, processes)
+        self._set_advantages(mini_batches)
+        self._update_policy(mini_batches, metrics)
+        if self.reward.update == "after":
+            self._update_reward(dataset, scored, metrics)
+
+    def score(self, dataset: TrajectoryDataset, rows: list[int]) -> ScoredBatch:
+        """One forward pass of the behaviour policy, and of the supervised model where something asks for it."""
+        batch = self._to_device(collate(dataset, rows))
+        temperature, chunk_size = self.sampling.temperature, self.chunk_size
+        with self.roles.use("policy") as model:
+            behavior = behavior_scores(
+                model,
+                batch,
+                top_k=self.update.width,
+                min_probability=self.update.min_probability,
+                temperature=temperature,
+                chunk_size=chunk_size,
+            )
+        scored = ScoredBatch(batch, response_mask(batch), behavior)
+        if self.update.uses_kl or (self.reward is not None and self.reward.reference == "sft"):
+            with self.roles.use("reference") as model:
+                scored.sft_log_probs, _ = candidate_log_probs(
+                    model, batch, behavior.candidates, temperature=temperature, chunk_size=chunk_size
+                )
+        return scored
+
+    def _set_advantages(self, mini_batches: Sequence[Sequence[ScoredBatch]]) -> None:
+        for mini_batch in mini_batches:
+            set_advantages(mini_batch, self.processes, self.advantages.compute)
+
+    def _update_policy(self, mini_batches: Sequence[Sequence[ScoredBatch]], metrics: dict[str, Tensor | float]) -> None:
+        sums: dict[str, Tensor] = {}
+        updates = self.update.epochs * len(mini_batches)
+        with self._timed("policy", metrics):
+            for mini_batch in [m for _ in range(self.update.epochs) for m in mini_batches]:
+                divisors = totals(mini_batch, self.processes)
+                for part in mini_batch:
+                    with self.roles.use("policy") as model:
+                        loss, values = policy_loss(
+                            model,
+                            part,
+                            divisors,
+                            self.update,
+                            temperature=self.sampling.temperature,
+                            chunk_size=self.chunk_size,
+                        )
+                        self._backward(loss)
+                    for name, value in values.items():
+                        sums[name] = sums.get(name, torch.zeros_like(value)) + value / updates
+                norm = self._step(0, self.roles.trained("policy"), self.update.gradient_clip_val)
+                sums["gradient_norm"] = sums.get("gradient_norm", torch.zeros_like(norm)) + norm / (
+                    updates * self.processes.count
+                )
+        metrics |= {name: self.processes.total(value) for name, value in sums.items()}
+
+    def _update_reward(
+        self, dataset: TrajectoryDataset, scored: Sequence[ScoredBatch], metrics: dict[str, Tensor | float]
+    ) -> None:
+        assert self.reward is not None
+        processes = self.processes
+        reference = self.online_reward.reference_rows(scored, len(dataset), processes)
+        with self._timed("reward_update", metrics):
+            for _ in range(self.reward.epochs):
+                total = torch.zeros((), device=self.device)
+                for loss in self.online_reward.losses(
+                    dataset, reference, processes, self._to_device, seed=self._step_seed
+                ):
+                    self._backward(loss)
+                    total += loss.detach()
+                parameters = self.roles.trained("reward")
+                metrics["reward/gradient_norm"] = self._step(1, parameters, self.reward.gradient_clip_val)
+                metrics["reward/loss"] = processes.total(total)
+
+    # -- plumbing
+
+    def _backward(self, loss: Tensor) -> None:
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        if block is None:
+            self.manual_backward(loss)
+            return
+        with block():  # gradients are summed over the processes once, when all micro-batches are done
+            self.manual_backward(loss)
+
+    def _step(self, number: int, parameters: dict[str, nn.Parameter], clip: float | None) -> Tensor:
+        """One step of an optimiser; returns the gradient's norm."""
+        optimizer = self._as_list(self.optimizers())[number]
+        if number:
+            # Lightning's global step counts every optimiser that it sees stepping: it is to count the policy's alone
+            optimizer._on_before_step = optimizer._on_after_step = lambda: None
+        return self.updates.step(optimizer, parameters, clip, self.processes)
+
+    def _log(self, metrics: dict[str, Tensor | float], *, skipped: bool) -> None:
+        metrics["skipped_step"] = float(skipped)
+        metrics["skipped_updates"] = float(self.updates.skipped)
+        values = {name: float(value) for name, value in metrics.items()}
+        for name, text in self.alarms.check(values).items():
+            rank_zero_warn(f"step {self.steps_done}: {text}")
+            values[f"alarm/{name}"] = 1.0
+        for name, value in values.items():
+            self.log(f"train/{name}", value, prog_bar=name in ("outcome", "reward/accuracy"), batch_size=1)
+
+    @property
+    def _step_seed(self) -> int:
+        return 1_000_003 * self.sampling.seed + self.steps_done
+
+    @contextmanager
+    def _timed(self, phase: str, metrics: dict[str, Tensor | float]) -> Iterator[None]:
+        start = self._clock()
+        yield
+        metrics[f"seconds/{phase}"] = self._clock() - start
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _to_device(self, batch: TrajectoryBatch) -> TrajectoryBatch:
+        moved: TrajectoryBatch = self.transfer_batch_to_device(batch, self.device, 0)
+        return moved
+
+    @staticmethod
+    def _as_list(value: Any) -> list[Any]:
+        return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+    # -- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained, and where the run is."""
+        trained = self.trainable_parameters()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["distrl"] = {
+            "steps_done": self.steps_done,
+            "updates": self.updates.state_dict(),
+            "alarms": self.alarms.state,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on where the run was.
+
+        Raises:
+            ValueError: the checkpoint holds other parameters; names the first that differs.
+        """
+        own = self.trainable_parameters()
+        if self.trainer.state.fn != "fit":  # a policy is judged without the reward model
+            checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in own}
+        check_same_parameters(own, checkpoint["state_dict"], what="the checkpoint")
+        state = checkpoint["distrl"]
+        self.steps_done = int(state["steps_done"])
+        self.updates.load_state_dict(state["updates"])
+        self.alarms.state = {name: list(values) for name, values in state["alarms"].items()}

@@ -1,0 +1,86 @@
+"""What a DistRL step reports of its responses, its candidates and its reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from ipvrm_lightning.functional import last_positions, pearson_correlation
+from ipvrm_lightning.modules.experience import ScoredBatch, required, stack_rows
+from ipvrm_lightning.modules.processes import Processes
+from ipvrm_lightning.objectives import Objective
+from ipvrm_lightning.rollouts.groups import Collection
+
+
+def collection_metrics(collection: Collection, step_separator: str) -> dict[str, float]:
+    """Counts and means over all responses that were sampled.
+
+    Args:
+        collection: of a step.
+        step_separator: what separates the steps of a response.
+    """
+    attempts = [attempt for group in collection.sampled for attempt in group.attempts]
+    lengths = [len(attempt.input_ids) for attempt in attempts]
+    steps = [sum(bool(part.strip()) for part in attempt.text.split(step_separator)) for attempt in attempts]
+    return {
+        "outcome": fmean(attempt.outcome for attempt in attempts),
+        "sampled_prompts": float(len(collection.sampled)),
+        "kept_prompts": float(len(collection.kept)),
+        "mixed_share": fmean(group.mixed for group in collection.sampled),
+        "sampled_tokens": float(sum(lengths)),
+        "response_tokens": fmean(lengths),
+        "response_steps": fmean(steps),
+        "cut_off": fmean(not attempt.finished for attempt in attempts),
+        "unverified": fmean(attempt.problem is not None for attempt in attempts),
+    }
+
+
+def score_metrics(scored: Sequence[ScoredBatch], processes: Processes) -> dict[str, Tensor]:
+    """Entropy of the policy and what its candidates cover, means over response positions.
+
+    `candidates` are those that count besides the sampled token, `candidate_mass` is the probability of the sampled
+    token and of these together.
+    """
+    tokens = entropy = others = mass = torch.zeros((), device=processes.device)
+    for part in scored:
+        counted = part.behavior.candidates.mask
+        covered = counted.clone()
+        covered[..., 0] = part.mask
+        tokens = tokens + part.mask.sum()
+        entropy = entropy + part.behavior.entropy.sum()
+        others = others + counted[..., 1:].sum()
+        mass = mass + part.behavior.log_probs.exp()[covered].sum()
+    sums = processes.total(torch.stack([tokens, entropy, others, mass]))
+    return {
+        "entropy": sums[1] / sums[0],
+        "candidates": sums[2] / sums[0],
+        "candidate_mass": sums[3] / sums[0],
+    }
+
+
+def reward_metrics(
+    scored: Sequence[ScoredBatch], objective: Objective, processes: Processes
+) -> dict[str, Tensor | float]:
+    """How the reward model's value of whole responses goes with their outcomes.
+
+    `score` is the mean value (a logit), `accuracy` the share of responses whose value is positive where they are right
+    and negative where they are wrong, `correlation` that of value and outcome.
+    """
+    values, outcomes = [], []
+    for part in scored:
+        log_ratios = required(part.td_advantages)[..., 0] / objective.beta
+        logits = objective.prefix_logits(log_ratios, part.mask)
+        values.append((logits * last_positions(part.mask)).sum(-1))
+        outcomes.append(required(part.batch.outcomes))
+    own = torch.stack([torch.cat(values), torch.cat(outcomes), torch.ones_like(torch.cat(outcomes))], dim=1)
+    rows = processes.largest([len(own)])[0]
+    value, outcome, there = processes.rows(stack_rows([own, own.new_zeros(rows - len(own), 3)], (3,))).unbind(1)
+    value, outcome = value[there > 0], outcome[there > 0]
+    return {
+        "reward/score": value.mean(),
+        "reward/accuracy": ((value > 0) == (outcome > 0.5)).float().mean(),
+        "reward/correlation": pearson_correlation(value, outcome),
+    }

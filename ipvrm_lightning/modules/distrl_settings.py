@@ -1,0 +1,184 @@
+"""Settings of `DistRLModule`, in groups: each is a block of the config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from ipvrm_lightning.functional import NORMALIZATIONS, Advantages, distrl_advantages
+from ipvrm_lightning.modules.schedule import Schedule
+from ipvrm_lightning.objectives import Objective
+
+
+@dataclass
+class Collecting:
+    """Which sampled prompts a step learns from.
+
+    Only prompts with both outcomes are kept; how many, the data module's `batch_size` says.
+
+    Args:
+        oversampling: prompts drawn for each one wanted.
+        max_refills: further draws where too few have both outcomes; what was found is used then.
+        batch_size: responses sampled at one time.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    oversampling: float = 1.0
+    max_refills: int = 1
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.oversampling < 1 or self.max_refills < 0 or self.batch_size < 1:
+            raise ValueError(f"collecting needs oversampling >= 1, max_refills >= 0 and batch_size >= 1, found {self}")
+
+
+@dataclass
+class AdvantageSettings:
+    """How outcomes and TD advantages add up (arXiv:2604.13197, Eq. 13).
+
+    Args:
+        outcome_coef: weight of the group-relative outcome.
+        gae_coef: weight of the generalised TD advantage; the reference code has 0.05, Eq. 13 writes 1.
+        discount: gamma.
+        gae_lambda: lambda.
+        normalization: of the TD part: `prompt_group` (paper, Eqs. 27-29) or `minibatch` (reference code).
+    """
+
+    outcome_coef: float = 1.0
+    gae_coef: float = 0.05
+    discount: float = 1.0
+    gae_lambda: float = 1.0
+    normalization: Literal["prompt_group", "minibatch"] = "prompt_group"
+
+    def __post_init__(self) -> None:
+        if self.normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, found {self.normalization!r}")
+
+    def compute(self, candidate_td: Tensor, outcomes: Tensor, group_ids: Tensor, mask: Tensor) -> Advantages:
+        """Advantages of a mini-batch, see `functional.distrl_advantages`.
+
+        Args:
+            candidate_td: TD advantages of the candidates, the sampled token first, [B, T, K].
+            outcomes: 1 right, 0 wrong, [B].
+            group_ids: equal for rollouts of the same prompt, integer, [B].
+            mask: True at response positions, bool, [B, T].
+        """
+        return distrl_advantages(
+            candidate_td,
+            outcomes,
+            group_ids,
+            mask,
+            discount=self.discount,
+            gae_lambda=self.gae_lambda,
+            outcome_coef=self.outcome_coef,
+            gae_coef=self.gae_coef,
+            normalization=self.normalization,
+        )
+
+
+@dataclass
+class PolicyUpdate:
+    """One step's updates of the policy (arXiv:2604.13197, Eqs. 11, 12, 14).
+
+    Args:
+        epochs: passes over the step's responses.
+        mini_batches: optimiser steps in each pass; the responses of a prompt stay together.
+        max_tokens: rows times longest row of one forward pass, at most.
+        clip_low: how far the ratio of a sampled token may fall below 1.
+        clip_high: how far it may rise above 1.
+        candidate_clip: symmetric clip of candidates (reference code).
+        dual_clip: largest ratio that counts for a negative advantage; None for none.
+        distribution_coef: alpha, weight of the candidate branch; 0 leaves it out.
+        top_k: most likely tokens to choose candidates from; no more than 9 can exceed a probability of 0.1.
+        min_probability: P_min; a candidate must be likelier.
+        kl_coef: weight of the KL to the supervised model, estimated on sampled tokens.
+        candidate_kl_coef: weight of the KL to the supervised model that lies on the candidates.
+        entropy_coef: weight of the entropy bonus.
+        gradient_clip_val: largest norm of the gradient, None for no limit.
+        max_skipped_updates: updates in a row that may be skipped because their gradient was not finite.
+    """
+
+    epochs: int = 1
+    mini_batches: int = 1
+    max_tokens: int = 16384
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    candidate_clip: float = 0.2
+    dual_clip: float | None = 3.0
+    distribution_coef: float = 0.1
+    top_k: int = 10
+    min_probability: float = 0.1
+    kl_coef: float = 0.0
+    candidate_kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    gradient_clip_val: float | None = 1.0
+    max_skipped_updates: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "mini_batches", "max_tokens", "top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"update.{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 <= self.min_probability <= 1:
+            raise ValueError(f"update.min_probability must lie in [0, 1], found {self.min_probability}")
+
+    @property
+    def width(self) -> int:
+        """Tokens looked at per position: the sampled one alone where no candidate is used."""
+        return self.top_k if self.distribution_coef or self.candidate_kl_coef else 1
+
+    @property
+    def uses_kl(self) -> bool:
+        """Whether the supervised model's log-probabilities enter the loss."""
+        return bool(self.kl_coef or self.candidate_kl_coef)
+
+
+@dataclass
+class RewardModel:
+    """The implicit reward model and its online update.
+
+    Args:
+        objective: how it is trained and how its log-ratios read as values; one of log-ratios. Class and beta must be
+            those it was trained with.
+        checkpoint: of an `ipvrm fit` of `IPVRMModule` on the same language model, or the folder of its runs for the
+            newest one in it; None starts from the supervised model.
+        reference: what its log-ratios are taken against: the `behavior` policy of the step (the paper's choice) or the
+            supervised model, `sft` (its ablation).
+        update: learn from a step's outcomes `before` its advantages are taken, `after` the policy's update, or never
+            (`frozen`).
+        epochs: optimiser steps per update, each on all responses of the step.
+        max_pairs_per_prompt: pairs built per prompt for pairwise objectives, at most.
+        adaptive_difficulty_boundary: move the margin by the difficulty of the prompt (Eq. 15).
+        dynamic_loss_weighting: weight outcomes by the difficulty of the prompt (Eq. 15).
+        optimizer: called with the reward model's parameters.
+        scheduler: learning rate over the run's steps.
+        gradient_clip_val: largest norm of the gradient, None for no limit.
+    """
+
+    objective: Objective
+    checkpoint: str | None = None
+    reference: Literal["behavior", "sft"] = "behavior"
+    update: Literal["before", "after", "frozen"] = "before"
+    epochs: int = 1
+    max_pairs_per_prompt: int = 8
+    adaptive_difficulty_boundary: bool = True
+    dynamic_loss_weighting: bool = True
+    optimizer: OptimizerCallable = torch.optim.AdamW
+    scheduler: Schedule | None = None
+    gradient_clip_val: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        name = type(self.objective).__name__
+        if self.objective.score_source != "log_ratio":
+            raise ValueError(f"{name} gives no log-ratios: DistRL needs an implicit reward model")
+        balances = self.adaptive_difficulty_boundary or self.dynamic_loss_weighting
+        if balances and not self.objective.balanced and self.update != "frozen":
+            raise ValueError(
+                f"{name} has no outcome weights or margins to balance: set reward.adaptive_difficulty_boundary and"
+                " reward.dynamic_loss_weighting to false"
+            )

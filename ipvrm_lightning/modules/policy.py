@@ -1,0 +1,166 @@
+"""`PolicyModule`: answer prompts with a policy and judge the answers; what training a policy builds on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from ipvrm_lightning.metrics import AverageAtK, AverageAtKReport
+from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.roles import Roles, build_roles
+from ipvrm_lightning.modules.processes import Processes
+from ipvrm_lightning.rollouts.ends import end_token_ids
+from ipvrm_lightning.rollouts.groups import Group, answer_prompts
+from ipvrm_lightning.rollouts.sources import Sampling
+from ipvrm_lightning.rollouts.verifiers import Verifier
+from ipvrm_lightning.types import PromptBatch, PromptExample
+
+
+class PolicyModule(LightningModule):
+    """A policy, judged by the outcomes of its responses: `validate` and `test` report avg@k and pass@k.
+
+    Args:
+        language_model: builds the policy and its tokenizer; nothing is loaded before `configure_model`.
+        verifier: says which responses are right.
+        evaluation: how responses are sampled to judge the policy; its `group_size` is k.
+        eval_batch_size: responses sampled at one time.
+        stop_tokens: tokens that end a response besides the tokenizer's and the model's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        language_model: LanguageModelFactory,
+        verifier: Verifier,
+        evaluation: Sampling = Sampling(),  # noqa: B008  (frozen)
+        eval_batch_size: int = 256,
+        stop_tokens: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False
+        self.language_model = language_model
+        self.verifier = verifier
+        self.evaluation = evaluation
+        self.eval_batch_size = eval_batch_size
+        self.stop_tokens = stop_tokens or []
+        self.roles: Any = None
+        self.judge = AverageAtK()
+        self.evaluated: list[dict[str, Any]] = []
+
+    @property
+    def processes(self) -> Processes:
+        """The processes of the run."""
+        return Processes(self.global_rank, self.trainer.world_size, self.device)
+
+    def configure_model(self) -> None:
+        """Build the policy; called by the strategy, after the data was checked."""
+        if self.roles is None:
+            self.roles = self.build_roles()
+            self.tokenizer = self.language_model.build_tokenizer()
+
+    def build_roles(self) -> Roles:
+        """The models of this module."""
+        return build_roles(self.language_model, with_reward=False)
+
+    def answer(self, prompts: list[PromptExample], sampling: Sampling, *, seed: int, batch_size: int) -> list[Group]:
+        """Sample the policy's responses to prompts and verify them."""
+        with self.roles.use("policy") as model:
+            return answer_prompts(
+                model,
+                self.tokenizer,
+                self.verifier,
+                prompts,
+                sampling,
+                end_token_ids=end_token_ids(self.tokenizer, model, self.stop_tokens),
+                batch_size=batch_size,
+                seed=seed,
+            )
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Answer prompts and judge the answers."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Answer prompts and judge the answers."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget an earlier evaluation."""
+        self._forget()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget an earlier evaluation."""
+        self._forget()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log avg@k and pass@k of every data source, `val/...`."""
+        self.log_dict(scalars(self.judge.compute(), "val/"), sync_dist=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Reduce the judgement over processes; the results table prints and saves it."""
+        report = self.judge.compute()
+        self.log_dict(scalars(report, "test/"), sync_dist=True)
+        self.test_report = {"average_at_k": report}
+
+    def teardown(self, stage: str) -> None:
+        """Stop the verifier's workers."""
+        self.verifier.close()
+
+    def _forget(self) -> None:
+        self.judge.reset()
+        self.evaluated = []
+
+    def _evaluate(self, batch: PromptBatch) -> None:
+        sampling = self.evaluation
+        groups = self.answer(batch.prompts, sampling, seed=sampling.seed, batch_size=self.eval_batch_size)
+        attempts = [(group.prompt, attempt) for group in groups for attempt in group.attempts]
+        if not attempts:
+            return
+        self.judge.update(
+            self._tensor([attempt.outcome for _, attempt in attempts]),
+            [prompt.id for prompt, _ in attempts],
+            [prompt.data_source for prompt, _ in attempts],
+            finished=self._tensor([attempt.finished for _, attempt in attempts]),
+            lengths=self._tensor([len(attempt.input_ids) for _, attempt in attempts]),
+        )
+        self.evaluated += [response_record(group) for group in groups]
+
+    def _tensor(self, values: list[Any]) -> torch.Tensor:
+        return torch.tensor(values, device=self.device)
+
+
+def scalars(report: AverageAtKReport, prefix: str) -> dict[str, float]:
+    """avg@k and pass@k of each data source and over all prompts, for the log.
+
+    Args:
+        report: of an evaluation.
+        prefix: of the names.
+    """
+    values = {}
+    for name, result in {**report.sources, "all": report.micro}.items():
+        if len(report.sources) == 1 and name != "all":
+            continue
+        values[f"{prefix}{name}/avg@{result.max_responses}"] = result.average.share
+        values |= {f"{prefix}{name}/pass@{k}": found.share for k, found in result.pass_at.items() if k > 1}
+        values[f"{prefix}{name}/cut_off"] = result.cut_off
+        values[f"{prefix}{name}/response_tokens"] = result.mean_length
+    return values
+
+
+def response_record(group: Group) -> dict[str, Any]:
+    """A group in the form that `TrajectoryDataModule` reads, with what the verifier said."""
+    prompt, attempts = group
+    return {
+        "id": prompt.id,
+        "data_source": prompt.data_source,
+        "prompt": prompt.prompt,
+        "ground_truth": prompt.ground_truth,
+        "responses": [attempt.text for attempt in attempts],
+        "scores": [attempt.outcome for attempt in attempts],
+        "answers": [attempt.answer for attempt in attempts],
+        "problems": [attempt.problem for attempt in attempts],
+        "finished": [attempt.finished for attempt in attempts],
+        "response_tokens": [len(attempt.input_ids) for attempt in attempts],
+    }

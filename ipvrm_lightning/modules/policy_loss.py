@@ -1,0 +1,72 @@
+"""The policy's loss on a micro-batch, both branches from one forward pass, normalised by the whole mini-batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ipvrm_lightning import functional
+from ipvrm_lightning.models.candidates import candidate_log_probs
+from ipvrm_lightning.modules.distrl_settings import PolicyUpdate
+from ipvrm_lightning.modules.experience import ScoredBatch, Totals, required
+
+
+def policy_loss(
+    model: nn.Module, part: ScoredBatch, divisors: Totals, update: PolicyUpdate, *, temperature: float, chunk_size: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A micro-batch's share of the mini-batch's loss (Eqs. 11, 12, 14): the shares of all micro-batches add up to it.
+
+    Args:
+        model: the policy.
+        part: a micro-batch with its advantages.
+        divisors: of the mini-batch.
+        update: coefficients and clips.
+        temperature: that sampled the responses.
+        chunk_size: response tokens whose logits exist at one time.
+
+    Returns:
+        The share, with gradient, and the shares of what is logged.
+    """
+    behavior = part.behavior
+    assert part.advantages is not None
+    log_probs, entropy = candidate_log_probs(
+        model,
+        part.batch,
+        behavior.candidates,
+        temperature=temperature,
+        chunk_size=chunk_size,
+        with_entropy=bool(update.entropy_coef),
+    )
+    loss = functional.distrl_loss(
+        log_probs,
+        behavior.log_probs,
+        part.advantages.tokens,
+        part.advantages.candidates,
+        part.mask,
+        behavior.candidates.mask,
+        clip_low=update.clip_low,
+        clip_high=update.clip_high,
+        candidate_clip=update.candidate_clip,
+        dual_clip=update.dual_clip,
+        distribution_coef=update.distribution_coef,
+    )
+    tokens = loss.token_count / divisors.tokens
+    weight = loss.candidate_weight / divisors.candidate_weight.clamp_min(torch.finfo(torch.float32).tiny)
+    values = {
+        "loss/token": tokens * loss.token,
+        "loss/candidate": weight * loss.candidate,
+        "clipped/token": tokens * loss.token_clip_fraction,
+        "clipped/candidate": weight * loss.candidate_clip_fraction,
+        "approx_kl": tokens * loss.approx_kl,
+    }
+    total = values["loss/token"] + update.distribution_coef * values["loss/candidate"]
+    if update.uses_kl:
+        reference, counted = required(part.sft_log_probs), behavior.candidates.mask
+        sampled = functional.low_variance_kl(log_probs[..., 0], reference[..., 0])
+        others = functional.candidate_kl(log_probs, reference, counted)
+        values["kl/token"] = tokens * functional.masked_mean(sampled, part.mask)
+        values["kl/candidate"] = tokens * functional.masked_mean(others, part.mask)
+        total = total + update.kl_coef * values["kl/token"] + update.candidate_kl_coef * values["kl/candidate"]
+    if entropy is not None:
+        total = total - update.entropy_coef * tokens * functional.masked_mean(entropy, part.mask)
+    return total, {name: value.detach() for name, value in values.items()}

@@ -1,0 +1,35 @@
+"""Which tokens end a response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def end_token_ids(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, stop_tokens: Sequence[str] = ()
+) -> list[int]:
+    """Tokens that end a response: the tokenizer's end of sequence, those of the model's generation config, and more.
+
+    Args:
+        tokenizer: of the model.
+        model: the policy.
+        stop_tokens: further ones; a base model with a chat template needs the template's end of turn here.
+
+    Raises:
+        ValueError: a stop token that the tokenizer does not have, or no token at all.
+    """
+    known = tokenizer.get_vocab()
+    if unknown := [token for token in stop_tokens if token not in known]:
+        raise ValueError(f"stop_tokens: the tokenizer has no token {unknown[0]!r}")
+    config: Any = getattr(model, "generation_config", None)
+    own = getattr(config, "eos_token_id", None)
+    own = [] if own is None else [own] if isinstance(own, int) else list(own)
+    first = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ends = list(dict.fromkeys([*first, *own, *(known[token] for token in stop_tokens)]))
+    if not ends:
+        raise ValueError("neither tokenizer nor model has an end-of-sequence token: give stop_tokens")
+    return ends

@@ -1,0 +1,178 @@
+r"""Verifiers: is the final answer of a response right?
+
+`ExactMatch` compares texts, `MathVerifier` compares mathematical values. Both take as the answer what a response boxes
+last (`\boxed{...}`, closed and not empty), else what follows the last "Answer:" or "the answer is".
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from ipvrm_lightning.rollouts.answers import final_answer, last_line, plain
+from ipvrm_lightning.rollouts.worker_pool import WorkerPool
+
+
+class Submission(NamedTuple):
+    """A response to judge.
+
+    Args:
+        prompt: text or chat messages it answers.
+        response: what was sampled.
+        ground_truth: the right answer.
+    """
+
+    prompt: str | list[dict[str, str]]
+    response: str
+    ground_truth: str
+
+
+class Verdict(NamedTuple):
+    """What a verifier says of a submission.
+
+    Args:
+        correct: the final answer agrees with the ground truth.
+        answer: the final answer in a normal form, for majority votes; None where there is none.
+        problem: what kept the answer from being judged ("time limit", "memory limit", "worker died"), else None.
+    """
+
+    correct: bool
+    answer: str | None
+    problem: str | None
+
+
+class Verifier(ABC):
+    """Judges final answers."""
+
+    #: Constructor arguments that change no verdict: a store of rollouts may be continued with other ones.
+    incidental: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def verify(self, submissions: Sequence[Submission]) -> list[Verdict]:
+        """Verdicts, in the order of the submissions."""
+
+    def close(self) -> None:  # noqa: B027 - most verifiers hold nothing
+        """Let go of processes and other resources; they come back when needed."""
+
+
+class ExactMatch(Verifier):
+    """The answer equals the ground truth, letter for letter but for white space, dollar signs and a final full stop.
+
+    Args:
+        use_last_line: where a response states no answer, take its last line that is not blank.
+        ignore_case: whether "Yes" equals "yes".
+        response_characters: characters from the end of the response that are looked at.
+    """
+
+    def __init__(
+        self, *, use_last_line: bool = True, ignore_case: bool = False, response_characters: int = 20_000
+    ) -> None:
+        _at_least("response_characters", response_characters, 1)
+        self.use_last_line = use_last_line
+        self.ignore_case = ignore_case
+        self.response_characters = response_characters
+
+    def verify(self, submissions: Sequence[Submission]) -> list[Verdict]:
+        """Verdicts, in the order of the submissions."""
+        return [self._verdict(submission) for submission in submissions]
+
+    def _verdict(self, submission: Submission) -> Verdict:
+        text = submission.response[-self.response_characters :]
+        found = final_answer(text)
+        if found is None and self.use_last_line:
+            found = last_line(text)
+        if found is None:
+            return Verdict(False, None, None)
+        answer, truth = plain(found), plain(submission.ground_truth)
+        if self.ignore_case:
+            answer, truth = answer.casefold(), truth.casefold()
+        return Verdict(answer == truth, answer, None)
+
+
+class MathVerifier(Verifier):
+    r"""The answer has the value of the ground truth, as math-verify sees it.
+
+    Fractions equal decimals (to six places, numbers below 0.001 to five digits), sets and lists any order of their
+    elements, units are left out, and 50 % equals both 0.5 and 50. What math-verify cannot read as mathematics but is
+    proper text is compared as text.
+
+    Answers are judged in worker processes, which hold no torch. One that exceeds a limit costs its own time only: its
+    worker is killed and replaced, and the answer counts as wrong with the problem named. Where a worker dies for
+    another reason (the system ran out of memory), its answer is tried once more. Workers start when first needed and
+    end with `close` or this process; pickles and copies of a verifier start their own.
+
+    Args:
+        workers: processes; None for the number of CPU cores, at most 8.
+        time_limit: seconds of wall-clock time an answer may take.
+        memory_limit: address space of a worker, MiB.
+        response_characters: characters from the end of the response that are looked at; an answer before them is not
+            found.
+    """
+
+    incidental = frozenset({"workers"})
+
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        time_limit: float = 5.0,
+        memory_limit: int = 1024,
+        response_characters: int = 20_000,
+    ) -> None:
+        self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        _at_least("workers", self.workers, 1)
+        _at_least("memory_limit", memory_limit, 1)
+        _at_least("response_characters", response_characters, 1)
+        if not time_limit > 0:
+            raise ValueError(f"time_limit: expected more than 0 s, found {time_limit}")
+        self.time_limit = time_limit
+        self.memory_limit = memory_limit
+        self.response_characters = response_characters
+        self._pool: WorkerPool | None = None
+
+    def verify(self, submissions: Sequence[Submission]) -> list[Verdict]:
+        """Verdicts, in the order of the submissions.
+
+        Raises:
+            ValueError: a ground truth that is neither mathematics nor proper text.
+            RuntimeError: workers do not start.
+        """
+        answers = [final_answer(submission.response[-self.response_characters :]) for submission in submissions]
+        tasks = [(submission.ground_truth, answer) for submission, answer in zip(submissions, answers, strict=True)]
+        verdicts = []
+        for (truth, answer), outcome in zip(tasks, self._workers_here().run(tasks), strict=True):
+            if outcome.problem is not None:
+                verdicts.append(Verdict(False, answer and plain(answer), outcome.problem))
+            elif not outcome.value.known:
+                raise ValueError(f"ground truth cannot be read: {truth!r}")
+            else:
+                verdicts.append(Verdict(outcome.value.correct, outcome.value.answer, None))
+        return verdicts
+
+    def close(self) -> None:
+        """End the workers; the next `verify` starts new ones."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _workers_here(self) -> WorkerPool:
+        # after a fork the pool of the parent is not ours to talk to
+        if self._pool is None or self._pool.owner != os.getpid():
+            self._pool = WorkerPool(
+                module="ipvrm_lightning.rollouts.math_worker",
+                size=self.workers,
+                time_limit=self.time_limit,
+                memory_limit=self.memory_limit,
+            )
+        return self._pool
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings alone: processes belong to one object."""
+        return {**self.__dict__, "_pool": None}
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, found {value}")

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ipvrm_lightning.models import LoRA, RandomLanguageModel
+from ipvrm_lightning.models.logprobs import response_scores
+from ipvrm_lightning.models.roles import Roles, SharedBase, build_roles
+
+from ..modules.conftest import QWEN
+from .test_candidates import make_batch
+
+FACTORIES = {
+    "adapters": RandomLanguageModel(config=QWEN, lora=LoRA(r=4)),
+    "checkpointed adapters": RandomLanguageModel(config=QWEN, lora=LoRA(r=4), gradient_checkpointing=True),
+    "full models": RandomLanguageModel(config=QWEN),
+}
+
+
+def moved(name: str) -> Roles:
+    """Roles whose policy and reward model have left the supervised model, in different directions."""
+    torch.manual_seed(1)
+    roles = build_roles(FACTORIES[name], with_reward=True)
+    with torch.no_grad():
+        for role in ("policy", "reward"):
+            for parameter in roles.trained(role).values():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return roles
+
+
+def log_probs(model: nn.Module) -> torch.Tensor:
+    return response_scores(model, make_batch()).log_probs
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_each_role_has_weights_of_its_own_and_the_reference_those_of_the_start(name: str) -> None:
+    roles = moved(name)
+    start = FACTORIES[name].build_model().eval()
+    results = {}
+    for role in ("policy", "reward", "reference"):
+        with roles.use(role) as model:
+            results[role] = log_probs(model).detach()
+    assert torch.equal(results["reference"], log_probs(start).detach())
+    assert not torch.allclose(results["policy"], results["reward"], atol=1e-3)
+    assert not torch.allclose(results["policy"], results["reference"], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_loss_trains_the_policy_though_the_reward_model_was_used_before_backward(name: str) -> None:
+    roles = moved(name)
+    with roles.use("policy") as model:
+        loss = log_probs(model).sum()
+        with roles.use("reward") as other, torch.no_grad():
+            log_probs(other)
+        with roles.use("reference") as other:
+            log_probs(other)
+        loss.backward()
+    alone = moved(name)
+    with alone.use("policy") as model:
+        log_probs(model).sum().backward()
+    expected = {name: parameter.grad for name, parameter in alone.trained("policy").items()}
+    for key, parameter in roles.trained("policy").items():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+        assert torch.equal(parameter.grad, expected[key])
+    assert all(parameter.grad is None for parameter in roles.trained("reward").values())
+    assert all(parameter.requires_grad for parameter in roles.trained("reward").values())
+
+
+def test_contexts_nest_and_put_back_what_was_active() -> None:
+    roles = moved("adapters")
+    with roles.use("reward") as model:
+        before = log_probs(model)
+        with pytest.raises(RuntimeError), roles.use("policy"):
+            raise RuntimeError
+        with roles.use("reference"):
+            pass
+        assert torch.equal(log_probs(model), before)
+
+
+def test_adapters_share_one_base() -> None:
+    roles = build_roles(FACTORIES["adapters"], with_reward=True)
+    assert isinstance(roles, SharedBase)
+    base = sum(p.numel() for p in FACTORIES["full models"].build_model().parameters())
+    adapters = sum(p.numel() for role in ("policy", "reward") for p in roles.trained(role).values())
+    # embedding and head are tied, or not, in both alike
+    assert sum(p.numel() for p in roles.parameters()) == base + adapters
+
+
+@pytest.mark.parametrize("name", ["adapters", "full models"])
+def test_reward_weights_of_another_shape_are_refused_by_name(name: str) -> None:
+    roles = build_roles(FACTORIES[name], with_reward=True)
+    with pytest.raises(
+        ValueError, match=r"the reward model's checkpoint does not fit this config: parameter .* absent"
+    ):
+        roles.load_reward({"model.something": torch.zeros(1)})
+
+
+def test_dropout_is_off(tmp_path: Path) -> None:
+    roles = build_roles(
+        RandomLanguageModel(config={**QWEN, "attention_dropout": 0.5}, lora=LoRA(r=4, dropout=0.5)), with_reward=True
+    )
+    with torch.no_grad():
+        for parameter in roles.trained("policy").values():
+            parameter.normal_()
+    with roles.use("policy") as model:
+        assert model.training
+        assert torch.equal(log_probs(model), log_probs(model))

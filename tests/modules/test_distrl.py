@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from ipvrm_lightning import functional as F
+from ipvrm_lightning.callbacks.responses import ResponseFile
+from ipvrm_lightning.models import LoRA
+from ipvrm_lightning.models.candidates import candidate_log_probs
+from ipvrm_lightning.models.logprobs import base_language_model
+from ipvrm_lightning.modules import DistRLModule, IPVRMModule
+from ipvrm_lightning.modules.alarms import Alarms
+from ipvrm_lightning.modules.distrl_settings import Collecting, RewardModel
+from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, ImplicitPRM
+from ipvrm_lightning.rollouts.sources import Sampling
+
+from .conftest import InMemoryData, quiet_trainer
+from .distrl_cases import NeverRight, TinyPolicy, TinyPrompts, module, run
+
+SGD = partial(torch.optim.SGD, lr=0.5)
+TIMES = ("seconds", "tokens_per_second")
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], atol: float = 0.0) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=atol, msg=name)
+
+
+def moved(first: dict[str, Tensor], second: dict[str, Tensor], part: str) -> float:
+    return max(float((first[name] - second[name]).abs().max()) for name in first if part in name)
+
+
+@pytest.mark.parametrize("kind", ["full models", "adapters", "checkpointed adapters", "checkpointed full models"])
+def test_every_ratio_is_one_at_the_first_inner_step(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios = []
+
+    def recording(log_probs: Tensor, old: Tensor, *args: Any, **options: Any) -> Any:
+        ratios.append((log_probs - old).exp().detach())
+        return F_distrl_loss(log_probs, old, *args, **options)
+
+    F_distrl_loss = F.distrl_loss
+    monkeypatch.setattr(F, "distrl_loss", recording)
+    lora = LoRA(r=4) if "adapters" in kind else None
+    policy = TinyPolicy(lora=lora, gradient_checkpointing="checkpointed" in kind)
+    # two steps: in the second one the policy has left its start
+    run(tmp_path, module(language_model=policy, update={"epochs": 2, "max_tokens": 128}))
+    assert len(ratios) >= 8 and len(ratios) % 4 == 0
+    batches = len(ratios) // 4
+    for first in (ratios[:batches], ratios[2 * batches : 3 * batches]):
+        assert all(torch.equal(ratio, torch.ones_like(ratio)) for ratio in first)
+    assert any(not torch.equal(ratio, torch.ones_like(ratio)) for ratio in ratios[batches : 2 * batches])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_grpo_is_recovered_exactly_with_both_coefficients_at_zero(lora: bool, tmp_path: Path) -> None:
+    from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
+
+    frozen = RewardModel(objective=IPVRM(), update="frozen")
+    update = {"distribution_coef": 0.0}
+    grpo, _ = run(tmp_path, module(lora=lora, reward=None, update=update))
+    zero = AdvantageSettings(gae_coef=0.0)
+    distrl, _ = run(tmp_path, module(lora=lora, reward=frozen, update=update, advantages=zero))
+    assert_same(grpo, distrl)
+    other, _ = run(tmp_path, module(lora=lora, reward=frozen))
+    assert set(other) == set(grpo)
+
+
+def test_grpo_step_is_the_gradient_of_its_loss_written_out(tmp_path: Path) -> None:
+    """One SGD step against the loss on full logits, sequence by sequence, with the group's advantages by hand."""
+    model = module(reward=None, update={"gradient_clip_val": None})
+    collected = []
+    collect = model.collect
+    model.collect = lambda stream: collected.append(collect(stream)) or collected[-1]  # type: ignore[method-assign]
+    after, _ = run(tmp_path, model, steps=1)
+    plain = TinyPolicy().build_model()
+    losses, count = [], 0
+    for group in collected[0].kept:
+        mean = group.accuracy
+        std = math.sqrt(mean * (1 - mean))
+        for attempt in group.attempts:
+            ids = torch.tensor([[*group.prompt.input_ids, *attempt.input_ids]])
+            start = len(group.prompt.input_ids)
+            log_probs = plain(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1)
+            chosen = log_probs.gather(-1, ids[0, start:, None]).squeeze(-1)
+            losses.append(-(attempt.outcome - mean) / std * (chosen - chosen.detach()).exp().sum())
+            count += len(chosen)
+    (torch.stack(losses).sum() / count).backward()
+    for name, parameter in plain.named_parameters():
+        expected = parameter.detach() - 0.5 * parameter.grad
+        torch.testing.assert_close(after[f"roles.policy.{name}"], expected, rtol=0, atol=2e-6)
+
+
+def test_candidate_branch_moves_tokens_that_were_never_sampled(tmp_path: Path) -> None:
+    """With the token branch silent, a likely candidate that the reward model prefers gains probability."""
+    from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
+
+    silent = AdvantageSettings(outcome_coef=0.0, gae_coef=0.0)
+    kept: dict[str, Any] = {}
+    model = module(
+        reward=RewardModel(objective=IPVRM(beta=1.0), optimizer=SGD, epochs=4),
+        advantages=silent,
+        optimizer=partial(torch.optim.SGD, lr=0.02),
+        update={"distribution_coef": 1.0, "gradient_clip_val": None},
+    )
+    score = model._set_advantages
+    model._set_advantages = lambda batches: (kept.update(batches=batches), score(batches))  # type: ignore[method-assign]
+    run(tmp_path, model, steps=1)
+    gains, before, after = [], 0.0, 0.0
+    for part in kept["batches"][0]:
+        new, _ = candidate_log_probs(model.roles.policy, part.batch, part.behavior.candidates)
+        others = part.behavior.candidates.mask.clone()
+        others[..., 0] = False
+        assert torch.equal(part.advantages.tokens, torch.zeros_like(part.advantages.tokens))
+        change = (new.detach() - part.behavior.log_probs)[others]
+        gains.append(torch.stack([change, part.advantages.candidates[others]]))
+        counted, weight = part.behavior.candidates.mask, part.behavior.log_probs.exp()
+        before += float((weight * part.advantages.candidates)[counted].sum())
+        after += float(
+            (weight * (new.detach() - part.behavior.log_probs).exp() * part.advantages.candidates)[counted].sum()
+        )
+    assert sum(part.shape[1] for part in gains) > 20
+    assert after > before
+    change, advantage = torch.cat(gains, dim=1)
+    assert float(torch.corrcoef(torch.stack([change, advantage]))[0, 1]) > 0.2
+
+
+@pytest.mark.parametrize("objective", [IPVRM(), IPVRM(reduction="token"), ImplicitPRM(), DPORM()])
+@pytest.mark.parametrize("lora", [False, True])
+def test_size_of_micro_batches_changes_nothing(objective: Any, lora: bool, tmp_path: Path) -> None:
+    balanced = objective.balanced
+    results = []
+    for max_tokens in (4096, 40):
+        reward = RewardModel(
+            objective=objective,
+            optimizer=partial(torch.optim.SGD, lr=0.02),
+            adaptive_difficulty_boundary=balanced,
+            dynamic_loss_weighting=balanced,
+        )
+        sgd = partial(torch.optim.SGD, lr=0.02)
+        update = {"max_tokens": max_tokens, "mini_batches": 2}
+        results.append(run(tmp_path, module(lora=lora, reward=reward, update=update, optimizer=sgd)))
+    assert_same(results[0][0], results[1][0], atol=2e-5)
+    for first, second in zip(results[0][1], results[1][1], strict=True):
+        assert first == pytest.approx(second, abs=1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("when", ["before", "after", "frozen"])
+def test_reward_model_learns_when_it_is_told_to(when: Any, tmp_path: Path) -> None:
+    reward = RewardModel(objective=IPVRM(), update=when, optimizer=SGD)
+    model = module(reward=reward)
+    state, steps = run(tmp_path, model, steps=1)
+    start = model.language_model.build_model().state_dict()
+    learned = max(float((p - start[n]).abs().max()) for n, p in model.roles.reward.named_parameters())
+    assert (learned > 1e-4) == (when != "frozen")
+    assert any(".reward." in name for name in state) == (when != "frozen")
+    # log-ratios of a reward model that is still the behaviour policy are zero
+    assert (steps[0]["reward/score"] == 0.0) == (when != "before")
+
+
+def test_reference_may_be_the_supervised_model(tmp_path: Path) -> None:
+    """The reward model's update changes nothing on the first step, where both references are the same weights."""
+    states = {}
+    for reference in ("behavior", "sft"):
+        for steps in (1, 3):
+            reward = RewardModel(objective=IPVRM(), reference=reference, optimizer=SGD)  # type: ignore[arg-type]
+            states[reference, steps], _ = run(tmp_path, module(lora=True, reward=reward), steps=steps)
+    assert_same(states["behavior", 1], states["sft", 1], atol=1e-6)
+    assert moved(states["behavior", 3], states["sft", 3], ".reward.") > 1e-4
+
+
+def test_kl_and_entropy_enter_the_loss(tmp_path: Path) -> None:
+    plain, _ = run(tmp_path, module(), steps=2)
+    for term in ("kl_coef", "candidate_kl_coef", "entropy_coef"):
+        other, steps = run(tmp_path, module(update={term: 1.0}), steps=2)
+        assert moved(plain, other, ".policy.") > 1e-5, term
+        if "kl" in term:
+            assert steps[0]["kl/token"] == 0.0 and steps[1]["kl/token"] > 0.0
+
+
+def test_reward_model_comes_from_a_checkpoint_of_ipvrm_module(tmp_path: Path) -> None:
+    for lora in (False, True):
+        policy = TinyPolicy(lora=LoRA(r=4) if lora else None)
+        trained = IPVRMModule(language_model=policy, objective=IPVRM(), optimizer=SGD)
+        folder = tmp_path / str(lora) / "run" / "checkpoints"
+        trainer = quiet_trainer(tmp_path, limit_val_batches=0)
+        data = InMemoryData()
+        data.setup = lambda stage=None, d=data: _small_tokens(d)  # type: ignore[method-assign]
+        trainer.fit(trained, datamodule=data)
+        trainer.save_checkpoint(folder / "last.ckpt")
+        reward = RewardModel(objective=IPVRM(), checkpoint=str(tmp_path / str(lora)), update="frozen")
+        model = module(language_model=policy, reward=reward)
+        run(tmp_path, model, steps=1)
+        expected = list(trained.trainable_parameters().values())
+        found = list(model.roles.trained("reward").values())
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)) and expected
+        with pytest.raises(ValueError, match=r"was trained by .*IPVRM with beta 10.0"):
+            other = RewardModel(objective=IPVRM(beta=1.0), checkpoint=reward.checkpoint)
+            run(tmp_path, module(language_model=policy, reward=other), steps=1)
+    with pytest.raises(FileNotFoundError, match=r"reward.checkpoint: no checkpoint under .*nowhere"):
+        run(tmp_path, module(reward=RewardModel(objective=IPVRM(), checkpoint=str(tmp_path / "nowhere"))), steps=1)
+
+
+def _small_tokens(data: InMemoryData) -> None:
+    from ipvrm_lightning.data.batching import TrajectoryDataset
+    from ipvrm_lightning.types import Example
+
+    from .conftest import make_examples
+
+    examples = [
+        Example([i % 40 for i in e.input_ids], e.response_start, e.group, e.outcome, metadata=e.metadata)
+        for e in make_examples(8)
+    ]
+    data.train_set = TrajectoryDataset(examples)
+
+
+def test_a_step_without_mixed_prompts_is_skipped_and_says_so(tmp_path: Path) -> None:
+    model = module(verifier=NeverRight(), collecting=Collecting(max_refills=2))
+    state, steps = run(tmp_path, model, steps=2)
+    fresh = TinyPolicy().build_model()
+    assert all(torch.equal(p, state[f"roles.policy.{n}"]) for n, p in fresh.named_parameters())
+    assert [step["skipped_step"] for step in steps] == [1.0, 1.0]
+    assert steps[0]["sampled_prompts"] == 12.0 and steps[0]["kept_prompts"] == 0.0
+
+
+def test_oversampling_and_refills_find_the_wanted_number(tmp_path: Path) -> None:
+    _, steps = run(tmp_path, module(collecting=Collecting(oversampling=2.0, max_refills=3)))
+    assert [step["kept_prompts"] for step in steps] == [4.0, 4.0]
+    assert steps[0]["sampled_prompts"] >= 8.0
+
+
+def test_a_run_stopped_between_steps_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    for lora in (False, True):
+        reward = partial(RewardModel, objective=IPVRM(), optimizer=partial(torch.optim.AdamW, lr=1e-3))
+        adam = partial(torch.optim.AdamW, lr=1e-3)
+        whole, all_steps = run(tmp_path, module(lora=lora, reward=reward(), optimizer=adam), steps=4)
+        saved = ModelCheckpoint(tmp_path / f"{lora}", every_n_train_steps=2, save_top_k=-1, filename="{step}")
+        run(
+            tmp_path,
+            module(lora=lora, reward=reward(), optimizer=adam),
+            steps=4,
+            callbacks=[saved],
+            enable_checkpointing=True,
+        )
+        model = module(lora=lora, reward=reward(), optimizer=adam)
+        file = tmp_path / f"{lora}" / "step=2.ckpt"
+        stored = torch.load(file, weights_only=True)
+        assert stored["global_step"] == 2
+        assert all(".policy." in n or ".reward." in n or ".default." in n for n in stored["state_dict"])
+        rest, last_steps = _resumed(tmp_path, model, file)
+        assert_same(whole, rest)
+        assert last_steps == all_steps[2:]
+
+
+def _resumed(folder: Path, model: DistRLModule, file: Path) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    from .distrl_cases import Losses
+
+    losses = Losses()
+    trainer = quiet_trainer(folder, callbacks=[losses], limit_train_batches=4, limit_val_batches=0)
+    trainer.fit(model, datamodule=TinyPrompts(), ckpt_path=file)
+    return {n: p.detach().clone() for n, p in model.trainable_parameters().items()}, losses.steps
+
+
+def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ipvrm_lightning.modules import distrl
+
+    whole = distrl.policy_loss
+
+    def broken(*args: Any, **options: Any) -> Any:
+        loss, values = whole(*args, **options)
+        return loss * float("inf"), values
+
+    monkeypatch.setattr(distrl, "policy_loss", broken)
+    model = module(reward=None, update={"max_skipped_updates": 3})
+    state, steps = run(tmp_path, model, steps=3)
+    assert [step["skipped_updates"] for step in steps] == [1.0, 2.0, 3.0]
+    fresh = TinyPolicy().build_model()
+    assert all(torch.equal(p, state[f"roles.policy.{n}"]) for n, p in fresh.named_parameters())
+    with pytest.raises(FloatingPointError, match="3 updates in a row had a gradient that is not finite"):
+        run(tmp_path, module(reward=None, update={"max_skipped_updates": 2}), steps=4)
+
+
+def test_temperature_enters_sampling_and_ratios_alike(tmp_path: Path) -> None:
+    model = module(sampling=Sampling(group_size=4, max_new_tokens=12, temperature=0.7))
+    kept: list[Any] = []
+    score = model.score
+    model.score = lambda dataset, rows: kept.append(score(dataset, rows)) or kept[-1]  # type: ignore[method-assign]
+    run(tmp_path, model, steps=1)
+    plain = TinyPolicy().build_model().eval()
+    part = kept[0]
+    start, length = int(part.batch.response_starts[0]), int(part.batch.response_lengths[0])
+    logits = base_language_model(plain)(input_ids=part.batch.input_ids[:1, : start + length]).logits[0]
+    log_probs = (logits[start - 1 : -1] / 0.7).log_softmax(-1)
+    expected = log_probs.gather(-1, part.batch.input_ids[0, start : start + length, None]).squeeze(-1)
+    torch.testing.assert_close(part.behavior.log_probs[0, :length, 0], expected, rtol=0, atol=2e-6)
+
+
+def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:
+    model = module()
+    trainer = quiet_trainer(tmp_path, callbacks=[ResponseFile()])
+    trainer.test(model, datamodule=TinyPrompts(), verbose=False)
+    records = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
+    assert len(records) == 5 and all(len(record["scores"]) == 2 for record in records)
+    mean = sum(sum(record["scores"]) for record in records) / 10
+    assert trainer.callback_metrics["test/all/avg@2"] == pytest.approx(mean)
+    any_right = sum(any(record["scores"]) for record in records) / 5
+    assert trainer.callback_metrics["test/all/pass@2"] == pytest.approx(any_right)
+    cut = sum(not done for record in records for done in record["finished"])
+    assert (
+        all(s == 0 for r in records for s, done in zip(r["scores"], r["finished"], strict=True) if not done) or not cut
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampling": Sampling(group_size=1)}, "sampling.group_size must be at least 2"),
+        ({"sampling": Sampling(temperature=0.0)}, "sampling.temperature must be above 0"),
+        ({"reward": None, "update": {"distribution_coef": 0.1}}, "update.distribution_coef needs a reward model"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        module(**options)
+
+
+def test_objectives_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValueError, match="QRM gives no log-ratios"):
+        RewardModel(objective=QRM())
+    with pytest.raises(ValueError, match="ImplicitPRM has no outcome weights or margins to balance"):
+        RewardModel(objective=ImplicitPRM())
+
+
+def test_alarms_name_what_is_wrong() -> None:
+    alarms = Alarms(baseline=1, patience=2, max_kl=0.1)
+    healthy = {"response_tokens": 100.0, "response_steps": 5.0, "approx_kl": 0.01, "reward/accuracy": 0.9}
+    assert alarms.check(healthy) == {}
+    assert set(alarms.check({**healthy, "response_tokens": 201.0})) == {"length"}
+    assert set(alarms.check({**healthy, "response_steps": 2.0, "approx_kl": 0.2})) == {"steps", "kl"}
+    bad = {**healthy, "reward/accuracy": 0.4}
+    assert "reward_accuracy" not in alarms.check(bad)
+    assert alarms.check(bad)["reward_accuracy"] == "the reward model tells 40.0% of outcomes over 2 steps"

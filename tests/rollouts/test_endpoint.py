@@ -1,0 +1,183 @@
+"""Requests to a server that speaks the OpenAI API, and to one that misbehaves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipvrm_lightning.rollouts.endpoint import Endpoint, EndpointError
+from ipvrm_lightning.rollouts.sources import Answered, Sampling
+from ipvrm_lightning.types import PromptExample
+from tests.data.tokenizers import byte_level
+
+from .fake_server import FakeServer, Trouble, drop, hang, serve, status
+
+KEY = "sk-very-secret"
+PROMPTS = [PromptExample([5, 6, n], f"problem {n}", str(n), "tests", f"p{n}") for n in range(6)]
+SAMPLING = Sampling(group_size=3, temperature=0.7, top_p=0.9, max_new_tokens=40, seed=1)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with serve() as running:
+        yield running
+
+
+def answers(server: FakeServer, prompts: list[PromptExample] = PROMPTS, **options: Any) -> list[Answered]:
+    endpoint = Endpoint(url=server.url, model="m", **options)
+    return sorted(endpoint.respond(prompts, SAMPLING), key=lambda answered: answered.prompt.id)
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_every_prompt_gets_its_group(server: FakeServer, api: Any) -> None:
+    found = answers(server, api=api, extra_body={"top_k": -1})
+    assert [answered.prompt for answered in found] == PROMPTS
+    assert len(server.requests) == 18 and {len(answered.responses) for answered in found} == {3}
+    texts = [response.text for answered in found for response in answered.responses]
+    expected = [f"seed {SAMPLING.request_seed(p.id, number)}" for p in PROMPTS for number in range(3)]
+    assert texts == expected and len(set(texts)) == 18  # in order, though requests finish in any
+    assert all(response.finished and response.tokens == 7 for answered in found for response in answered.responses)
+    assert {request["path"] for request in server.requests} == {
+        "/v1/completions" if api == "completions" else "/v1/chat/completions"
+    }
+    body = server.requests[0]["body"]
+    sent = {name: body[name] for name in ("model", "max_tokens", "temperature", "top_p", "top_k")}
+    assert sent == {"model": "m", "max_tokens": 40, "temperature": 0.7, "top_p": 0.9, "top_k": -1}
+    if api == "completions":
+        assert body["prompt"] in [prompt.input_ids for prompt in PROMPTS]
+    else:
+        assert body["messages"] in [[{"role": "user", "content": prompt.prompt}] for prompt in PROMPTS]
+
+
+def test_what_the_length_limit_cut_off_is_not_finished(server: FakeServer) -> None:
+    server.finish_reason = "length"
+    assert not any(response.finished for answered in answers(server) for response in answered.responses)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [status(429), status(500), status(503), drop, hang],
+    ids=["429", "500", "503", "connection dropped", "no answer"],
+)
+def test_a_request_that_meets_trouble_is_made_again(server: FakeServer, trouble: Trouble) -> None:
+    server.troubles = [trouble, trouble]
+    found = answers(server, PROMPTS[:2], timeout=0.5, max_retries=4)
+    assert [len(answered.responses) for answered in found] == [3, 3]
+    seeds = [request["body"]["seed"] for request in server.requests]
+    assert len(seeds) >= 8 and len(set(seeds)) == 6  # made again with the same seed
+
+
+def test_retry_after_is_waited_for(server: FakeServer) -> None:
+    server.troubles = [status(429, Retry_After="2")]  # without it, the first pause is below a second
+    answers(server, PROMPTS[:1], max_concurrency=1)
+    first, again = server.requests[:2]
+    assert first["body"] == again["body"] and again["at"] - first["at"] >= 2
+
+
+def test_no_more_requests_are_under_way_than_allowed(server: FakeServer) -> None:
+    server.delay = 0.1
+    answers(server, max_concurrency=4)
+    assert 1 < server.most_busy <= 4
+
+
+@pytest.mark.parametrize("code", [400, 401, 404, 422])
+def test_a_refused_request_is_not_repeated(server: FakeServer, code: int) -> None:
+    server.troubles = [status(code, "prompt\nis too long")]
+    with pytest.raises(EndpointError) as error:
+        answers(server, PROMPTS[:1], max_concurrency=1)
+    assert str(error.value) == f"{server.url} answered {code}: prompt is too long"
+    seeds = [request["body"]["seed"] for request in server.requests]
+    assert seeds.count(seeds[0]) == 1  # one of another response may have begun
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (status(500, "broken"), "answered 500: broken"),
+        (drop, r"cannot be reached in 2 attempts \("),
+        (hang, "gave no answer within 0.5 s in 2 attempts"),
+    ],
+    ids=["500", "connection dropped", "no answer"],
+)
+def test_trouble_that_lasts_is_one_line(server: FakeServer, trouble: Trouble, message: str) -> None:
+    server.troubles = [trouble] * 50
+    with pytest.raises(EndpointError, match=message) as error:
+        answers(server, PROMPTS[:1], max_concurrency=1, timeout=0.5, max_retries=1)
+    assert "\n" not in str(error.value)
+
+
+def test_nobody_listens() -> None:
+    with serve() as server:
+        url = server.url
+    with pytest.raises(EndpointError, match="cannot be reached in 1 attempts"):
+        list(Endpoint(url=url, model="m", max_retries=0).respond(PROMPTS, SAMPLING))
+
+
+def test_prompts_that_were_answered_come_before_the_error(server: FakeServer) -> None:
+    found = []
+    with pytest.raises(EndpointError):
+        for answered in Endpoint(url=server.url, model="m", max_concurrency=1).respond(PROMPTS, SAMPLING):
+            found.append(answered.prompt.id)
+            server.troubles = [status(400)] if len(found) == 2 else []
+    assert found == ["p0", "p1"]
+
+
+def test_a_reader_that_stops_early_leaves_nothing_under_way(server: FakeServer) -> None:
+    answered = Endpoint(url=server.url, model="m", max_concurrency=3).respond(PROMPTS, SAMPLING)
+    next(answered)
+    answered.close()
+    made = len(server.requests)
+    assert made < 18 and next(answered, None) is None
+
+
+def test_the_key_is_sent_and_shown_nowhere(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-service")
+    caplog.set_level(logging.DEBUG)
+    answers(server, PROMPTS[:1])
+    assert not any("sk-" in request["key"] for request in server.requests)
+    server.requests.clear()
+    answers(server, PROMPTS[:1], api_key_env="MY_KEY")
+    assert {request["key"] for request in server.requests} == {f"Bearer {KEY}"}
+    server.troubles = [status(401, f"bad key {KEY}")]
+    with pytest.raises(EndpointError, match=r"answered 401: bad key \*\*\*") as error:
+        answers(server, PROMPTS[:1], api_key_env="MY_KEY", max_concurrency=1)
+    assert error.value.__cause__ is None and error.value.__suppress_context__
+    assert KEY not in caplog.text
+    monkeypatch.delenv("MY_KEY")
+    with pytest.raises(ValueError, match="environment variable MY_KEY is not set"):
+        answers(server, api_key_env="MY_KEY")
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_text_is_sent_only_where_it_reads_as_the_same_tokens(server: FakeServer, bos: bool, tmp_path: Path) -> None:
+    tokenizer = byte_level(None, bos=bos)
+    tokenizer.save_pretrained(tmp_path)
+    ids = tokenizer("The sum of 3 and 4 is")["input_ids"]
+    options = {"prompt_as": "text", "tokenizer": str(tmp_path)}
+    answers(server, [PromptExample(ids, "as in the data", "7", "tests", "p")], **options)
+    assert {request["body"]["prompt"] for request in server.requests} == {"The sum of 3 and 4 is"}
+    apart = [*ids[:1], *(token for letter in "sum" for token in tokenizer.encode(letter, add_special_tokens=False))]
+    with pytest.raises(EndpointError, match="'p' as text would be read as other tokens"):
+        answers(server, [PromptExample(apart, "sum", "7", "tests", "p")], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "localhost:8000"}, "must begin with http"),
+        ({"url": "http://me:secret@host/v1"}, "url of host holds a user"),
+        ({"max_concurrency": 0}, "out of range"),
+        ({"timeout": 0}, "out of range"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        Endpoint(**{"url": "http://host/v1", "model": "m", **options})
+    assert "secret" not in str(error.value)

@@ -1,0 +1,51 @@
+"""A model in this process as a source of responses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ipvrm_lightning.models import RandomLanguageModel
+from ipvrm_lightning.rollouts.sources import InProcess, Sampling
+from ipvrm_lightning.types import PromptExample
+from tests.data.tokenizers import byte_level
+from tests.modules.conftest import QWEN
+
+TOKENIZER = byte_level()
+PROMPTS = [PromptExample(TOKENIZER.encode("3 and 4"), "3 and 4", "7", "tests", f"p{n}") for n in range(4)]
+SAMPLING = Sampling(group_size=6, max_new_tokens=60)
+
+
+def source(folder: Path, **options: object) -> InProcess:
+    TOKENIZER.save_pretrained(folder)
+    config = {**QWEN, "vocab_size": len(TOKENIZER), "eos_token_id": TOKENIZER.eos_token_id, "initializer_range": 0.3}
+    factory = RandomLanguageModel(config=config, tokenizer=str(folder))
+    return InProcess(language_model=factory, device="cpu", **options)  # type: ignore[arg-type]
+
+
+def test_only_the_token_that_ended_a_response_is_left_out(tmp_path: Path) -> None:
+    stop, kept = "<|im_start|>", "<s>"
+    answered = list(source(tmp_path, stop_tokens=[stop]).respond(PROMPTS, SAMPLING))
+    assert [answer.prompt.id for answer in answered] == ["p0", "p1", "p2", "p3"]
+    responses = [response for answer in answered for response in answer.responses]
+    assert len(responses) == 24 and {response.finished for response in responses} == {True, False}
+    assert not any(stop in response.text or TOKENIZER.eos_token in response.text for response in responses)
+    assert any(kept in response.text for response in responses)  # special tokens are text like any other
+    assert all(response.finished or response.tokens == 60 for response in responses)
+    without = [response for answer in source(tmp_path).respond(PROMPTS, SAMPLING) for response in answer.responses]
+    assert any(stop in response.text for response in without)
+    for response, longer in zip(responses, without, strict=True):
+        assert longer.text.startswith(response.text.rstrip("\ufffd"))
+        assert response.text.rstrip("\ufffd") == longer.text.partition(stop)[0].rstrip("\ufffd")
+
+
+def test_an_unknown_stop_token_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stop_tokens: the tokenizer has no token '<end>'"):
+        next(source(tmp_path, stop_tokens=["<end>"]).respond(PROMPTS, SAMPLING))
+
+
+def test_seeds_of_requests_are_stable() -> None:
+    seeds = {Sampling(seed=seed).request_seed(key, number) for seed in (0, 1) for key in "ab" for number in range(50)}
+    assert len(seeds) == 200 and all(0 <= seed < 2**31 for seed in seeds)
+    assert Sampling().request_seed("a", 0) == Sampling(temperature=0.5).request_seed("a", 0)

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from ipvrm_lightning.rollouts.answers import final_answer
+from ipvrm_lightning.rollouts.verifiers import ExactMatch, MathVerifier, Submission, Verdict, Verifier
+from ipvrm_lightning.rollouts.worker_pool import MEMORY_LIMIT, WORKER_DIED, Outcome, WorkerPool
+
+#: A power tower: evaluating it never ends and cannot be interrupted from within.
+HOSTILE = r"\boxed{9^{9^{9^9}}}"
+
+
+def submit(response: str, ground_truth: str) -> Submission:
+    return Submission([{"role": "user", "content": "?"}], response, ground_truth)
+
+
+def verdict(verifier: Verifier, response: str, ground_truth: str) -> Verdict:
+    (one,) = verifier.verify([submit(response, ground_truth)])
+    return one
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[MathVerifier]:
+    # one worker, so that a case costs no more than itself
+    verifier = MathVerifier(workers=1, time_limit=20.0)
+    yield verifier
+    verifier.close()
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (r"so \boxed{142}.", "142"),
+        (r"first \boxed{1}, no: $\boxed{\frac{1}{2}}$, which is right", r"\frac{1}{2}"),
+        (r"\boxed{ \{1, \{2\}\} }", r"\{1, \{2\}\}"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{7} and, cut off, \boxed{8", "7"),
+        (r"\boxed{7}. Put it in \boxed{}.", "7"),
+        (r"\boxed{4}, Answer: 3", "4"),
+        ("Answer: 12.4", "12.4"),
+        ("**Answer:** $12$\nThis follows from $3 \\cdot 4$.", "12"),
+        ("**Final Answer**: 12 because 3 times 4 is 12", "12"),
+        ("Final Answer: The final answer is $\\frac{1}{2}$. I hope it is correct.", r"\frac{1}{2}"),
+        ("The answer to both parts is 7, which is odd.", "7"),
+        ("The answers are $3$ and $5$.", "3 and 5"),
+        ("Answer:\n\\[\n  x^2\n\\]\nDone.", "x^2"),
+        ("The answer is 3.5. The other answer is 4.", "4"),
+        ("Nothing to see here.", None),
+        ("", None),
+        (r"\boxed{", None),
+    ],
+)
+def test_the_answer_is_boxed_last_or_announced_last(response: str, answer: str | None) -> None:
+    assert final_answer(response) == answer
+
+
+@pytest.mark.parametrize("pattern", [r"\boxed{", "answer ", "$", r"\(", "Answer: ", "{", r"\[ "])
+def test_finding_the_answer_takes_no_longer_on_purpose(pattern: str) -> None:
+    began = time.monotonic()
+    final_answer(("Answer: " + pattern * 20_000)[:20_000])
+    final_answer((pattern * 20_000)[:20_000])
+    assert time.monotonic() - began < 5
+
+
+def test_exact_match() -> None:
+    exact = ExactMatch()
+    assert exact.verify([submit("It is\n\\boxed{a  b}", " a b "), submit("x\n 42 \n\n", "42"), submit("", "42")]) == [
+        Verdict(True, "a b", None),
+        Verdict(True, "42", None),
+        Verdict(False, None, None),
+    ]
+    assert not verdict(exact, "Answer: 0.5", "1/2").correct
+    assert verdict(ExactMatch(use_last_line=False), "42", "42").answer is None
+    assert verdict(ExactMatch(ignore_case=True), "the answer is YES.", "yes").correct
+    assert verdict(ExactMatch(response_characters=10), r"\boxed{1}" + " " * 10, "1").answer is None
+
+
+@pytest.mark.parametrize(
+    ("response", "truth"),
+    [
+        (r"\boxed{142}", "142.0"),
+        ("Answer: 142", "142.0"),
+        (r"The answer is $\frac{142}{1}$. This is text after it, 7.", "142.0"),
+        (r"\boxed{0.5}", r"\frac{1}{2}"),
+        (r"\boxed{\dfrac12}", "0.5"),
+        (r"\boxed{1/2}", "0.5"),
+        (r"\boxed{-1/3}", "-1./3"),
+        (r"\boxed{\{3, 1, 2\}}", r"\{1,2,3\}"),
+        (r"\boxed{3, 1}", "1,3"),
+        ("The answers are $3$ and $1$.", "1, 3"),
+        (r"\boxed{(1, 2]}", "(1,2]"),
+        (r"\boxed{(-\infty, 2)}", r"(-\infty,2)"),
+        (r"\boxed{5\text{ cm}}", "5"),
+        (r"\boxed{12.40}", r"12.4 \mathrm{~km}"),
+        ("Answer: 42 apples", "42"),
+        (r"\boxed{50\%}", "0.5"),
+        (r"\boxed{50}", r"50\%"),
+        (r"\boxed{1,234,567}", "1234567"),
+        (r"\boxed{1\,234}", "1234"),
+        (r"\boxed{1{,}234}", "1234"),
+        (r"\boxed{1} or \boxed{2}", "2"),
+        (r"\boxed{\frac{\sqrt{2}}{2}}", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{x = 5}", "5"),
+        (r"\boxed{(x+1)^2}", "x^2+2x+1"),
+        (r"\boxed{\text{Evelyn}}", "Evelyn"),
+        (r"\boxed{E_1, E_2}", "E_1,E_2"),
+        (r"\boxed{n^2-n-1}", r"$m_{\max }=n^{2}-n-1$"),
+        (r"\boxed{4.5 \times 10^{33}}", "4.5e33"),
+        (r"\boxed{1.0 \cdot 10^{-5}}", "1e-5"),
+        ("Answer: \u22125", "-5"),
+        ("Answer: ½", "0.5"),
+        ("Answer: √2", r"\sqrt{2}"),
+        ("Answer: π", r"\pi"),
+        ("Answer: 90°", r"90^\circ"),
+        ("\\boxed{1\0" + "42}", "142"),
+        ("\ud800 \\boxed{7}", "7"),
+        ("x" * 1_000_000 + r"\boxed{142}", "142"),
+    ],
+)
+def test_right_answers_in_other_words(verifier: MathVerifier, response: str, truth: str) -> None:
+    found = verdict(verifier, response, truth)
+    assert found.correct and found.answer and found.problem is None, found
+
+
+@pytest.mark.parametrize(
+    ("response", "truth"),
+    [
+        (r"\boxed{143}", "142.0"),
+        (r"\boxed{0.333}", r"\frac{1}{3}"),
+        (r"\boxed{2} no, \boxed{3}", "2"),
+        (r"\boxed{(3, 1)}", "(1,3)"),
+        (r"\boxed{\{1,2\}}", r"\{1,2,3\}"),
+        (r"\boxed{[1, 2]}", "(1,2]"),
+        (r"\boxed{1, 234}", "1234"),
+        (r"\boxed{-5}", "5"),
+        (r"\boxed{1.325e-27}", "2.88e-19"),
+        (r"\boxed{0}", "1e-8"),
+        (r"\boxed{4.5 \times 10^{32}}", "4.5e33"),
+        (r"\boxed{E_1, E_3}", "E_1,E_2"),
+        (r"\boxed{5%}", "0.5"),
+        (r"\boxed{\frac{1}{", "1"),
+        (r"\boxed{142}" + "x" * 1_000_000, "142"),
+        ("142", "142"),
+        ("", "142"),
+    ],
+)
+def test_wrong_answers(verifier: MathVerifier, response: str, truth: str) -> None:
+    found = verdict(verifier, response, truth)
+    assert not found.correct and found.problem is None, found
+
+
+def test_equal_answers_vote_together(verifier: MathVerifier) -> None:
+    answers = [
+        verdict(verifier, rf"\boxed{{{text}}}", "1").answer for text in (r"\dfrac{1}{2}", r"\frac12", "0.5", "½")
+    ]
+    assert set(answers) == {r"\frac{1}{2}"}
+
+
+@pytest.mark.parametrize("truth", ["", "  ", "???", r"\frac{"])
+def test_a_ground_truth_that_cannot_be_read_is_an_error(verifier: MathVerifier, truth: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        verifier.verify([submit(r"\boxed{1}", "1"), submit("no answer", truth)])
+    assert str(caught.value) == f"ground truth cannot be read: {truth!r}"
+    assert verdict(verifier, r"\boxed{1}", "1").correct
+
+
+def test_real_ground_truths(verifier: MathVerifier, shared_dir: Path) -> None:
+    table = pytest.importorskip("pandas").read_parquet(shared_dir / "data" / "policy_eval" / "val.parquet")
+    sources = table["data_source"].tolist()
+    truths = [row["ground_truth"] for row in table["reward_model"]]
+    same = verifier.verify([submit(rf"so \boxed{{{truth}}}.", truth) for truth in truths])
+    assert Counter(source for source, one in zip(sources, same, strict=True) if one.correct) == {
+        "olympiad-bench": 675,
+        "math-500": 500,
+        "minerva-math": 272,
+        "aimo-aime2024": 90,
+        "aimo-amc": 83,
+    }
+    # equal texts are equal whatever is read in them; numbers in another form, and wrong ones, are not
+    numbers = [truth for truth in truths if re.fullmatch(r"\$?-?\d+(\.\d+)?\$?", truth)]
+    assert len(numbers) == 1015
+    doubled = [rf"Answer: $\frac{{{2 * Fraction(number.strip('$'))}}}{{2}}$" for number in numbers]
+    assert all(one.correct for one in verifier.verify(list(map(submit, doubled, numbers))))
+    wrong = [rf"Answer: $\frac{{{2 * Fraction(number.strip('$')) + 1}}}{{2}}$" for number in numbers]
+    assert not any(one.correct for one in verifier.verify(list(map(submit, wrong, numbers))))
+
+
+def test_a_hostile_answer_costs_its_own_time_and_no_other_answer() -> None:
+    verifier = MathVerifier(workers=2, time_limit=3.0, memory_limit=512)
+    rows = [submit(r"\boxed{1}", "1") for _ in range(20)]
+    rows[3] = rows[11] = submit(HOSTILE, "1")
+    began = time.monotonic()
+    verdicts = verifier.verify(rows)
+    assert time.monotonic() - began < 60
+    assert [index for index, one in enumerate(verdicts) if not one.correct] == [3, 11]
+    assert verdicts[3] == Verdict(False, "9^{9^{9^9}}", "time limit")
+    assert verdict(verifier, r"\boxed{1}", "1").correct
+    verifier.close()
+
+
+def test_workers_start_late_are_reused_and_end() -> None:
+    verifier = MathVerifier(workers=1)
+    copies = [copy.deepcopy(verifier), pickle.loads(pickle.dumps(verifier))]
+    assert verifier._pool is None
+    assert verdict(verifier, r"\boxed{1}", "1").correct
+    assert verifier._pool is not None
+    first = verifier._pool.process_ids
+    assert verdict(verifier, r"\boxed{2}", "2").correct
+    assert verifier._pool.process_ids == first
+    # killed while idle: replaced without costing an answer anything
+    os.kill(first[0], signal.SIGKILL)
+    assert verdict(verifier, r"\boxed{2}", "2") == Verdict(True, "2", None)
+    last = verifier._pool.process_ids
+    mapped = Path(f"/proc/{last[0]}/maps")
+    if mapped.exists():
+        assert "libtorch" not in mapped.read_text()
+    verifier.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(last[0], 0)
+    assert verdict(copies[1], r"\boxed{2}", "2").correct
+    assert pickle.loads(pickle.dumps(copies[1]))._pool is None
+    for one in [verifier, *copies]:
+        one.close()
+
+
+def test_workers_end_with_their_process() -> None:
+    script = (
+        "import os, signal\n"
+        "from ipvrm_lightning.rollouts.verifiers import MathVerifier, Submission\n"
+        "verifier = MathVerifier(workers=1)\n"
+        "verifier.verify([Submission('', 'Answer: 1', '1')])\n"
+        "print(verifier._pool.process_ids[0], flush=True)\n"
+    )
+    # once by itself, once killed: no guard around the main script, which is no file either
+    for last_line in ("", "os.kill(os.getpid(), signal.SIGKILL)"):
+        done = subprocess.run([sys.executable, "-c", script + last_line], stdout=subprocess.PIPE, text=True)
+        worker = int(done.stdout)
+        for _ in range(100):
+            try:
+                os.kill(worker, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail(f"worker {worker} outlived its process")
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module whose tasks are names of what to do."""
+    (tmp_path / "strange_tasks.py").write_text(
+        "import os, signal\n"
+        "from ipvrm_lightning.rollouts.worker_pool import serve\n"
+        "def do(task):\n"
+        "    if task == 'eat':\n"
+        "        bytearray(2**34)\n"
+        "    if task == 'die' or task.startswith('/') and not os.path.exists(task):\n"
+        "        open(task, 'w').close() if task != 'die' else None\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return task + '!'\n"
+        "def main():\n"
+        "    serve(do, 'try')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return "strange_tasks"
+
+
+def test_dead_workers_cost_one_answer_a_second_try(tasks: str, tmp_path: Path) -> None:
+    pool = WorkerPool(module=tasks, size=2, time_limit=20.0, memory_limit=512)
+    once = str(tmp_path / "died once")
+    assert pool.run(["a", "die", once, "eat", "b"]) == [
+        Outcome("a!", None),
+        Outcome(None, WORKER_DIED),
+        Outcome(once + "!", None),
+        Outcome(None, MEMORY_LIMIT),
+        Outcome("b!", None),
+    ]
+    assert pool.run([]) == []
+    pool.close()
+
+
+def test_workers_that_do_not_start_are_an_error() -> None:
+    pool = WorkerPool(module="no_such_module", size=1, time_limit=1.0, memory_limit=512)
+    with pytest.raises(RuntimeError, match="no_such_module: 3 workers in a row did not start, exit code 1"):
+        pool.run(["a"])
+    with pytest.raises(RuntimeError, match="did not start"):
+        MathVerifier(workers=1, memory_limit=16).verify([submit("Answer: 1", "1")])
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="workers: expected at least 1, found 0"):
+        MathVerifier(workers=0)
+    with pytest.raises(ValueError, match="time_limit: expected more than 0 s, found 0"):
+        MathVerifier(time_limit=0)
+    with pytest.raises(ValueError, match="response_characters: expected at least 1, found 0"):
+        ExactMatch(response_characters=0)

@@ -1,0 +1,303 @@
+"""`ipvrm rollout` from prompts to a file that trains: killed, resumed, refused, and against a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ipvrm_lightning.cli import main
+from ipvrm_lightning.data import PromptModule, TrajectoryDataModule
+from ipvrm_lightning.rollout_cli import build_parser, summarise, verified
+from ipvrm_lightning.rollouts.sources import Answered, Response
+from ipvrm_lightning.types import PromptExample
+
+from .conftest import REPOSITORY
+from .data.tokenizers import byte_level
+from .modules.conftest import QWEN
+from .rollouts.fake_server import serve, status
+from .rollouts.judges import EvenLength
+
+PROMPTS = 14
+TOKENIZER = byte_level()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a tiny random model with its tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    folder = tmp_path_factory.mktemp("model")
+    ends = {"eos_token_id": TOKENIZER.eos_token_id, "pad_token_id": TOKENIZER.pad_token_id}
+    fields = {**QWEN, "vocab_size": len(TOKENIZER), "initializer_range": 0.2, **ends}
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    # what a server samples with by default: nothing that the request does not ask for
+    made.generation_config = GenerationConfig(do_sample=True, top_k=0, **ends)
+    made.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return str(folder)
+
+
+class GivenPrompts(PromptModule):
+    """As the built-in world: no files, its own test prompts."""
+
+    def setup(self, stage: str | None = None) -> None:
+        ids = self.load_tokenizer()("1 + 1 =")["input_ids"]
+        self.test_prompts = [PromptExample(ids, "1 + 1 =", "2", "given", f"g{n}") for n in range(3)]
+
+
+def arguments(folder: Path, model: str, *more: str, output: str = "out", prompts: int = PROMPTS) -> list[str]:
+    rows = [{"prompt": f"What is {n} + {n}?" + " please" * (n % 3), "answer": 2 * n, "id": n} for n in range(prompts)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "prompts": {"init_args": {"train": str(folder / "prompts.jsonl")}},
+        "source": {
+            "class_path": "ipvrm_lightning.rollouts.InProcess",
+            "init_args": {
+                "language_model": {
+                    "class_path": "ipvrm_lightning.models.PretrainedLanguageModel",
+                    "init_args": {"name": model},
+                },
+                "batch_size": 4,
+                "device": "cpu",
+            },
+        },
+        "verifier": {"class_path": "tests.rollouts.judges.EvenLength"},
+        "sampling": {"group_size": 3, "max_new_tokens": 30},
+        "output": str(folder / "elsewhere"),
+    }
+    (folder / "rollout.yaml").write_text(yaml.safe_dump(config))
+    return ["rollout", "--config", str(folder / "rollout.yaml"), "--output", str(folder / output), *more]
+
+
+def lines(folder: Path, output: str = "out") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / output / "rollouts.jsonl").read_bytes().splitlines()]
+
+
+def test_rollouts_can_be_trained_on(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(arguments(tmp_path, model, "--prompts.system_prompt", "Be brief."))
+    found = lines(tmp_path)
+    assert [record["id"] for record in found] == [str(n) for n in range(PROMPTS)]
+    assert found[1]["prompt"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 1 + 1? please"},
+    ]
+    for record in found:
+        columns = ("responses", "scores", "answers", "problems", "finished", "response_tokens")
+        assert {len(record[name]) for name in columns} == {3 - record["blank"]}
+        assert (record["ground_truth"], record["data_source"]) == (str(2 * int(record["id"])), "prompts")
+        for text, score, finished, length in zip(
+            record["responses"], record["scores"], record["finished"], record["response_tokens"], strict=True
+        ):
+            assert score == (len(text) % 2 == 0 and finished)
+            assert TOKENIZER.eos_token not in text
+            assert 1 <= length <= 30 and finished >= (length < 30)
+    scores = [score for record in found for score in record["scores"]]
+    assert 0 < sum(scores) < len(scores)  # else the model ends too rarely for this test
+    printed = capsys.readouterr().out
+    assert f"prompts       {PROMPTS} ({PROMPTS} in this run)" in printed and f"responses     {3 * PROMPTS}" in printed
+    assert f"right         {sum(scores)} (" in printed and str(tmp_path / "out" / "rollouts.jsonl") in printed
+
+    data = TrajectoryDataModule(train=str(tmp_path / "out" / "rollouts.jsonl"), validation_fraction=0.0)
+    data.with_tokenizer(TOKENIZER).setup()
+    assert data.train_set is not None and data.report == {}
+    assert data.train_set.outcomes is not None and data.train_set.outcomes.tolist() == scores
+    assert len(data.train_set.groups) == PROMPTS
+
+
+def test_responses_depend_neither_on_batches_nor_on_stops(tmp_path: Path, model: str) -> None:
+    main(arguments(tmp_path, model))
+    main(arguments(tmp_path, model, "--source.batch_size", "64", output="large"))
+    main(arguments(tmp_path, model, output="parts", prompts=5))
+    main(arguments(tmp_path, model, "--source.batch_size", "9", "--verifier.delay", "0.001", output="parts"))
+    assert lines(tmp_path) == lines(tmp_path, "large") == lines(tmp_path, "parts")
+    main(arguments(tmp_path, model, "--sampling.seed", "1", output="other"))
+    assert lines(tmp_path, "other") != lines(tmp_path)
+
+
+@pytest.mark.parametrize("kills", [(0,), (1, 4, 11)])
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, model: str, kills: tuple[int, ...]) -> None:
+    main(arguments(tmp_path, model, output="whole"))
+    # Judging takes a while, so that kills fall between, before and into lines.
+    command = arguments(tmp_path, model, "--verifier.delay", "0.2")
+    for count in kills:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ipvrm_lightning", *command], cwd=REPOSITORY, stderr=subprocess.DEVNULL
+        )
+        path, wanted = tmp_path / "out" / ("rollouts.jsonl" if count else "manifest.json"), count
+        while not path.exists() or path.read_bytes().count(b"\n") < wanted:
+            assert process.poll() is None, "finished before it was killed"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert wanted <= (path.read_bytes().count(b"\n") if count else 0) < PROMPTS
+    torn = tmp_path / "out" / "rollouts.jsonl"
+    with torn.open("ab") as file:
+        file.write(b'{"id": "13", "resp')
+    main(command)
+    assert lines(tmp_path) == lines(tmp_path, "whole")
+    before = torn.read_bytes()
+    main(command)  # nothing is left to do
+    assert torn.read_bytes() == before
+
+
+def fails(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        main(command)
+    assert exit_info.value.code == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ipvrm rollout: ")]
+    return line
+
+
+def test_bad_input_is_one_line_before_a_model_is_built(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(arguments(tmp_path, model, prompts=2))
+    from ipvrm_lightning.models import PretrainedLanguageModel
+
+    monkeypatch.setattr(PretrainedLanguageModel, "build_model", lambda self: pytest.fail("a model was built"))
+    assert "sampling.temperature 1.0, now it is 0.5" in fails(
+        arguments(tmp_path, model, "--sampling.temperature", "0.5"), capsys
+    )
+    assert "verifier.init_args.modulus 2, now it is 3" in fails(
+        arguments(tmp_path, model, "--verifier.modulus", "3"), capsys
+    )
+    assert "prompt '0' was finished with another text" in fails(
+        arguments(tmp_path, model, "--prompts.system_prompt", "Be brief."), capsys
+    )
+    assert "has no validation prompts" in fails(arguments(tmp_path, model, "--prompts_of", "validation"), capsys)
+    assert "max_new_tokens must be at least 1" in fails(
+        arguments(tmp_path, model, "--sampling.max_new_tokens", "0"), capsys
+    )
+    command = arguments(tmp_path, model)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "q", "answer": 1}\n{"prompt": "q", "answer": []}\n')
+    assert "prompts.jsonl, row 2, field 'answer': ground truth is neither text nor a number" in fails(command, capsys)
+
+
+def test_any_data_module_of_prompts_will_do(tmp_path: Path, model: str) -> None:
+    command = arguments(tmp_path, model, "--prompts_of", "test")
+    overlay = {"prompts": {"class_path": "tests.test_rollout_cli.GivenPrompts", "init_args": {"seed": 3}}}
+    config = yaml.safe_load((tmp_path / "rollout.yaml").read_text())
+    (tmp_path / "rollout.yaml").write_text(yaml.safe_dump({**config, **overlay}))
+    main(command)
+    assert [record["id"] for record in lines(tmp_path)] == ["g0", "g1", "g2"]
+
+
+def test_what_was_cut_off_or_blank_counts_as_wrong() -> None:
+    prompt = PromptExample([1, 2], "q", "2", "tests", "p")
+    responses = [Response("ab", True, 3), Response("ab", False, 9), Response(" \n", True, 2), Response("a", True, 2)]
+    record = verified(Answered(prompt, responses), EvenLength())
+    assert record["responses"] == ["ab", "ab", "a"] and record["scores"] == [1, 0, 0] and record["blank"] == 1
+    assert record["finished"] == [True, False, True] and record["response_tokens"] == [3, 9, 2]
+    only_blank = verified(Answered(prompt, [Response("", True, 1)] * 4), EvenLength())
+    summary = summarise([record, only_blank], 1, None)
+    assert summary == (2, 8, 1, 1, 5, 0, 1, 0, 1, None)
+    assert "right         1 (12.5%)" in str(summary) and "cut off       1 (12.5%), counted as wrong" in str(summary)
+    assert "blank         5 (62.5%)" in str(summary) and "tokens/s      unknown" in str(summary)
+
+
+def test_the_config_parses_and_its_parts_are_made() -> None:
+    parser = build_parser()
+    config = parser.parse_args(["--config", str(REPOSITORY / "configs" / "rollout_qwen.yaml")])
+    made = parser.instantiate_classes(config)
+    assert made.source.language_model.name == "Qwen/Qwen3-0.6B-Base" and made.source.stop_tokens == ["<|im_end|>"]
+    assert (made.sampling.group_size, made.sampling.max_new_tokens) == (8, 2048)
+
+
+def endpoint(url: str, model: str, **options: Any) -> list[str]:
+    arguments = {"url": url, "model": model, "tokenizer": model, "prompt_as": "text", **options}
+    source = {"class_path": "ipvrm_lightning.rollouts.Endpoint", "init_args": arguments}
+    return ["--source", json.dumps(source)]
+
+
+def test_a_server_that_fails_leaves_what_was_finished(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    with serve() as server:
+        options = {"api_key_env": "MY_KEY", "max_concurrency": 1, "max_retries": 0}
+        server.troubles = [lambda handler: handler.answer(200, server.reply(handler.body))] * 20 + [status(503, "busy")]
+        command = arguments(tmp_path, model, *endpoint(server.url, model, **options))
+        assert "answered 503: busy" in fails(command, capsys)
+        kept = lines(tmp_path)
+        assert 0 < len(kept) < PROMPTS
+        main(command)
+    found = lines(tmp_path)
+    assert found[: len(kept)] == kept
+    assert sorted(int(record["id"]) for record in found) == list(range(PROMPTS))
+    assert all(record["response_tokens"] == [7, 7, 7] for record in found)
+    written = "".join(path.read_text() for path in (tmp_path / "out").iterdir() if path.is_file())
+    assert "sk-very-secret" not in written and "127.0.0.1" not in written
+
+
+@pytest.fixture(scope="module")
+def real_server(model: str) -> Iterator[str]:
+    """`transformers serve` on this machine, with the tiny model."""
+    pytest.importorskip("uvicorn", reason="transformers serve needs the dev extra")
+    pytest.importorskip("fastapi", reason="transformers serve needs the dev extra")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", model, "--device", "cpu"]
+    process = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(600):
+            assert process.poll() is None, "transformers serve ended"
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def without_special_tokens(text: str) -> str:
+    for token in TOKENIZER.all_special_tokens:
+        text = text.replace(token, "")
+    return text
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_a_real_server_says_what_the_model_says_here(tmp_path: Path, model: str, real_server: str, api: str) -> None:
+    greedy = ("--sampling.temperature", "0", "--sampling.group_size", "1", "--sampling.max_new_tokens", "12")
+    main(arguments(tmp_path, model, *greedy, output="here", prompts=6))
+    main(arguments(tmp_path, model, *greedy, *endpoint(real_server, model, api=api), output="there", prompts=6))
+    here, there = ({record["id"]: record for record in lines(tmp_path, output)} for output in ("here", "there"))
+    assert len(here) == 6 and here.keys() == there.keys()
+    for name, record in here.items():
+        text, said = without_special_tokens(record["responses"][0]), there[name]["responses"][0]
+        assert said == (text if api == "completions" else text.strip())
+        assert record["response_tokens"] == there[name]["response_tokens"]
+        assert record["prompt_hash"] == there[name]["prompt_hash"]
+
+
+def test_a_real_server_samples_groups(tmp_path: Path, model: str, real_server: str) -> None:
+    main(arguments(tmp_path, model, *endpoint(real_server, model)))
+    found = lines(tmp_path)
+    assert len(found) == PROMPTS
+    texts = [text for record in found for text in record["responses"]]
+    assert len(set(texts)) > len(texts) // 2
+    for record in found:  # this server calls a response cut off where it is as long as allowed
+        assert record["finished"] == [length < 30 for length in record["response_tokens"]]
