@@ -77,37 +77,9 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
     key = [stage, objective, seed, number, *extra(arguments)]
     if any(run["key"] == key for run in read(store)):
         return
-    import torch
-    from lightning.pytorch import Trainer, seed_everything
-
-    from ipvrm_lightning import objectives
-    from ipvrm_lightning.callbacks.run_record import run_facts
-    from ipvrm_lightning.models import CachedReference, FrozenCopy
-    from ipvrm_lightning.modules import IPVRMModule
-    from ipvrm_lightning.modules.schedule import Schedule
-    from ipvrm_lightning.worlds.arithmetic import ArithmeticDataModule, ArithmeticPolicy
-
     rate, options = TRIES[objective][number] if objective in TRIES else (0.0, {})
-    seed_everything(seed)
-    module = IPVRMModule(
-        language_model=ArithmeticPolicy(size=arguments.size, seed=seed),
-        objective=getattr(objectives, objective)(**options),
-        reference=CachedReference(source=FrozenCopy()),
-        optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=0.0),
-        scheduler=Schedule(name="cosine", warmup=0.1),
-    )
-    data = ArithmeticDataModule(
-        size=arguments.size, seed=seed, pairwise=objective in PAIRWISE, max_tokens=8192, max_pairs_per_prompt=4,
-        batch_size=32 if objective in PAIRWISE else 64,
-    )  # fmt: skip
-    trainer = Trainer(
-        accelerator="cpu", devices=1, max_epochs=-1, max_steps=steps(data, arguments), use_distributed_sampler=False,
-        check_val_every_n_epoch=10**6, num_sanity_val_steps=0, enable_model_summary=False, enable_checkpointing=False,
-        logger=False,
-    )  # fmt: skip
     started = time.monotonic()
-    if module.objective.trainable:
-        trainer.fit(module, datamodule=data)
+    module, data, trainer = train(objective, rate, options, size=arguments.size, seed=seed, epochs=arguments.epochs)
     result: dict[str, Any] = {"key": key, "learning_rate": rate, "options": options, "steps": trainer.global_step}
     result["seconds"] = round(time.monotonic() - started, 1)
     result["val_auroc"] = trainer.validate(module, datamodule=data, verbose=False)[0]["val/auroc"]
@@ -116,9 +88,47 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
             trainer.save_checkpoint(checkpoint_path(objective, seed, arguments.size, arguments.epochs))
         trainer.test(module, datamodule=data, verbose=False)
         result["reports"] = {name: report.to_dict() for name, report in module.test_report.items()}
-        result["versions"] = run_facts()["versions"]
+        result["versions"] = versions()
     with store.open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
+
+
+def train(
+    objective: str, rate: float, options: dict[str, float], *, size: str, seed: int, epochs: int
+) -> tuple[Any, Any, Any]:
+    """A reward model of a world, trained where its objective is; with its data and trainer."""
+    import torch
+    from lightning.pytorch import Trainer, seed_everything
+
+    from ipvrm_lightning import objectives
+    from ipvrm_lightning.models import CachedReference, FrozenCopy
+    from ipvrm_lightning.modules import IPVRMModule
+    from ipvrm_lightning.modules.schedule import Schedule
+    from ipvrm_lightning.worlds.arithmetic import ArithmeticDataModule, ArithmeticPolicy
+
+    seed_everything(seed)
+    module = IPVRMModule(
+        language_model=ArithmeticPolicy(size=size, seed=seed),
+        objective=getattr(objectives, objective)(**options),
+        reference=CachedReference(source=FrozenCopy()),
+        optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=0.0),
+        scheduler=Schedule(name="cosine", warmup=0.1),
+    )
+    data = ArithmeticDataModule(
+        size=size, seed=seed, pairwise=objective in PAIRWISE, max_tokens=8192, max_pairs_per_prompt=4,
+        batch_size=32 if objective in PAIRWISE else 64,
+    )  # fmt: skip
+    # as many steps as the epochs in windows of 64 responses take, for every objective
+    settings = data.world.settings
+    steps = epochs * -(-settings.train_prompts * settings.train_rollouts // 64)
+    trainer = Trainer(
+        accelerator="cpu", devices=1, max_epochs=-1, max_steps=steps, use_distributed_sampler=False,
+        check_val_every_n_epoch=10**6, num_sanity_val_steps=0, enable_model_summary=False, enable_checkpointing=False,
+        logger=False,
+    )  # fmt: skip
+    if module.objective.trainable:
+        trainer.fit(module, datamodule=data)
+    return module, data, trainer
 
 
 def checkpoint_path(objective: str, seed: int, size: str, epochs: int) -> Path:
@@ -126,10 +136,12 @@ def checkpoint_path(objective: str, seed: int, size: str, epochs: int) -> Path:
     return Path("outputs/objectives") / f"{objective}-{size}-seed{seed}-epochs{epochs}.ckpt"
 
 
-def steps(data: Any, arguments: argparse.Namespace) -> int:
-    """Optimiser steps: as many as `--epochs` over the rollouts in windows of 64 responses take, for every objective."""
-    settings = data.world.settings
-    return arguments.epochs * -(-settings.train_prompts * settings.train_rollouts // 64)
+def versions() -> dict[str, Any]:
+    """Of the packages that matter."""
+    from ipvrm_lightning.callbacks.run_record import run_facts
+
+    found: dict[str, Any] = run_facts()["versions"]
+    return found
 
 
 def make_table(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> str:

@@ -40,6 +40,10 @@ class Roles(nn.Module, ABC):
         """What an optimiser updates for a role, by its name in this module."""
 
     @abstractmethod
+    def add_reward(self) -> None:
+        """Make the reward model, equal to the reference: only training needs it."""
+
+    @abstractmethod
     def load_reward(self, weights: dict[str, Tensor]) -> None:
         """Load the reward model.
 
@@ -56,21 +60,21 @@ class SharedBase(Roles):
 
     Args:
         factory: builds the base with one adapter, which becomes the policy's.
-        with_reward: add an adapter of the same shape for a reward model.
     """
 
     _ADAPTERS: dict[Role, str] = {"policy": "default", "reward": "reward"}  # noqa: RUF012
 
-    def __init__(self, factory: LanguageModelFactory, *, with_reward: bool) -> None:
+    def __init__(self, factory: LanguageModelFactory) -> None:
         super().__init__()
         self.model: Any = _prepared(factory)
-        if with_reward:
-            model: Any = self.model
-            model.add_adapter("reward", model.peft_config["default"])
-            for name, parameter in model.named_parameters():
-                if ".default." in name or ".reward." in name:
-                    parameter.requires_grad_(True)
-            self._set((["default"], False))
+
+    def add_reward(self) -> None:
+        """Add an adapter of the policy's shape for the reward model."""
+        model: Any = self.model
+        model.add_adapter("reward", model.peft_config["default"])
+        for parameter in (self.trained("policy") | self.trained("reward")).values():
+            parameter.requires_grad_(True)
+        self._set((["default"], False))
 
     @contextmanager
     def use(self, role: Role) -> Iterator[Any]:
@@ -119,16 +123,19 @@ class SeparateModels(Roles):
 
     Args:
         factory: builds the supervised model that each of them starts from.
-        with_reward: build a reward model.
     """
 
-    def __init__(self, factory: LanguageModelFactory, *, with_reward: bool) -> None:
+    def __init__(self, factory: LanguageModelFactory) -> None:
         super().__init__()
         self.policy: Any = _prepared(factory)
-        self.reward: Any = _prepared(factory) if with_reward else None
+        self.reward: Any = None
         self._factory = factory
         # in a list: a frozen copy is no part of the state that checkpoints hold
         self._reference: list[nn.Module] = []
+
+    def add_reward(self) -> None:
+        """Build the reward model."""
+        self.reward = _prepared(self._factory)
 
     @contextmanager
     def use(self, role: Role) -> Iterator[Any]:
@@ -150,9 +157,9 @@ class SeparateModels(Roles):
         _load(self.trained("reward"), {f"reward.{name.removeprefix(_MODEL)}": w for name, w in weights.items()})
 
 
-def build_roles(factory: LanguageModelFactory, *, with_reward: bool) -> Roles:
-    """Adapters on one base where the language model has adapters, else models of their own."""
-    return (SharedBase if factory.has_adapters else SeparateModels)(factory, with_reward=with_reward)
+def build_roles(factory: LanguageModelFactory) -> Roles:
+    """Adapters on one base where the language model has adapters, else models of their own; no reward model yet."""
+    return (SharedBase if factory.has_adapters else SeparateModels)(factory)
 
 
 def _prepared(factory: LanguageModelFactory) -> Any:

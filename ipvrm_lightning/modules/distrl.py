@@ -27,7 +27,7 @@ from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_pro
 from ipvrm_lightning.models.checkpoints import check_same_parameters
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import response_mask
-from ipvrm_lightning.models.roles import Roles, build_roles
+from ipvrm_lightning.models.roles import Roles
 from ipvrm_lightning.modules.alarms import Alarms
 from ipvrm_lightning.modules.distrl_metrics import collection_metrics, reward_metrics, score_metrics
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, Collecting, PolicyUpdate, RewardModel
@@ -110,6 +110,7 @@ class DistRLModule(PolicyModule):
         self.step_separator = step_separator
         self.alarms = alarms or Alarms()
         self.chunk_size = chunk_size
+        self.online_reward: Any = None
         self.steps_done = 0
         self.updates = GuardedUpdates(self.update.max_skipped_updates)
         self._check()
@@ -126,20 +127,20 @@ class DistRLModule(PolicyModule):
 
     # -- models and optimisers
 
-    def build_roles(self) -> Roles:
-        """Policy, reward model where there is one to train with, and reference."""
-        training = self.trainer.training or self.trainer.state.fn == "fit"
-        roles = build_roles(self.language_model, with_reward=self.reward is not None and training)
-        if self.reward is not None and training:
-            load_checkpoint(roles, self.reward)
-            self.online_reward = OnlineReward(
-                roles,
-                self.reward,
-                temperature=self.sampling.temperature,
-                chunk_size=self.chunk_size,
-                max_tokens=self.update.max_tokens,
-            )
-        return roles
+    def configure_model(self) -> None:
+        """Build the policy and, where it is to be trained with one, the reward model."""
+        super().configure_model()
+        if self.reward is None or self.online_reward is not None or self.trainer.state.fn != "fit":
+            return
+        self.roles.add_reward()
+        load_checkpoint(self.roles, self.reward)
+        self.online_reward = OnlineReward(
+            self.roles,
+            self.reward,
+            temperature=self.sampling.temperature,
+            chunk_size=self.chunk_size,
+            max_tokens=self.update.max_tokens,
+        )
 
     @property
     def updates_reward(self) -> bool:

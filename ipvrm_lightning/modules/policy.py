@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 
 from ipvrm_lightning.metrics import AverageAtK, AverageAtKReport
 from ipvrm_lightning.models.language_model import LanguageModelFactory
-from ipvrm_lightning.models.roles import Roles, build_roles
+from ipvrm_lightning.models.roles import build_roles
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.rollouts.ends import end_token_ids
 from ipvrm_lightning.rollouts.groups import Group, answer_prompts
@@ -57,12 +57,8 @@ class PolicyModule(LightningModule):
     def configure_model(self) -> None:
         """Build the policy; called by the strategy, after the data was checked."""
         if self.roles is None:
-            self.roles = self.build_roles()
+            self.roles = build_roles(self.language_model)
             self.tokenizer = self.language_model.build_tokenizer()
-
-    def build_roles(self) -> Roles:
-        """The models of this module."""
-        return build_roles(self.language_model, with_reward=False)
 
     def answer(self, prompts: list[PromptExample], sampling: Sampling, *, seed: int, batch_size: int) -> list[Group]:
         """Sample the policy's responses to prompts and verify them."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ipvrm_lightning.models import LoRA, RandomLanguageModel
+from ipvrm_lightning.models import LanguageModelFactory, LoRA, RandomLanguageModel
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.roles import Roles, SharedBase, build_roles
 
@@ -20,10 +20,16 @@ FACTORIES = {
 }
 
 
+def with_reward(factory: LanguageModelFactory) -> Roles:
+    roles = build_roles(factory)
+    roles.add_reward()
+    return roles
+
+
 def moved(name: str) -> Roles:
     """Roles whose policy and reward model have left the supervised model, in different directions."""
     torch.manual_seed(1)
-    roles = build_roles(FACTORIES[name], with_reward=True)
+    roles = with_reward(FACTORIES[name])
     with torch.no_grad():
         for role in ("policy", "reward"):
             for parameter in roles.trained(role).values():
@@ -81,7 +87,7 @@ def test_contexts_nest_and_put_back_what_was_active() -> None:
 
 
 def test_adapters_share_one_base() -> None:
-    roles = build_roles(FACTORIES["adapters"], with_reward=True)
+    roles = with_reward(FACTORIES["adapters"])
     assert isinstance(roles, SharedBase)
     base = sum(p.numel() for p in FACTORIES["full models"].build_model().parameters())
     adapters = sum(p.numel() for role in ("policy", "reward") for p in roles.trained(role).values())
@@ -91,7 +97,7 @@ def test_adapters_share_one_base() -> None:
 
 @pytest.mark.parametrize("name", ["adapters", "full models"])
 def test_reward_weights_of_another_shape_are_refused_by_name(name: str) -> None:
-    roles = build_roles(FACTORIES[name], with_reward=True)
+    roles = with_reward(FACTORIES[name])
     with pytest.raises(
         ValueError, match=r"the reward model's checkpoint does not fit this config: parameter .* absent"
     ):
@@ -99,9 +105,7 @@ def test_reward_weights_of_another_shape_are_refused_by_name(name: str) -> None:
 
 
 def test_dropout_is_off(tmp_path: Path) -> None:
-    roles = build_roles(
-        RandomLanguageModel(config={**QWEN, "attention_dropout": 0.5}, lora=LoRA(r=4, dropout=0.5)), with_reward=True
-    )
+    roles = with_reward(RandomLanguageModel(config={**QWEN, "attention_dropout": 0.5}, lora=LoRA(r=4, dropout=0.5)))
     with torch.no_grad():
         for parameter in roles.trained("policy").values():
             parameter.normal_()

@@ -1,0 +1,219 @@
+"""Policy optimisation on the built-in world: GRPO, GRPO with implicit reward models, DistRL; equal rollouts, seeds.
+
+    python benchmarks/policy.py                # about 2 minutes per run on one core; stop and start it as you like
+
+Each seed is a world of its own. Every row starts from the same supervised policy and draws the same number of
+responses; its policy is judged on held-out problems while it trains. Reward models are trained first, on the world's
+4,800 labelled rollouts, with the learning rate that `benchmarks/objectives.py` chose on another world; the row "no
+pretraining" starts its reward model from the supervised policy and so has seen the labels that GRPO has seen. Every
+finished run is a line of `<out>/policy.jsonl`; the tables are made from that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from objectives import checkpoint_path, spread, train, versions
+
+IPVRM = {"objective": "IPVRM"}
+#: Rows: `reward` is None for GRPO; all other keys replace the settings of `run_once`.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "GRPO": {"reward": None},
+    "GRPO + IPVRM": {"reward": IPVRM, "distribution_coef": 0.0},
+    "GRPO + ImplicitPRM": {"reward": {"objective": "ImplicitPRM"}, "distribution_coef": 0.0},
+    "GRPO + DPORM": {"reward": {"objective": "DPORM"}, "distribution_coef": 0.0},
+    "DistRL + IPVRM": {"reward": IPVRM},
+    "DistRL + ImplicitPRM": {"reward": {"objective": "ImplicitPRM"}},
+    "DistRL + DPORM": {"reward": {"objective": "DPORM"}},
+    "DistRL + IPVRM, alpha 0.5": {"reward": IPVRM, "distribution_coef": 0.5},
+    "DistRL + IPVRM, no pretraining": {"reward": {**IPVRM, "pretrained": False}},
+    "DistRL + IPVRM, frozen": {"reward": {**IPVRM, "update": "frozen"}},
+    "DistRL + IPVRM, naive": {"reward": {**IPVRM, "boundary": False, "weighting": False}},
+    "DistRL + IPVRM, boundary only": {"reward": {**IPVRM, "weighting": False}},
+    "DistRL + IPVRM, weighting only": {"reward": {**IPVRM, "boundary": False}},
+    "DistRL + IPVRM, margin 0": {"reward": {**IPVRM, "margin": 0.0}},
+}
+LEARNING_RATE = 1e-3  # of reward models before reinforcement learning: chosen by objectives.py for all three
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--size", default="full")
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--every", type=int, default=6, help="steps between two judgements of the policy")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts with both outcomes per step")
+    parser.add_argument("--rate", type=float, default=3e-4, help="learning rate of policy and online reward model")
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
+    arguments = parser.parse_args()
+    store = Path(arguments.out) / "policy.jsonl"
+    store.parent.mkdir(parents=True, exist_ok=True)
+    for variant in arguments.variants:
+        for seed in arguments.seeds:
+            run_once(store, arguments, variant, seed)
+    table = make_tables(read(store), arguments)
+    (Path(arguments.out) / "policy.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+def read(store: Path) -> list[dict[str, Any]]:
+    """Finished runs."""
+    return [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
+
+
+def settings_of(arguments: argparse.Namespace) -> list[Any]:
+    """What runs must share to stand in one table."""
+    return [arguments.size, arguments.steps, arguments.every, arguments.prompts, arguments.rate]
+
+
+def run_once(store: Path, arguments: argparse.Namespace, variant: str, seed: int) -> None:
+    """Train a policy and judge it on the way, unless the store has it."""
+    key = [variant, seed, *settings_of(arguments)]
+    if any(run["key"] == key for run in read(store)):
+        return
+    from lightning.pytorch import Trainer, seed_everything
+
+    from ipvrm_lightning.worlds.arithmetic import ArithmeticPromptData
+
+    seed_everything(seed)
+    module = build_module(arguments, VARIANTS[variant], seed)
+    data = ArithmeticPromptData(size=arguments.size, seed=seed, batch_size=arguments.prompts)
+    data.prepare_data()
+    data.with_tokenizer(module.language_model.build_tokenizer()).setup()
+    data.val_prompts = data.test_prompts[:100]
+    curve = recorder()
+    trainer = Trainer(
+        accelerator="cpu", devices=1, max_epochs=1, limit_train_batches=arguments.steps,
+        val_check_interval=arguments.every, num_sanity_val_steps=0, enable_model_summary=False,
+        enable_checkpointing=False, logger=False, use_distributed_sampler=False, callbacks=[curve],
+    )  # fmt: skip
+    started = time.monotonic()
+    trainer.validate(module, datamodule=data, verbose=False)
+    trainer.fit(module, datamodule=data)
+    result = {"key": key, "curve": curve.points, "seconds": round(time.monotonic() - started, 1)}
+    with store.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**result, "steps": curve.steps, "versions": versions()}) + "\n")
+
+
+def build_module(arguments: argparse.Namespace, settings: dict[str, Any], seed: int) -> Any:
+    """The module of a row."""
+    import torch
+
+    from ipvrm_lightning import objectives
+    from ipvrm_lightning.modules import DistRLModule
+    from ipvrm_lightning.modules.distrl_settings import PolicyUpdate, RewardModel
+    from ipvrm_lightning.rollouts import Sampling
+    from ipvrm_lightning.worlds.arithmetic import ArithmeticPolicy, ArithmeticVerifier
+
+    adam = partial(torch.optim.AdamW, lr=arguments.rate, weight_decay=0.0)
+    chosen = settings["reward"]
+    reward = None
+    if chosen is not None:
+        name = chosen["objective"]
+        objective = getattr(objectives, name)(**({"margin": chosen["margin"]} if "margin" in chosen else {}))
+        reward = RewardModel(
+            objective=objective,
+            checkpoint=str(reward_model(name, seed, arguments.size)) if chosen.get("pretrained", True) else None,
+            update=chosen.get("update", "before"),
+            adaptive_difficulty_boundary=objective.balanced and chosen.get("boundary", True),
+            dynamic_loss_weighting=objective.balanced and chosen.get("weighting", True),
+            optimizer=adam,
+        )
+    coefficient = settings.get("distribution_coef", 0.0 if chosen is None else 0.1)
+    return DistRLModule(
+        language_model=ArithmeticPolicy(size=arguments.size, seed=seed),
+        verifier=ArithmeticVerifier(),
+        reward=reward,
+        sampling=Sampling(group_size=8, max_new_tokens=320, seed=seed),
+        evaluation=Sampling(group_size=4, max_new_tokens=320, seed=10_000 + seed),
+        update=PolicyUpdate(distribution_coef=coefficient),
+        optimizer=adam,
+        step_separator="\n",
+    )
+
+
+def reward_model(objective: str, seed: int, size: str) -> Path:
+    """A reward model trained on the world's labelled rollouts; made where it is absent."""
+    path = checkpoint_path(objective, seed, size, 1)
+    if not path.exists():
+        _, _, trainer = train(objective, LEARNING_RATE, {}, size=size, seed=seed, epochs=1)
+        trainer.save_checkpoint(path)
+    return path
+
+
+def recorder() -> Any:
+    """A callback that keeps the pass rate on held-out problems by step, and what every step logged."""
+    from lightning.pytorch import Callback
+
+    class Recorder(Callback):
+        def __init__(self) -> None:
+            self.points: list[list[float]] = []
+            self.steps: list[dict[str, float]] = []
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            self.points.append([pl_module.steps_done, float(trainer.callback_metrics["val/all/avg@4"])])
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            logged = {k[6:]: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+            self.steps.append({name: round(value, 5) for name, value in logged.items()})
+
+    return Recorder()
+
+
+def make_tables(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+    """Markdown: pass rate by step and the area under the curve, then what the steps looked like."""
+    runs = [run for run in runs if run["key"][2:] == settings_of(arguments)]
+    rows = {name: [run for run in runs if run["key"][0] == name] for name in VARIANTS}
+    rows = {name: found for name, found in rows.items() if found}
+    steps = [int(step) for step, _ in next(iter(rows.values()))[0]["curve"]]
+    lines = [
+        f"Arithmetic world, size {arguments.size}: {arguments.prompts} prompts x 8 responses a step, learning rate "
+        f"{arguments.rate:g}; pass rate (percent) on 100 held-out problems x 4 responses; mean ± spread over seeds. "
+        "The last column is the difference to GRPO with the same seed.",
+        "",
+        f"| | seeds | {' | '.join(f'step {s}' for s in steps)} | area under the curve | area minus GRPO's |",
+        "| --- " * (len(steps) + 4) + "|",
+    ]
+    grpo = {run["key"][1]: area(run) for run in rows.get("GRPO", [])}
+    for name, found in rows.items():
+        cells = [spread([100 * run["curve"][i][1] for run in found]) for i in range(len(steps))]
+        gains = [area(run) - grpo[run["key"][1]] for run in found if run["key"][1] in grpo]
+        gain = spread(gains) if gains and name != "GRPO" else ""
+        lines.append(f"| {name} | {len(found)} | {' | '.join(cells)} | {spread([area(r) for r in found])} | {gain} |")
+    shown = ["seconds/step", "candidates", "candidate_mass", "loss/token", "loss/candidate", "reward/accuracy",
+             "reward/correlation", "kept_prompts", "entropy", "gradient_norm"]  # fmt: skip
+    lines += [
+        "",
+        "Means over all steps and seeds:",
+        "",
+        f"| | {' | '.join(shown)} |",
+        "| --- " * (len(shown) + 1) + "|",
+    ]
+    for name, found in rows.items():
+        lines.append(f"| {name} | {' | '.join(mean_of(found, measure) for measure in shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def area(run: dict[str, Any]) -> float:
+    """Mean pass rate over the run in percent, by the trapezoidal rule."""
+    points = run["curve"]
+    pairs = pairwise(points)
+    return 100 * sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairs) / (points[-1][0] - points[0][0])
+
+
+def mean_of(runs: list[dict[str, Any]], measure: str) -> str:
+    values = [step[measure] for run in runs for step in run["steps"] if step.get(measure) == step.get(measure, 0)]
+    values = [value for value in values if value is not None]
+    return f"{statistics.fmean(values):.3g}" if values else "-"
+
+
+if __name__ == "__main__":
+    main()
