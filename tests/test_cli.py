@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ipvrm_lightning.cli import main
-from ipvrm_lightning.lightning_cli import newest_checkpoint
+from ipvrm_lightning.models.checkpoints import newest_checkpoint
 from ipvrm_lightning.worlds.arithmetic import ArithmeticWorld
 
 from .conftest import REPOSITORY
@@ -88,12 +88,12 @@ def tiny_overlay(folder: Path, real_inputs: dict[str, str], config: str) -> str:
 
 
 def test_there_are_as_many_configs_as_the_tests_run() -> None:
-    assert len(EXPERIMENTS) == 5
+    assert len(EXPERIMENTS) == 8
     assert len(OVERLAYS) == 7
     assert len(CONFIGS) == len(EXPERIMENTS) + len(OVERLAYS) + 2  # data/processbench.yaml, rollout_qwen.yaml
 
 
-@pytest.mark.parametrize("config", [name for name in EXPERIMENTS if "arithmetic" not in name])
+@pytest.mark.parametrize("config", [n for n in EXPERIMENTS if n.startswith(("ipvrm", "sft")) and "arithmetic" not in n])
 def test_every_config_fits_a_tiny_model(config: str, tmp_path: Path, real_inputs: dict[str, str]) -> None:
     cache = str(tmp_path / "cache")
     main(
@@ -105,6 +105,27 @@ def test_every_config_fits_a_tiny_model(config: str, tmp_path: Path, real_inputs
         ]
     )
     assert list(tmp_path.glob("cache/*/*.safetensors")) or not config.startswith("ipvrm")
+
+
+@pytest.mark.parametrize("config", ["distrl_qwen.yaml", "grpo_qwen.yaml"])
+def test_every_policy_config_fits_a_tiny_model(config: str, tmp_path: Path, real_inputs: dict[str, str]) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"{n} + 1?", "reward_model": {"ground_truth": str(n + 1)}} for n in range(8)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    untrained = tmp_path / "untrained.yaml"
+    untrained.write_text(yaml.safe_dump({"model": {"init_args": {"reward": {"checkpoint": None}}}}))
+    main(
+        [
+            *("fit", "--config", str(REPOSITORY / "configs" / config)),
+            *("--config", tiny_overlay(tmp_path, real_inputs, config)),
+            *("--data.train", str(prompts), "--data.batch_size", "2", "--data.system_prompt", "null"),
+            *("--data.validation_fraction", "0.3"),
+            *("--model.sampling.max_new_tokens", "6", "--model.evaluation.max_new_tokens", "6"),
+            *("--model.sampling.group_size", "4", "--model.verifier", "tests.rollouts.judges.EvenLength"),
+            *(("--config", str(untrained)) if config.startswith("distrl") else ()),
+            *("--trainer.fast_dev_run", "2", "--trainer.precision", "32"),
+        ]
+    )
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -197,6 +218,38 @@ def test_the_built_in_world_is_trained_and_judged_by_the_demo_commands(
         assert expected in printed
     (results,) = tmp_path.glob("*-test/results.json")
     assert set(json.loads(results.read_text())["reports"]) == {"step_f1", "best_of_n", "calibration", "prefix_truth"}
+    (tmp_path / "policy.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "init_args": {
+                        "language_model": {"init_args": world},
+                        "reward": {"checkpoint": str(tmp_path)},
+                        "sampling": {"max_new_tokens": 60},
+                        "evaluation": {"max_new_tokens": 60},
+                    }
+                },
+                "data": {"init_args": {**world, "batch_size": 4}},
+                "trainer": {
+                    "limit_train_batches": 2,
+                    "val_check_interval": 2,
+                    "default_root_dir": str(tmp_path / "rl"),
+                },
+            }
+        )
+    )
+    policy = [
+        "--config",
+        str(REPOSITORY / "configs" / "distrl_arithmetic.yaml"),
+        "--config",
+        str(tmp_path / "policy.yaml"),
+    ]
+    main(["fit", *policy])
+    main(["test", *policy, "--ckpt_path", "last"])
+    assert "pass@4" in capsys.readouterr().out
+    (responses,) = tmp_path.glob("rl/*-test/responses.jsonl")
+    assert len(responses.read_text().splitlines()) == 16
+    assert list(tmp_path.glob("rl/*-fit/responses-step2.jsonl"))
 
 
 BAD_COMMANDS = {
@@ -256,7 +309,7 @@ def test_the_newest_checkpoint_is_found(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True)
         file.touch()
         os.utime(file, (number, number))
-    assert newest_checkpoint(tmp_path) == tmp_path / "a" / "checkpoints" / "last.ckpt"
+    assert newest_checkpoint(tmp_path, what="test") == tmp_path / "a" / "checkpoints" / "last.ckpt"
 
 
 def test_help_needs_no_heavy_library() -> None:

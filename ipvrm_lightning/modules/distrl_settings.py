@@ -95,7 +95,7 @@ class PolicyUpdate:
         candidate_clip: symmetric clip of candidates (reference code).
         dual_clip: largest ratio that counts for a negative advantage; None for none.
         distribution_coef: alpha, weight of the candidate branch; 0 leaves it out.
-        top_k: most likely tokens to choose candidates from; no more than 9 can exceed a probability of 0.1.
+        top_k: most likely tokens to choose candidates from (reference code: 5).
         min_probability: P_min; a candidate must be likelier.
         kl_coef: weight of the KL to the supervised model, estimated on sampled tokens.
         candidate_kl_coef: weight of the KL to the supervised model that lies on the candidates.
@@ -112,7 +112,7 @@ class PolicyUpdate:
     candidate_clip: float = 0.2
     dual_clip: float | None = 3.0
     distribution_coef: float = 0.1
-    top_k: int = 10
+    top_k: int = 5
     min_probability: float = 0.1
     kl_coef: float = 0.0
     candidate_kl_coef: float = 0.0

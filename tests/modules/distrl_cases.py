@@ -21,6 +21,7 @@ from ipvrm_lightning.rollouts.verifiers import Submission, Verdict, Verifier
 from ipvrm_lightning.types import PromptExample
 from ipvrm_lightning.worlds.arithmetic.tokenizer import build_tokenizer
 
+from ..rollouts.judges import EvenLength
 from .conftest import QWEN, quiet_trainer
 
 
@@ -33,13 +34,6 @@ class TinyPolicy(RandomLanguageModel):
 
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         return build_tokenizer()
-
-
-class EvenLength(Verifier):
-    """Right where the text has an even number of characters."""
-
-    def verify(self, submissions: Sequence[Submission]) -> list[Verdict]:
-        return [Verdict(len(s.response) % 2 == 0, str(len(s.response)), None) for s in submissions]
 
 
 class NeverRight(Verifier):

@@ -12,9 +12,43 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ipvrm_lightning.metrics import report_to_json
 from ipvrm_lightning.modules import IPVRMModule
+from ipvrm_lightning.modules.distrl_settings import RewardModel
 from ipvrm_lightning.objectives import DPORM, IPVRM, Objective
 
 from .conftest import InMemoryData, quiet_trainer, tiny, trained_state
+from .distrl_cases import TinyPrompts
+from .distrl_cases import module as distrl_module
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full models", "adapters"])
+@pytest.mark.parametrize("objective", [IPVRM(), DPORM()], ids=["mean", "pair"])
+def test_distrl_on_two_processes_gives_the_weights_and_logs_of_one(
+    objective: Objective, lora: bool, tmp_path: Path
+) -> None:
+    results = []
+    for processes in (1, 2):
+        small = partial(torch.optim.SGD, lr=0.02)
+        reward = RewardModel(
+            objective=objective,
+            optimizer=small,
+            adaptive_difficulty_boundary=objective.balanced,
+            dynamic_loss_weighting=objective.balanced,
+        )
+        torch.manual_seed(0)
+        module = distrl_module(lora=lora, reward=reward, update={"mini_batches": 2}, optimizer=small)
+        options = {"strategy": "ddp_spawn", "devices": 2} if processes == 2 else {}
+        file = tmp_path / f"{processes}.pt"
+        trainer = quiet_trainer(tmp_path, callbacks=[SaveState(file)], limit_train_batches=3, **options)
+        trainer.fit(module, datamodule=TinyPrompts())
+        results.append(torch.load(file, weights_only=True))
+    one, two = results
+    for name, value in one["state"].items():
+        torch.testing.assert_close(two["state"][name], value, rtol=0, atol=1e-5)
+    timed = ("seconds", "tokens_per_second")
+    assert one["metrics"].keys() == two["metrics"].keys()
+    for name, value in one["metrics"].items():
+        if not any(part in name for part in timed):
+            assert two["metrics"][name] == pytest.approx(value, abs=1e-4, rel=1e-4), name
 
 
 class SaveState(Callback):
