@@ -191,3 +191,37 @@ def test_what_is_refused() -> None:
         F.distrl_loss(**given, clip_low=1.5)
     with pytest.raises(ValueError, match="clip_high"):
         F.distrl_loss(**given, clip_high=-0.1)
+
+
+def test_low_variance_kl_is_unbiased_and_never_negative() -> None:
+    generator = torch.Generator().manual_seed(0)
+    policy, reference = (torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    estimates = F.low_variance_kl(policy, reference)
+    assert (estimates >= 0).all()
+    divergence = (policy.exp() * (policy - reference)).sum()
+    torch.testing.assert_close((policy.exp() * estimates).sum(), divergence)
+    assert F.low_variance_kl(policy, policy).abs().max() == 0
+
+
+def test_candidate_kl_over_the_whole_vocabulary_is_the_divergence_with_its_gradient() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64).log_softmax(-1)
+    everything = torch.ones(2, 3, 5, dtype=torch.bool)
+    policy = logits.log_softmax(-1)
+    divergence = (policy.exp() * (policy - reference)).sum(-1)
+    found = F.candidate_kl(policy, reference, everything)
+    torch.testing.assert_close(found, divergence)
+    (expected,) = torch.autograd.grad(divergence.sum(), logits, retain_graph=True)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_candidate_kl_ignores_what_does_not_count() -> None:
+    log_probs = torch.full((1, 2, 3), float("nan"))
+    log_probs[0, 0, 0] = -1.0
+    counted = torch.zeros(1, 2, 3, dtype=torch.bool)
+    counted[0, 0, 0] = True
+    reference = torch.where(counted, -2.0, float("nan"))
+    expected = math.exp(-1.0) * (math.exp(-1.0) - 1 + 1.0)
+    torch.testing.assert_close(F.candidate_kl(log_probs, reference, counted), torch.tensor([[expected, 0.0]]))

@@ -1,0 +1,169 @@
+"""What the candidate branch costs: a DistRL step over a GRPO + IPVRM step and over a GRPO step, on equal responses.
+
+    python benchmarks/policy_cost.py --hidden 256 --layers 4 --vocabulary 151936 --length 512 --rounds 3
+
+A Qwen3-shaped model with random weights; responses and outcomes are given, so that sampling, which is the same for all,
+does not dilute the ratios. Random weights hold no token likely: the row "all 5 count" lets every one of the five most
+likely tokens count, which no real policy comes near; the paper's threshold of 0.1 leaves about 1.3 a position there.
+Each variant runs in a process of its own, in turns; time is the median over the steps of all rounds, memory the highest
+anonymous memory (`RssAnon`) of the process, or the GPU's allocated maximum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+VARIANTS = ("GRPO", "GRPO + IPVRM", "DistRL + IPVRM", "DistRL + IPVRM, all 5 count")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocabulary", type=int, default=151936)
+    parser.add_argument("--length", type=int, default=512, help="longest response, tokens")
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--variant", choices=VARIANTS, help="run one and print its numbers as JSON")
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
+    arguments = parser.parse_args()
+    if arguments.variant:
+        print(json.dumps(measure(arguments)))
+        return
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+    for _ in range(arguments.rounds):
+        for name in VARIANTS:
+            command = [sys.executable, __file__, *sys.argv[1:], "--variant", name]
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found[name].append(json.loads(output.splitlines()[-1]))
+    table = make_table(found, arguments)
+    Path(arguments.out).mkdir(parents=True, exist_ok=True)
+    (Path(arguments.out) / "policy_cost.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of each step but the first, and peak memory, of one variant."""
+    import torch
+    from lightning.pytorch import Callback, Trainer
+    from objectives import versions
+
+    from ipvrm_lightning.data import PromptModule
+    from ipvrm_lightning.models import RandomLanguageModel
+    from ipvrm_lightning.modules import DistRLModule
+    from ipvrm_lightning.modules.distrl_settings import PolicyUpdate, RewardModel
+    from ipvrm_lightning.objectives import IPVRM
+    from ipvrm_lightning.rollouts import ExactMatch
+    from ipvrm_lightning.rollouts.groups import Attempt, Collection, Group
+    from ipvrm_lightning.types import PromptExample
+    from ipvrm_lightning.worlds.arithmetic.tokenizer import build_tokenizer
+
+    config = {
+        "model_type": "qwen3", "hidden_size": arguments.hidden, "num_hidden_layers": arguments.layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": arguments.hidden // 4,
+        "intermediate_size": 3 * arguments.hidden, "vocab_size": arguments.vocabulary, "tie_word_embeddings": True,
+    }  # fmt: skip
+
+    class Model(RandomLanguageModel):
+        def build_tokenizer(self) -> Any:
+            return build_tokenizer()
+
+    class Given(DistRLModule):
+        def collect(self, stream: Any) -> Collection:
+            draw = random.Random(self.steps_done)
+            groups = []
+            for prompt in stream.take(arguments.prompts):
+                attempts = []
+                for number in range(8):
+                    size = draw.randrange(arguments.length // 4, arguments.length + 1)
+                    ids = [draw.randrange(arguments.vocabulary) for _ in range(size)]
+                    attempts.append(Attempt(ids, "text", True, number % 2, None, None))
+                groups.append(Group(prompt, attempts))
+            return Collection(groups, groups)
+
+    class Prompts(PromptModule):
+        def setup(self, stage: str | None = None) -> None:
+            self.train_prompts = [PromptExample([5] * 64, "text", "1", "given", str(n)) for n in range(64)]
+
+    times: list[float] = []
+
+    class Clock(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            times.append(float(trainer.callback_metrics["train/seconds/step"]))
+
+    adam = partial(torch.optim.AdamW, lr=1e-5)
+    reward = None if arguments.variant == "GRPO" else RewardModel(objective=IPVRM(), optimizer=adam)
+    module = Given(
+        language_model=Model(config=config),
+        verifier=ExactMatch(),
+        reward=reward,
+        update=PolicyUpdate(
+            distribution_coef=0.1 if "DistRL" in arguments.variant else 0.0,
+            min_probability=0.0 if "all" in arguments.variant else 0.1,
+            max_tokens=2048,
+        ),
+        optimizer=adam,
+    )
+    peak = Peak()
+    trainer = Trainer(
+        devices=1, max_epochs=1, limit_train_batches=arguments.steps + 1, limit_val_batches=0, logger=False,
+        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, callbacks=[Clock()],
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=Prompts(batch_size=arguments.prompts))
+    on_gpu = torch.cuda.is_available()
+    memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak.mebibytes
+    return {"seconds": times[1:], "memory": memory, "versions": versions()}
+
+
+class Peak:
+    """Highest anonymous memory of this process from now on, MiB, looked at every 5 milliseconds."""
+
+    def __init__(self) -> None:
+        self.mebibytes = 0.0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("RssAnon"):
+                    self.mebibytes = max(self.mebibytes, int(line.split()[1]) / 1024)
+            time.sleep(0.005)
+
+
+def make_table(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> str:
+    """Markdown: medians, and ratios to GRPO + IPVRM and to GRPO."""
+    seconds = {name: statistics.median(s for r in rounds for s in r["seconds"]) for name, rounds in found.items()}
+    memory = {name: statistics.median(r["memory"] for r in rounds) for name, rounds in found.items()}
+    lines = [
+        f"Qwen3 shape, hidden {arguments.hidden}, {arguments.layers} layers, vocabulary {arguments.vocabulary}; "
+        f"{arguments.prompts} prompts x 8 responses of up to {arguments.length} tokens; {arguments.rounds} rounds of "
+        f"{arguments.steps} steps.",
+        "",
+        "| | seconds a step | over GRPO + IPVRM | over GRPO | peak memory, MiB | over GRPO + IPVRM | over GRPO |",
+        "| --- " * 7 + "|",
+    ]
+    with_reward, plain = "GRPO + IPVRM", "GRPO"
+    for name in found:
+        cells = [f"{seconds[name]:.2f}", f"{seconds[name] / seconds[with_reward]:.3f}",
+                 f"{seconds[name] / seconds[plain]:.3f}", f"{memory[name]:.0f}",
+                 f"{memory[name] / memory[with_reward]:.3f}", f"{memory[name] / memory[plain]:.3f}"]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    command = " ".join(["python benchmarks/policy_cost.py", *sys.argv[1:]])
+    lines += ["", f"`{command}`", "", f"{found[plain][0]['versions']}"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
