@@ -79,13 +79,12 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
         return
     rate, options = TRIES[objective][number] if objective in TRIES else (0.0, {})
     started = time.monotonic()
-    module, data, trainer = train(objective, rate, options, size=arguments.size, seed=seed, epochs=arguments.epochs)
+    world = {"size": arguments.size, "seed": seed}
+    module, data, trainer = train(objective, rate, options, world=world, epochs=arguments.epochs)
     result: dict[str, Any] = {"key": key, "learning_rate": rate, "options": options, "steps": trainer.global_step}
     result["seconds"] = round(time.monotonic() - started, 1)
     result["val_auroc"] = trainer.validate(module, datamodule=data, verbose=False)[0]["val/auroc"]
     if stage == "compare":
-        if module.objective.trainable:
-            trainer.save_checkpoint(checkpoint_path(objective, seed, arguments.size, arguments.epochs))
         trainer.test(module, datamodule=data, verbose=False)
         result["reports"] = {name: report.to_dict() for name, report in module.test_report.items()}
         result["versions"] = versions()
@@ -94,9 +93,9 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
 
 
 def train(
-    objective: str, rate: float, options: dict[str, float], *, size: str, seed: int, epochs: int
+    objective: str, rate: float, options: dict[str, float], *, world: dict[str, Any], epochs: int
 ) -> tuple[Any, Any, Any]:
-    """A reward model of a world, trained where its objective is; with its data and trainer."""
+    """A reward model of a world, with its data and trainer; trained where its objective is."""
     import torch
     from lightning.pytorch import Trainer, seed_everything
 
@@ -106,16 +105,16 @@ def train(
     from ipvrm_lightning.modules.schedule import Schedule
     from ipvrm_lightning.worlds.arithmetic import ArithmeticDataModule, ArithmeticPolicy
 
-    seed_everything(seed)
+    seed_everything(world["seed"])
     module = IPVRMModule(
-        language_model=ArithmeticPolicy(size=size, seed=seed),
+        language_model=ArithmeticPolicy(**world),
         objective=getattr(objectives, objective)(**options),
         reference=CachedReference(source=FrozenCopy()),
         optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=0.0),
         scheduler=Schedule(name="cosine", warmup=0.1),
     )
     data = ArithmeticDataModule(
-        size=size, seed=seed, pairwise=objective in PAIRWISE, max_tokens=8192, max_pairs_per_prompt=4,
+        **world, pairwise=objective in PAIRWISE, max_tokens=8192, max_pairs_per_prompt=4,
         batch_size=32 if objective in PAIRWISE else 64,
     )  # fmt: skip
     # as many steps as the epochs in windows of 64 responses take, for every objective
@@ -129,11 +128,6 @@ def train(
     if module.objective.trainable:
         trainer.fit(module, datamodule=data)
     return module, data, trainer
-
-
-def checkpoint_path(objective: str, seed: int, size: str, epochs: int) -> Path:
-    """Where the trained reward model of a seed is kept, for `benchmarks/policy.py`."""
-    return Path("outputs/objectives") / f"{objective}-{size}-seed{seed}-epochs{epochs}.ckpt"
 
 
 def versions() -> dict[str, Any]:
