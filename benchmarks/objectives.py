@@ -146,7 +146,7 @@ def make_table(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> str
     lines = [
         f"Arithmetic world, size {arguments.size}, seeds {seeds}, {arguments.epochs} epochs: mean ± spread.",
         "",
-        f"| measure | {' | '.join(names)} | floors |",
+        f"| measure | {' | '.join(names)} | floor |",
         "| --- " * (len(names) + 2) + "|",
     ]
     for measure, (get, floor) in measures().items():
@@ -157,6 +157,16 @@ def make_table(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> str
     lines += ["", "Chosen by validation AUROC on a world of its own: " + "; ".join(
         f"{name} learning rate {run['learning_rate']:g} {run['options'] or ''}".strip() for name, run in chosen.items()
     ) + f". Steps: {sorted({run['steps'] for run in chosen.values()})}."]  # fmt: skip
+    first = {run["key"][2]: run["reports"]["best_of_n"]["accuracy"] for run in compared}
+    pass_rates = ", ".join(f"{100 * at(first[seed]['pass@1'], 8)['accuracy']:.1f}" for seed in seeds)
+    lines += [
+        "",
+        "Floor: the longest step for step F1, pass@1 for best of 8, a constant for the squared error. "
+        f"pass@1 of the seeds' policies on the best-of-8 problems: {pass_rates} percent.",
+        "",
+        f"`python benchmarks/objectives.py --size {arguments.size} --epochs {arguments.epochs} --tries"
+        f" {arguments.tries}`; {compared[0]['versions']}",
+    ]
     return "\n".join(lines) + "\n"
 
 
