@@ -49,6 +49,15 @@ def main() -> None:
     for name in names:
         cells = [spread([seed[name][i] for seed in per_seed]) for i in range(4)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    sizes = [branches(seed) for seed in arguments.seeds]
+    lines += [
+        "",
+        "Gradients of the two branches at the first step (IPVRM, 16 prompts x 8 responses, no clipping of the norm):",
+        "",
+        "| | mean ± spread over seeds |",
+        "| --- | --- |",
+        *(f"| {name} | {spread([size[name] for size in sizes])} |" for name in sizes[0]),
+    ]
     text = "\n".join(lines) + "\n"
     (Path(arguments.out) / "credit.md").write_text(text, encoding="utf-8")
     (Path(arguments.out) / "credit.json").write_text(json.dumps(per_seed) + "\n", encoding="utf-8")
@@ -129,6 +138,61 @@ def true_values(policy: Any, tokenizer: Any, data: Any, dataset: Any, batch: Any
         right = [v.correct and (r.finished or ended) for v, r in zip(verdicts, group, strict=True)]
         values.append(statistics.fmean(right))
     return values
+
+
+def branches(seed: int) -> dict[str, float]:
+    """Norms of the token and the candidate branch's gradients on one step's responses, and the cosine between them."""
+    import torch
+
+    from ipvrm_lightning.data.batching import collate
+    from ipvrm_lightning.models.candidates import behavior_scores
+    from ipvrm_lightning.models.logprobs import response_mask
+    from ipvrm_lightning.models.roles import build_roles
+    from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, PolicyUpdate, RewardModel
+    from ipvrm_lightning.modules.experience import ScoredBatch, set_advantages, to_dataset, totals
+    from ipvrm_lightning.modules.online_reward import OnlineReward, load_checkpoint
+    from ipvrm_lightning.modules.policy_loss import policy_loss
+    from ipvrm_lightning.modules.processes import Processes
+    from ipvrm_lightning.objectives import IPVRM
+    from ipvrm_lightning.rollouts import Sampling
+    from ipvrm_lightning.rollouts.groups import answer_prompts
+    from ipvrm_lightning.worlds.arithmetic import ArithmeticPolicy, ArithmeticPromptData, ArithmeticVerifier
+
+    factory = ArithmeticPolicy(**WORLD, seed=seed)
+    roles, tokenizer = build_roles(factory), factory.build_tokenizer()
+    roles.add_reward()
+    settings = RewardModel(objective=IPVRM(), checkpoint=str(reward_model("IPVRM", seed)))
+    load_checkpoint(roles, settings)
+    data = ArithmeticPromptData(**WORLD, seed=seed)
+    data.with_tokenizer(tokenizer).setup()
+    with roles.use("policy") as policy:
+        options: Any = {"end_token_ids": [tokenizer.eos_token_id], "batch_size": 256, "seed": seed}
+        sampling = Sampling(group_size=8, max_new_tokens=320)
+        groups = answer_prompts(policy, tokenizer, ArithmeticVerifier(), data.train_prompts[:24], sampling, **options)
+        dataset = to_dataset([group for group in groups if group.mixed][:16])
+        batch = collate(dataset, range(len(dataset)))
+        behavior = behavior_scores(policy, batch, top_k=5, min_probability=0.1)
+    part = ScoredBatch(batch, response_mask(batch), behavior)
+    OnlineReward(roles, settings, temperature=1.0, chunk_size=256, max_tokens=10**6).score(part)
+    one = Processes(0, 1, torch.device("cpu"))
+    gradients = {}
+    for name, coefficient in (("token", 0.0), ("both", 1.0)):
+        set_advantages([part], one, AdvantageSettings().compute)
+        with roles.use("policy") as policy:
+            policy.zero_grad()
+            update = PolicyUpdate(distribution_coef=coefficient)
+            loss, _ = policy_loss(policy, part, totals([part], one), update, temperature=1.0, chunk_size=256)
+            loss.backward()
+            gradients[name] = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    token, candidate = gradients["token"], gradients["both"] - gradients["token"]
+    others = behavior.candidates.mask[..., 1:].sum() / part.mask.sum()
+    return {
+        "norm of the token branch": token.norm().item(),
+        "norm of the candidate branch before alpha": candidate.norm().item(),
+        "alpha 0.1 times their ratio": 0.1 * (candidate.norm() / token.norm()).item(),
+        "cosine between them": torch.cosine_similarity(token, candidate, dim=0).item(),
+        "candidates besides the sampled token, per position": others.item(),
+    }
 
 
 def summarise(found: list[Position]) -> dict[str, list[float]]:

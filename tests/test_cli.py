@@ -90,7 +90,7 @@ def tiny_overlay(folder: Path, real_inputs: dict[str, str], config: str) -> str:
 def test_there_are_as_many_configs_as_the_tests_run() -> None:
     assert len(EXPERIMENTS) == 8
     assert len(OVERLAYS) == 7
-    assert len(CONFIGS) == len(EXPERIMENTS) + len(OVERLAYS) + 2  # data/processbench.yaml, rollout_qwen.yaml
+    assert len(CONFIGS) == len(EXPERIMENTS) + len(OVERLAYS) + 3  # data/processbench.yaml and two of `ipvrm rollout`
 
 
 @pytest.mark.parametrize("config", [n for n in EXPERIMENTS if n.startswith(("ipvrm", "sft")) and "arithmetic" not in n])

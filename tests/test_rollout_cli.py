@@ -215,7 +215,7 @@ def test_the_config_parses_and_its_parts_are_made() -> None:
     config = parser.parse_args(["--config", str(REPOSITORY / "configs" / "rollout_qwen.yaml")])
     made = parser.instantiate_classes(config)
     assert made.source.language_model.name == "Qwen/Qwen3-0.6B-Base" and made.source.stop_tokens == ["<|im_end|>"]
-    assert (made.sampling.group_size, made.sampling.max_new_tokens) == (8, 2048)
+    assert (made.sampling.group_size, made.sampling.max_new_tokens) == (16, 3072)
 
 
 def endpoint(url: str, model: str, **options: Any) -> list[str]:

@@ -121,7 +121,7 @@ class PolicyModule(LightningModule):
             finished=self._tensor([attempt.finished for _, attempt in attempts]),
             lengths=self._tensor([len(attempt.input_ids) for _, attempt in attempts]),
         )
-        self.evaluated += [response_record(group) for group in groups]
+        self.evaluated += [response_record(group, self.trainer.global_step) for group in groups]
 
     def _tensor(self, values: list[Any]) -> torch.Tensor:
         return torch.tensor(values, device=self.device)
@@ -145,8 +145,13 @@ def scalars(report: AverageAtKReport, prefix: str) -> dict[str, float]:
     return values
 
 
-def response_record(group: Group) -> dict[str, Any]:
-    """A group in the form that `TrajectoryDataModule` reads, with what the verifier said."""
+def response_record(group: Group, policy_version: int) -> dict[str, Any]:
+    """A group in the form that `TrajectoryDataModule` reads, with what the verifier said.
+
+    Args:
+        group: of one prompt.
+        policy_version: updates that the policy had seen.
+    """
     prompt, attempts = group
     return {
         "id": prompt.id,
@@ -159,4 +164,5 @@ def response_record(group: Group) -> dict[str, Any]:
         "problems": [attempt.problem for attempt in attempts],
         "finished": [attempt.finished for attempt in attempts],
         "response_tokens": [len(attempt.input_ids) for attempt in attempts],
+        "policy_version": policy_version,
     }

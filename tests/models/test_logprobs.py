@@ -111,8 +111,8 @@ def test_half_precision_returns_float32_close_to_float32() -> None:
 def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest tensor that the checkpointed path makes has chunk_size rows of logits."""
     sizes: list[int] = []
-    original = logprobs._logits
-    monkeypatch.setattr(logprobs, "_logits", lambda h, head: sizes.append(h.shape[0]) or original(h, head))
+    original = logprobs.head_logits
+    monkeypatch.setattr(logprobs, "head_logits", lambda h, head: sizes.append(h.shape[0]) or original(h, head))
     model = RandomLanguageModel(config=QWEN).build_model()
     hidden = torch.randn(50, 32, requires_grad=True)
     token_log_probs(hidden, output_head(model), torch.randint(0, 97, (50,)), chunk_size=8, fused=False).sum().backward()
