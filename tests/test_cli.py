@@ -90,7 +90,7 @@ def tiny_overlay(folder: Path, real_inputs: dict[str, str], config: str) -> str:
 def test_there_are_as_many_configs_as_the_tests_run() -> None:
     assert len(EXPERIMENTS) == 8
     assert len(OVERLAYS) == 7
-    assert len(CONFIGS) == len(EXPERIMENTS) + len(OVERLAYS) + 3  # data/processbench.yaml and two of `ipvrm rollout`
+    assert len(CONFIGS) == len(EXPERIMENTS) + len(OVERLAYS) + 4  # data/processbench, world/comparisons, rollout_*
 
 
 @pytest.mark.parametrize("config", [n for n in EXPERIMENTS if n.startswith(("ipvrm", "sft")) and "arithmetic" not in n])
@@ -105,6 +105,16 @@ def test_every_config_fits_a_tiny_model(config: str, tmp_path: Path, real_inputs
         ]
     )
     assert list(tmp_path.glob("cache/*/*.safetensors")) or not config.startswith("ipvrm")
+
+
+def test_the_worlds_of_reward_model_and_policy_are_the_same() -> None:
+    overlay, policy = (
+        yaml.safe_load((REPOSITORY / "configs" / name).read_text())
+        for name in ("world/comparisons.yaml", "distrl_arithmetic.yaml")
+    )
+    for part in (lambda c: c["model"]["init_args"]["language_model"], lambda c: c["data"]):
+        assert part(overlay)["init_args"]["overrides"] == part(policy)["init_args"]["overrides"]
+    assert policy["model"]["init_args"]["reward"]["checkpoint"] == overlay["trainer"]["default_root_dir"]
 
 
 @pytest.mark.parametrize("config", ["distrl_qwen.yaml", "grpo_qwen.yaml"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ipvrm_lightning.data import TokenizedDataModule, build_pairs
-from ipvrm_lightning.worlds.arithmetic.policy import ArithmeticPolicy
+from ipvrm_lightning.worlds.arithmetic.policy import check_policy
 from ipvrm_lightning.worlds.arithmetic.records import TEST_NAMES, read_test_set, read_trajectories
 from ipvrm_lightning.worlds.arithmetic.settings import ArithmeticWorld, Size
 
@@ -59,7 +59,7 @@ class ArithmeticDataModule(TokenizedDataModule):
         """
         from ipvrm_lightning.worlds.arithmetic.build import ensure_built
 
-        self._check_policy()
+        check_policy(self, self.world)
         ensure_built(self.world)
 
     def setup(self, stage: str | None = None) -> None:
@@ -70,7 +70,7 @@ class ArithmeticDataModule(TokenizedDataModule):
         """
         if self.train_set is not None:
             return
-        self._check_policy()
+        check_policy(self, self.world)
         if not self.world.is_built:
             raise ValueError(f"there is no arithmetic world at {self.world.folder}: call prepare_data first")
         folder, tokenizer = self.world.folder, self.load_tokenizer()
@@ -85,12 +85,3 @@ class ArithmeticDataModule(TokenizedDataModule):
             if not self.train_pairs:
                 raise ValueError(f"no prompt in {folder} has both a right and a wrong response: no pair to train on")
         self.train_set = train_set
-
-    def _check_policy(self) -> None:
-        module: Any = None if self.trainer is None else self.trainer.lightning_module
-        model = getattr(module, "language_model", None)
-        if isinstance(model, ArithmeticPolicy) and model.world.folder != self.world.folder:
-            raise ValueError(
-                f"the data are of the arithmetic world {self.world.folder}, the policy is of {model.world.folder}: give"
-                " both the same size, seed, root and overrides"
-            )

@@ -8,6 +8,7 @@ from ipvrm_lightning.models.language_model import LanguageModelFactory, Pretrain
 from ipvrm_lightning.worlds.arithmetic.settings import ArithmeticWorld, Size
 
 if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -56,3 +57,22 @@ class ArithmeticPolicy(LanguageModelFactory):
         from ipvrm_lightning.worlds.arithmetic.build import ensure_built
 
         return PretrainedLanguageModel(name=str(ensure_built(self.world) / "policy"))
+
+
+def check_policy(data: LightningDataModule, world: ArithmeticWorld) -> None:
+    """Refuse data of another world than that of the policy they are used with.
+
+    Args:
+        data: data module of a world.
+        world: that world.
+
+    Raises:
+        ValueError: the policy in use is another world's.
+    """
+    module: Any = None if data.trainer is None else data.trainer.lightning_module
+    model = getattr(module, "language_model", None)
+    if isinstance(model, ArithmeticPolicy) and model.world.folder != world.folder:
+        raise ValueError(
+            f"the data are of the arithmetic world {world.folder}, the policy is of {model.world.folder}: give"
+            " both the same size, seed, root and overrides"
+        )

@@ -8,6 +8,7 @@ from typing import Any
 from ipvrm_lightning.data import PromptModule
 from ipvrm_lightning.types import PromptExample
 from ipvrm_lightning.worlds.arithmetic.formats import FORMATS
+from ipvrm_lightning.worlds.arithmetic.policy import check_policy
 from ipvrm_lightning.worlds.arithmetic.problems import Problem
 from ipvrm_lightning.worlds.arithmetic.settings import ArithmeticWorld, Size
 
@@ -49,10 +50,11 @@ class ArithmeticPromptData(PromptModule):
         """Build the world if it is absent, once per machine.
 
         Raises:
-            ValueError: building it failed.
+            ValueError: the policy in use is another world's, or building failed.
         """
         from ipvrm_lightning.worlds.arithmetic.build import ensure_built
 
+        check_policy(self, self.world)
         ensure_built(self.world)
 
     def setup(self, stage: str | None = None) -> None:
