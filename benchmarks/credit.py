@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from objectives import spread
+from objectives import spread, versions
 from policy import OBJECTIVES, WORLD, reward_model
 
 
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--positions", type=int, default=100, help="per seed")
     parser.add_argument("--continuations", type=int, default=32, help="per token")
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES))
     parser.add_argument("--min-probability", type=float, default=0.1)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
     arguments = parser.parse_args()
@@ -58,7 +60,9 @@ def main() -> None:
         "| --- | --- |",
         *(f"| {name} | {spread([size[name] for size in sizes])} |" for name in sizes[0]),
     ]
-    text = "\n".join(lines) + "\n"
+    command = " ".join(["python benchmarks/credit.py", *sys.argv[1:]])
+    text = "\n".join([*lines, "", f"`{command}`; {versions()}"]) + "\n"
+    Path(arguments.out).mkdir(parents=True, exist_ok=True)
     (Path(arguments.out) / "credit.md").write_text(text, encoding="utf-8")
     (Path(arguments.out) / "credit.json").write_text(json.dumps(per_seed) + "\n", encoding="utf-8")
     print(text)
@@ -86,7 +90,7 @@ def positions(arguments: argparse.Namespace, seed: int) -> list[Position]:
     batch = collate(dataset, range(len(dataset)))
     behavior = behavior_scores(policy, batch, top_k=5, min_probability=arguments.min_probability)
     scorers = {"policy's own likelihood": behavior.log_probs}
-    for objective in OBJECTIVES:
+    for objective in arguments.objectives:
         model = factory.build_model().eval()
         weights = torch.load(reward_model(objective, seed), weights_only=True)["state_dict"]
         model.load_state_dict({name.removeprefix("model."): weight for name, weight in weights.items()}, strict=False)
