@@ -118,7 +118,16 @@ def test_the_worlds_of_reward_model_and_policy_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("config", ["distrl_qwen.yaml", "grpo_qwen.yaml"])
-def test_every_policy_config_fits_a_tiny_model(config: str, tmp_path: Path, real_inputs: dict[str, str]) -> None:
+def test_every_policy_config_fits_a_tiny_model(
+    config: str, tmp_path: Path, real_inputs: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ipvrm_lightning.modules import DistRLModule
+
+    sampled = []
+    collect = DistRLModule.collect
+    monkeypatch.setattr(
+        DistRLModule, "collect", lambda self, stream: sampled.append(collect(self, stream)) or sampled[-1]
+    )
     prompts = tmp_path / "prompts.jsonl"
     rows = [{"prompt": f"{n} + 1?", "reward_model": {"ground_truth": str(n + 1)}} for n in range(8)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -136,6 +145,8 @@ def test_every_policy_config_fits_a_tiny_model(config: str, tmp_path: Path, real
             *("--trainer.fast_dev_run", "2", "--trainer.precision", "32"),
         ]
     )
+    assert len(sampled) == 2
+    assert all(len(group.attempts) == 4 for collection in sampled for group in collection.sampled)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
