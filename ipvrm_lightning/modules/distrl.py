@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ipvrm_lightning.data.batching import TrajectoryDataset, collate
 from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_probs
-from ipvrm_lightning.models.checkpoints import check_same_parameters
+from ipvrm_lightning.models.checkpoints import check_same_parameters, check_same_settings, optimizer_class
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import response_mask
 from ipvrm_lightning.models.roles import Roles
@@ -373,13 +373,24 @@ class DistRLModule(PolicyModule):
             "updates": self.updates.state_dict(),
             "alarms": self.alarms.state,
         }
+        checkpoint["settings"] = self.settings_to_keep()
+
+    def settings_to_keep(self) -> dict[str, Any]:
+        """What a checkpoint and a config must agree on to go on training: primitives only."""
+        kept: dict[str, Any] = {"optimizer": optimizer_class(self.optimizer), "reward": None}
+        if self.reward is not None:
+            kept["reward"] = {"objective": self.reward.objective.describe(), "update": self.reward.update}
+            kept["reward"]["optimizer"] = optimizer_class(self.reward.optimizer)
+        return kept
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on where the run was.
 
         Raises:
-            ValueError: the checkpoint holds other parameters; names the first that differs.
+            ValueError: the checkpoint is of another model or other settings; names the first thing that differs.
         """
+        if self.trainer.state.fn == "fit":
+            check_same_settings(self.settings_to_keep(), checkpoint.get("settings", {}), what="the checkpoint")
         own = self.trainable_parameters()
         if self.trainer.state.fn != "fit":  # a policy is judged without the reward model
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in own}

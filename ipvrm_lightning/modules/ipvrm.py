@@ -16,6 +16,7 @@ from torchmetrics.classification import BinaryAUROC
 
 from ipvrm_lightning import functional
 from ipvrm_lightning.metrics import PrefixCalibration
+from ipvrm_lightning.models.checkpoints import check_same_settings
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import (
     base_language_model,
@@ -223,6 +224,16 @@ class IPVRMModule(WindowedModule):
         """Keep what is trained, and the objective that says how its scores read."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["objective"] = self.objective.describe()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, objective or other settings.
+
+        Raises:
+            ValueError: names the first thing that differs.
+        """
+        stored = {"objective": checkpoint["objective"]} if "objective" in checkpoint else {}
+        check_same_settings({"objective": self.objective.describe()}, stored, what="the checkpoint")
+        super().on_load_checkpoint(checkpoint)
 
     def _replace_output_head(self) -> None:
         """Train a linear value head; an output head of its own would get no gradient, which DDP does not forgive."""

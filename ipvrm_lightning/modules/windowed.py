@@ -17,7 +17,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from ipvrm_lightning.models.checkpoints import check_same_parameters
+from ipvrm_lightning.models.checkpoints import check_same_parameters, check_same_settings, optimizer_class
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
@@ -132,13 +132,20 @@ class WindowedModule(LightningModule):
         """Keep what is trained; frozen weights come from where they came from."""
         trained = self.trainable_parameters()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["settings"] = self.settings_to_keep()
+
+    def settings_to_keep(self) -> dict[str, Any]:
+        """What a checkpoint and a config must agree on to go on training: primitives only."""
+        return {"optimizer": optimizer_class(self.optimizer)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model.
+        """Refuse a checkpoint of another model or other settings.
 
         Raises:
-            ValueError: names or shapes differ; names the first that does.
+            ValueError: names the first thing that differs.
         """
+        if self.trainer.state.fn == "fit":
+            check_same_settings(self.settings_to_keep(), checkpoint.get("settings", {}), what="the checkpoint")
         check_same_parameters(self.trainable_parameters(), checkpoint["state_dict"], what="the checkpoint")
 
     def _planned_steps(self) -> int:
