@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["float32", "bfloat16", "float16"]
+#: Divides an empty model over the processes, in place.
+Divide = Callable[[Any], None]
 
 
 @dataclass
@@ -49,6 +52,22 @@ class LanguageModelFactory(ABC):
     @abstractmethod
     def has_adapters(self) -> bool:
         """Whether `build_model` gives a model whose adapters can be switched off."""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its weights are in fewer bits than a float has."""
+        return False
+
+    def build_sharded(self, divide: Divide) -> PreTrainedModel:
+        """Make the model without weights, divide it, and fill what is left on this process; then add adapters.
+
+        Args:
+            divide: leaves uninitialised shards on this process's device.
+
+        Raises:
+            ValueError: this factory cannot.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be built in shards: use another strategy than FSDP2")
 
 
 class PretrainedLanguageModel(LanguageModelFactory):
@@ -102,6 +121,11 @@ class PretrainedLanguageModel(LanguageModelFactory):
         """True where LoRA is configured."""
         return self.lora is not None
 
+    @property
+    def quantized(self) -> bool:
+        """True where `quantization` is set."""
+        return self.quantization is not None
+
     def build_model(self) -> PreTrainedModel:
         """Load the model.
 
@@ -120,6 +144,34 @@ class PretrainedLanguageModel(LanguageModelFactory):
         )
         return prepare_for_training(
             model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, quantized=bool(self.quantization)
+        )
+
+    def build_sharded(self, divide: Divide) -> PreTrainedModel:
+        """Load the model, each process its own rows of it.
+
+        Raises:
+            FileNotFoundError: there are no safetensors.
+            ValueError: the weights cannot be read in parts.
+        """
+        from huggingface_hub import snapshot_download
+        from transformers import AutoConfig, GenerationConfig
+
+        from ipvrm_lightning.models.shard_loading import load_safetensors
+
+        self._refuse_adapter_folder()
+        if self.gguf_file is not None or self.quantized:
+            raise ValueError("a GGUF file or weights in 4 bits cannot be read in parts: use DDP, or save it as safetensors")
+        source: dict[str, Any] = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
+        model: Any = empty_model(AutoConfig.from_pretrained(self.name, **source), self.dtype, self.attn_implementation)
+        folder = Path(self.name)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=["*.safetensors", "*.json"]))
+        divide(model)
+        load_safetensors(model, folder)
+        if (folder / "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        return prepare_for_training(
+            model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, sharded=True
         )
 
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -205,18 +257,35 @@ class RandomLanguageModel(LanguageModelFactory):
 
     def build_model(self) -> PreTrainedModel:
         """Make the model from its config, the same for the same seed."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        if isinstance(self.config, str):
-            config = AutoConfig.from_pretrained(self.config)
-        else:
-            fields = dict(self.config)
-            config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        config = self._model_config()
         options = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, self.dtype), **options)
         return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
+
+    def build_sharded(self, divide: Divide) -> PreTrainedModel:
+        """Make the model in shards; the weights are those of `build_model` on the same kind of device."""
+        from ipvrm_lightning.models.shard_loading import Initialization
+
+        with Initialization() as first_values:
+            model = empty_model(self._model_config(), self.dtype, self.attn_implementation)
+        first_values.name_parameters(model)
+        divide(model)
+        first_values.replay(model, self.seed, next(model.parameters()).device)
+        return prepare_for_training(
+            model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, sharded=True
+        )
+
+    def _model_config(self) -> Any:
+        from transformers import AutoConfig
+
+        if isinstance(self.config, str):
+            return AutoConfig.from_pretrained(self.config)
+        fields = dict(self.config)
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
@@ -231,8 +300,26 @@ class RandomLanguageModel(LanguageModelFactory):
         return AutoTokenizer.from_pretrained(self.tokenizer)
 
 
+def empty_model(config: Any, dtype: DType, attn_implementation: str | None) -> PreTrainedModel:
+    """A model whose parameters are on the meta device and whose buffers hold what they should.
+
+    Args:
+        config: of transformers.
+        dtype: precision of the weights.
+        attn_implementation: None takes what transformers chooses.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), **options)
+    model.tie_weights()  # moving parameters to the meta device has made two of each tied one
+    return model
+
+
 def prepare_for_training(
-    model: Any, *, lora: LoRA | None, gradient_checkpointing: bool, quantized: bool = False
+    model: Any, *, lora: LoRA | None, gradient_checkpointing: bool, quantized: bool = False, sharded: bool = False
 ) -> PreTrainedModel:
     """Add adapters and gradient checkpointing to a freshly loaded model.
 
@@ -241,7 +328,13 @@ def prepare_for_training(
         lora: adapters to add; the weights are frozen then.
         gradient_checkpointing: recompute activations in backward.
         quantized: the weights are in 4 bits.
+        sharded: the weights are divided over processes; adapters are not.
+
+    Raises:
+        ValueError: adapters that read whole weights, on a sharded model.
     """
+    if sharded and lora is not None and lora.use_dora:
+        raise ValueError("lora.use_dora reads whole weights: with FSDP2 use plain LoRA, or another strategy")
     model.config.use_cache = False
     if quantized:
         from peft import prepare_model_for_kbit_training
@@ -250,17 +343,18 @@ def prepare_for_training(
     if lora is not None:
         from peft import LoraConfig, get_peft_model
 
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                target_modules=lora.target_modules,
-                use_dora=lora.use_dora,
-                task_type="CAUSAL_LM",
-            ),
+        from ipvrm_lightning.models.sharding import seemingly_whole
+
+        adapters = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            use_dora=lora.use_dora,
+            task_type="CAUSAL_LM",
         )
+        with seemingly_whole(model):
+            model = get_peft_model(model, adapters)
     if gradient_checkpointing:
         if lora is not None:
             model.enable_input_require_grads()

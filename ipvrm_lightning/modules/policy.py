@@ -9,7 +9,9 @@ from lightning.pytorch import LightningModule
 
 from ipvrm_lightning.metrics import AverageAtK, AverageAtKReport
 from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.logprobs import base_language_model
 from ipvrm_lightning.models.roles import build_roles
+from ipvrm_lightning.models.sharding import gathered, placed
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.rollouts.ends import end_token_ids
 from ipvrm_lightning.rollouts.groups import Group, answer_prompts
@@ -57,12 +59,13 @@ class PolicyModule(LightningModule):
     def configure_model(self) -> None:
         """Build the policy; called by the strategy, after the data was checked."""
         if self.roles is None:
-            self.roles = build_roles(self.language_model)
+            self.roles = build_roles(placed(self.language_model, self.device_mesh))
             self.tokenizer = self.language_model.build_tokenizer()
 
     def answer(self, prompts: list[PromptExample], sampling: Sampling, *, seed: int, batch_size: int) -> list[Group]:
         """Sample the policy's responses to prompts and verify them."""
-        with self.roles.use("policy") as model:
+        # processes decode for different numbers of steps, and an all-gather in each would cost more than the step
+        with self.roles.use("policy") as model, gathered(base_language_model(model)):
             return answer_prompts(
                 model,
                 self.tokenizer,
