@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
 from ipvrm_lightning.callbacks.predictions import PredictionFile
@@ -17,6 +17,7 @@ from ipvrm_lightning.callbacks.responses import ResponseFile
 from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
 from ipvrm_lightning.models.checkpoints import newest_checkpoint
+from ipvrm_lightning.strategies import check_fit
 
 
 class IPVRMCLI(LightningCLI):
@@ -59,6 +60,11 @@ class IPVRMCLI(LightningCLI):
         if config.trainer.logger in (None, True):
             run = os.environ.setdefault("IPVRM_RUN", _new_run_name(root, command))
             config.trainer.logger = [_logger(kind, root, run) for kind in ("CSVLogger", "TensorBoardLogger")]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer, unless its strategy and the module cannot work together."""
+        check_fit(self._get(self.config_init, "trainer.strategy"), self.model)
+        return super().instantiate_trainer(**kwargs)
 
 
 def _new_run_name(root: Path, subcommand: str) -> str:

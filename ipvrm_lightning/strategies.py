@@ -1,4 +1,4 @@
-"""`FullyShard`: Lightning's FSDP2 strategy, with one process per shard and checkpoints that know no strategy."""
+"""Which strategies a module can run under, and `FullyShard`: FSDP2 with checkpoints that any strategy reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,43 @@ from torch import Tensor
 from torch.distributed.tensor import distribute_tensor
 from torch.utils._pytree import tree_map_only
 
+from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.sharding import fill, is_sharded, same_everywhere, whole
+
+
+def check_fit(strategy: Any, module: Any) -> None:
+    """Refuse a strategy that would give wrong numbers or fail inside torch, before anything is loaded.
+
+    Args:
+        strategy: of a trainer, or its name.
+        module: with a `language_model`; any other is left alone.
+
+    Raises:
+        ValueError: says which pair cannot work, and what can.
+    """
+    factory = getattr(module, "language_model", None)
+    if not isinstance(factory, LanguageModelFactory):
+        return
+    reference = getattr(module, "reference", None)
+    if reference is not None:
+        reference.check(factory)
+    names = [strategy] if isinstance(strategy, str) else [kind.__name__ for kind in type(strategy).__mro__]
+    name = names[0]
+    divides = any(name.lower().startswith(("fsdp", "deepspeed")) or name == "ModelParallelStrategy" for name in names)
+    if divides and factory.quantized:
+        raise ValueError(
+            f"weights in 4 bits cannot be divided over processes ({name}):"
+            " use configs/strategy/ddp.yaml with qlora.yaml, or fsdp2.yaml with lora.yaml"
+        )
+    if isinstance(strategy, FullyShard):
+        factory.check_sharding()
+    elif divides:
+        raise ValueError(f"{name} does not fit {type(module).__name__}: {_WHY_NOT.get(name, _WHY_NOT[''])}")
+
+
+_WHY_NOT = {
+    "": "its optimisers step within the training step",
+}
 
 
 class FullyShard(ModelParallelStrategy):
@@ -41,7 +77,12 @@ class FullyShard(ModelParallelStrategy):
 
         Tensors that are made in inference mode cannot take part in training, and weights are gathered into such.
         """
-        for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
+        for loop in (
+            trainer.fit_loop.epoch_loop.val_loop,
+            trainer.validate_loop,
+            trainer.test_loop,
+            trainer.predict_loop,
+        ):
             loop.inference_mode = False
         assert self.model is not None
         self.model.to(self.root_device)
@@ -74,7 +115,9 @@ class FullyShard(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Map the file into memory; each process reads the pages that it needs."""
         path = self.broadcast(checkpoint_path)
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True if weights_only is None else weights_only)
+        return torch.load(
+            path, map_location="cpu", mmap=True, weights_only=True if weights_only is None else weights_only
+        )
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Each process takes its rows; the module has checked names and shapes."""

@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ipvrm_lightning.models.preparation import (
+    check_quantization,
+    check_sharded_adapters,
+    empty_model,
+    prepare_for_training,
+)
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -58,6 +65,14 @@ class LanguageModelFactory(ABC):
         """Whether its weights are in fewer bits than a float has."""
         return False
 
+    def check_sharding(self) -> None:
+        """Refuse to be divided over processes, before anything is loaded, where that cannot be.
+
+        Raises:
+            ValueError: says why, and what can.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be built in shards: use another strategy than FSDP2")
+
     def build_sharded(self, divide: Divide) -> PreTrainedModel:
         """Make the model without weights, divide it, and fill what is left on this process; then add adapters.
 
@@ -67,7 +82,7 @@ class LanguageModelFactory(ABC):
         Raises:
             ValueError: this factory cannot.
         """
-        raise ValueError(f"{type(self).__name__} cannot be built in shards: use another strategy than FSDP2")
+        raise NotImplementedError
 
 
 class PretrainedLanguageModel(LanguageModelFactory):
@@ -102,8 +117,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
         trust_remote_code: bool = False,
         chat_template: str | None = None,
     ) -> None:
-        if quantization is not None and lora is None:
-            raise ValueError("quantization needs lora: weights in 4 bits cannot be trained themselves")
+        check_quantization(quantization, lora)
         self.name = name
         self.revision = revision
         self.gguf_file = gguf_file
@@ -146,6 +160,18 @@ class PretrainedLanguageModel(LanguageModelFactory):
             model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, quantized=bool(self.quantization)
         )
 
+    def check_sharding(self) -> None:
+        """Refuse what cannot be read, or adapted, in parts.
+
+        Raises:
+            ValueError: a GGUF file, weights in 4 bits, or DoRA.
+        """
+        if self.gguf_file is not None or self.quantized:
+            raise ValueError(
+                "a GGUF file or weights in 4 bits cannot be divided over processes: use DDP, or safetensors as they are"
+            )
+        check_sharded_adapters(self.lora)
+
     def build_sharded(self, divide: Divide) -> PreTrainedModel:
         """Load the model, each process its own rows of it.
 
@@ -159,20 +185,20 @@ class PretrainedLanguageModel(LanguageModelFactory):
         from ipvrm_lightning.models.shard_loading import load_safetensors
 
         self._refuse_adapter_folder()
-        if self.gguf_file is not None or self.quantized:
-            raise ValueError("a GGUF file or weights in 4 bits cannot be read in parts: use DDP, or save it as safetensors")
+        self.check_sharding()
         source: dict[str, Any] = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
-        model: Any = empty_model(AutoConfig.from_pretrained(self.name, **source), self.dtype, self.attn_implementation)
+        config = AutoConfig.from_pretrained(self.name, **source)
+        model: Any = empty_model(config, self.dtype, self.attn_implementation, trust_remote_code=self.trust_remote_code)
         folder = Path(self.name)
         if not folder.is_dir():
-            folder = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=["*.safetensors", "*.json"]))
+            folder = Path(
+                snapshot_download(self.name, revision=self.revision, allow_patterns=["*.safetensors", "*.json"])
+            )
         divide(model)
         load_safetensors(model, folder)
         if (folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        return prepare_for_training(
-            model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, sharded=True
-        )
+        return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
 
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
@@ -266,6 +292,14 @@ class RandomLanguageModel(LanguageModelFactory):
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, self.dtype), **options)
         return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
 
+    def check_sharding(self) -> None:
+        """Refuse DoRA.
+
+        Raises:
+            ValueError: names it.
+        """
+        check_sharded_adapters(self.lora)
+
     def build_sharded(self, divide: Divide) -> PreTrainedModel:
         """Make the model in shards; the weights are those of `build_model` on the same kind of device."""
         from ipvrm_lightning.models.shard_loading import Initialization
@@ -275,9 +309,7 @@ class RandomLanguageModel(LanguageModelFactory):
         first_values.name_parameters(model)
         divide(model)
         first_values.replay(model, self.seed, next(model.parameters()).device)
-        return prepare_for_training(
-            model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, sharded=True
-        )
+        return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
 
     def _model_config(self) -> Any:
         from transformers import AutoConfig
@@ -298,66 +330,3 @@ class RandomLanguageModel(LanguageModelFactory):
         if self.tokenizer is None:
             raise ValueError("RandomLanguageModel needs the argument tokenizer to read text")
         return AutoTokenizer.from_pretrained(self.tokenizer)
-
-
-def empty_model(config: Any, dtype: DType, attn_implementation: str | None) -> PreTrainedModel:
-    """A model whose parameters are on the meta device and whose buffers hold what they should.
-
-    Args:
-        config: of transformers.
-        dtype: precision of the weights.
-        attn_implementation: None takes what transformers chooses.
-    """
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), **options)
-    model.tie_weights()  # moving parameters to the meta device has made two of each tied one
-    return model
-
-
-def prepare_for_training(
-    model: Any, *, lora: LoRA | None, gradient_checkpointing: bool, quantized: bool = False, sharded: bool = False
-) -> PreTrainedModel:
-    """Add adapters and gradient checkpointing to a freshly loaded model.
-
-    Args:
-        model: the model.
-        lora: adapters to add; the weights are frozen then.
-        gradient_checkpointing: recompute activations in backward.
-        quantized: the weights are in 4 bits.
-        sharded: the weights are divided over processes; adapters are not.
-
-    Raises:
-        ValueError: adapters that read whole weights, on a sharded model.
-    """
-    if sharded and lora is not None and lora.use_dora:
-        raise ValueError("lora.use_dora reads whole weights: with FSDP2 use plain LoRA, or another strategy")
-    model.config.use_cache = False
-    if quantized:
-        from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if lora is not None:
-        from peft import LoraConfig, get_peft_model
-
-        from ipvrm_lightning.models.sharding import seemingly_whole
-
-        adapters = LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            use_dora=lora.use_dora,
-            task_type="CAUSAL_LM",
-        )
-        with seemingly_whole(model):
-            model = get_peft_model(model, adapters)
-    if gradient_checkpointing:
-        if lora is not None:
-            model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # loaded models come in eval mode, in which transformers skips gradient checkpointing and dropout without a word
-    return model.train()

@@ -27,6 +27,13 @@ SEQUENCES_PER_FILE = 256
 class Reference(ABC):
     """Log-probabilities of the response tokens under the model that training started from."""
 
+    def check(self, factory: LanguageModelFactory) -> None:  # noqa: B027 - a reference of one's own may fit anything
+        """Refuse a language model that this reference does not fit, before it is loaded.
+
+        Raises:
+            ValueError: says what fits.
+        """
+
     @abstractmethod
     def setup(self, factory: LanguageModelFactory, model: nn.Module) -> None:
         """Bind to the model in training, before its first update.
@@ -50,17 +57,25 @@ class Reference(ABC):
 class AdaptersOff(Reference):
     """The same weights with the adapters switched off: exact, no second model in memory, also on 4-bit weights."""
 
+    def check(self, factory: LanguageModelFactory) -> None:
+        """Refuse a language model without adapters.
+
+        Raises:
+            ValueError: says what fits.
+        """
+        if not factory.has_adapters:
+            raise ValueError(
+                "reference AdaptersOff needs a language model with lora;"
+                " for full fine-tuning use FrozenCopy or CachedReference"
+            )
+
     def setup(self, factory: LanguageModelFactory, model: nn.Module) -> None:
         """Bind to a model with adapters.
 
         Raises:
             ValueError: the model has no adapters.
         """
-        if not factory.has_adapters or not hasattr(model, "disable_adapter"):
-            raise ValueError(
-                "reference AdaptersOff needs a language model with lora;"
-                " for full fine-tuning use FrozenCopy or CachedReference"
-            )
+        self.check(factory)
         self._model = [model]
 
     @torch.no_grad()
@@ -79,14 +94,22 @@ class AdaptersOff(Reference):
 class FrozenCopy(Reference):
     """A second, frozen copy of the starting point, for full fine-tuning. Loaded on first use."""
 
+    def check(self, factory: LanguageModelFactory) -> None:
+        """Refuse a language model with adapters: a copy would waste memory and could differ from its base.
+
+        Raises:
+            ValueError: says what fits.
+        """
+        if factory.has_adapters:
+            raise ValueError("reference FrozenCopy is for full fine-tuning; with lora use AdaptersOff")
+
     def setup(self, factory: LanguageModelFactory, model: nn.Module) -> None:
         """Remember how to build the copy.
 
         Raises:
-            ValueError: the model has adapters, so that a copy would waste memory and could differ from its base.
+            ValueError: the model has adapters.
         """
-        if factory.has_adapters:
-            raise ValueError("reference FrozenCopy is for full fine-tuning; with lora use AdaptersOff")
+        self.check(factory)
         self._factory = factory
         self._copy: list[nn.Module] = []
 
@@ -125,6 +148,15 @@ class CachedReference(Reference):
         self, *, source: AdaptersOff | FrozenCopy | None = None, cache_dir: str = "outputs/reference_cache"
     ) -> None:
         self.source, self.cache_dir = source, cache_dir
+
+    def check(self, factory: LanguageModelFactory) -> None:
+        """Refuse a language model that the source does not fit.
+
+        Raises:
+            ValueError: says what fits.
+        """
+        if self.source is not None:
+            self.source.check(factory)
 
     def setup(self, factory: LanguageModelFactory, model: nn.Module) -> None:
         """Bind the source and read what is kept for these starting weights; adapters do not count."""

@@ -38,7 +38,9 @@ def load_safetensors(model: Any, folder: Path) -> None:
             raise ValueError(f"{folder} has no tensor {name}: its layout is not one that can be read shard by shard")
         stored = places[key].get_slice(key)
         if tuple(stored.get_shape()) != tuple(tensor.shape):
-            raise ValueError(f"{folder}: {key} has the shape {stored.get_shape()}, the model needs {list(tensor.shape)}")
+            raise ValueError(
+                f"{folder}: {key} has the shape {stored.get_shape()}, the model needs {list(tensor.shape)}"
+            )
         fill(tensor, lambda start, end, stored=stored: stored[start:end])  # type: ignore[misc]
 
 
@@ -94,7 +96,9 @@ class Initialization(TorchDispatchMode):
                     fill(parameters[name], lambda start, end, made=made: made[start:end])  # type: ignore[misc]
                     unwritten.discard(name)
         if unwritten:
-            raise ValueError(f"the first values of {min(unwritten)} cannot be repeated in shards: use DDP for this model")
+            raise ValueError(
+                f"the first values of {min(unwritten)} cannot be repeated in shards: use DDP for this model"
+            )
 
     @staticmethod
     def _write(writes: list[Any], device: torch.device) -> Tensor:

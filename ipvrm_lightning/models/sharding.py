@@ -39,7 +39,7 @@ class Sharded(LanguageModelFactory):
     def __init__(self, factory: LanguageModelFactory, mesh: DeviceMesh) -> None:
         self.factory, self.mesh = factory, mesh
         kind = mesh.device_type
-        self.device = torch.device(kind, None if kind == "cpu" else torch.accelerator.current_device_index())
+        self.device = torch.device("cpu" if kind == "cpu" else f"{kind}:{torch.accelerator.current_device_index()}")
 
     def build_model(self) -> PreTrainedModel:
         """Build the model and fill this process's shards."""
@@ -154,7 +154,7 @@ def seemingly_whole(model: nn.Module) -> Iterator[None]:
         for key, parameter in module._parameters.items()
         if parameter is not None and is_sharded(parameter)
     ]
-    stand_ins: dict[nn.Parameter, nn.Parameter] = {}
+    stand_ins: dict[Tensor, nn.Parameter] = {}
     for module, key, parameter in sharded:
         if parameter not in stand_ins:
             empty = torch.empty(1, dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
@@ -164,7 +164,8 @@ def seemingly_whole(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, key, parameter in sharded:
-            module._parameters[key] = parameter.requires_grad_(stand_ins[parameter].requires_grad)
+            parameter.requires_grad_(stand_ins[parameter].requires_grad)
+            module._parameters[key] = parameter
 
 
 def is_sharded(tensor: Tensor | None) -> bool:
@@ -197,7 +198,7 @@ def fill(parameter: Tensor, rows: Callable[[int, int], Tensor]) -> None:
 
 
 def any_process(flag: bool, factory: LanguageModelFactory) -> bool:
-    """Whether a flag is set on any of the processes that share a sharded model; the flag itself where none is shared."""
+    """Whether a flag is set on any of the processes that share a model; the flag itself where none is shared."""
     if not isinstance(factory, Sharded):
         return flag
     found = torch.tensor(float(flag), device=factory.device)

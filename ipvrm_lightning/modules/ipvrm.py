@@ -125,8 +125,10 @@ class IPVRMModule(WindowedModule):
         """Refuse what cannot be trained, before any model is built.
 
         Raises:
-            ValueError: the objective has no training, or needs pairs that the data module does not make.
+            ValueError: the objective has no training, or needs pairs that the data module does not make; or the
+                strategy or the reference does not fit.
         """
+        super().setup(stage)
         if stage != "fit":
             return
         if not self.objective.trainable:
@@ -231,8 +233,8 @@ class IPVRMModule(WindowedModule):
         language_model = base_language_model(self.model)
         self.value_head = torch.nn.Linear(language_model.config.get_text_config().hidden_size, 1)
         if self.device_mesh is not None and not self.language_model.has_adapters:
-            # what one optimiser updates is sharded or is not: torch refuses both at once
-            fully_shard(self.value_head, mesh=self.device_mesh["data_parallel"])
+            # what one optimiser updates is all sharded or all whole: torch refuses a mixture
+            fully_shard(self.value_head, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
         head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
         if head.weight is not embedding.weight:
             head.requires_grad_(False)

@@ -17,6 +17,7 @@ from ipvrm_lightning.rollouts.ends import end_token_ids
 from ipvrm_lightning.rollouts.groups import Group, answer_prompts
 from ipvrm_lightning.rollouts.sources import Sampling
 from ipvrm_lightning.rollouts.verifiers import Verifier
+from ipvrm_lightning.strategies import check_fit
 from ipvrm_lightning.types import PromptBatch, PromptExample
 
 
@@ -55,6 +56,14 @@ class PolicyModule(LightningModule):
     def processes(self) -> Processes:
         """The processes of the run."""
         return Processes(self.global_rank, self.trainer.world_size, self.device)
+
+    def setup(self, stage: str) -> None:
+        """Refuse a strategy that does not fit, before any model is built.
+
+        Raises:
+            ValueError: says which pair cannot work.
+        """
+        check_fit(self.trainer.strategy, self)
 
     def configure_model(self) -> None:
         """Build the policy; called by the strategy, after the data was checked."""

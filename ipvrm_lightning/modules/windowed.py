@@ -24,6 +24,7 @@ from ipvrm_lightning.models.sharding import is_sharded, placed
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
 from ipvrm_lightning.modules.updates import clip_gradients, gradient_norm
+from ipvrm_lightning.strategies import check_fit
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
 
@@ -68,6 +69,14 @@ class WindowedModule(LightningModule):
     @abstractmethod
     def batch_loss(self, batch: TrajectoryBatch) -> Tensor:
         """Mean loss of a micro-batch over `unit`, with gradient."""
+
+    def setup(self, stage: str) -> None:
+        """Refuse a strategy that does not fit, before any model is built.
+
+        Raises:
+            ValueError: says which pair cannot work.
+        """
+        check_fit(self.trainer.strategy, self)
 
     def configure_model(self) -> None:
         """Build the model; called by the strategy, after the data was checked."""
