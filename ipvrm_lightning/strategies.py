@@ -33,22 +33,26 @@ def check_fit(strategy: Any, module: Any) -> None:
     reference = getattr(module, "reference", None)
     if reference is not None:
         reference.check(factory)
-    names = [strategy] if isinstance(strategy, str) else [kind.__name__ for kind in type(strategy).__mro__]
-    name = names[0]
-    divides = any(name.lower().startswith(("fsdp", "deepspeed")) or name == "ModelParallelStrategy" for name in names)
-    if divides and factory.quantized:
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    kinds = [name] if isinstance(strategy, str) else [kind.__name__ for kind in type(strategy).__mro__]
+    why_not = next((why for kind in kinds for start, why in _WHY_NOT.items() if kind.lower().startswith(start)), None)
+    if why_not is not None and factory.quantized:
         raise ValueError(
             f"weights in 4 bits cannot be divided over processes ({name}):"
             " use configs/strategy/ddp.yaml with qlora.yaml, or fsdp2.yaml with lora.yaml"
         )
     if isinstance(strategy, FullyShard):
         factory.check_sharding()
-    elif divides:
-        raise ValueError(f"{name} does not fit {type(module).__name__}: {_WHY_NOT.get(name, _WHY_NOT[''])}")
+    elif why_not is not None:
+        raise ValueError(f"{type(module).__name__} does not run under {name}: {why_not}")
 
 
+_FSDP2 = "use configs/strategy/fsdp2.yaml, which divides the same things"
+#: Why strategies cannot run this package's modules, by how their names begin.
 _WHY_NOT = {
-    "": "its optimisers step within the training step",
+    "fsdp": f"FSDP1 allows no backward pass within the training step, where micro-batches are added up; {_FSDP2}",
+    "deepspeed": f"its gradients cannot be seen, so that norm, clipping and guard would not apply; {_FSDP2}",
+    "modelparallel": f"Lightning's default divides matrices, not the batch; {_FSDP2}",
 }
 
 
