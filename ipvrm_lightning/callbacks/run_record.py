@@ -21,8 +21,8 @@ class RunRecord(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the record, on the first process, unless it is a trial run."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all processes
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            folder = Path(trainer.log_dir or trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "run.json").write_text(json.dumps(run_facts(), indent=2) + "\n", encoding="utf-8")
 

@@ -242,7 +242,7 @@ def test_two_processes_train_shards_and_one_judges_them_by_the_command_line(
     shards = [*base[:2], *stack("strategy/fsdp2.yaml"), *base[2:], "--trainer.devices", "2", "--trainer.max_steps", "2"]
     subprocess.run(
         [sys.executable, "-m", "ipvrm_lightning", "fit", *shards],
-        cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=True, timeout=300,
+        cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=True, timeout=150,
     )  # fmt: skip
     assert len(list(tmp_path.glob("*-fit"))) == 1 and list(tmp_path.glob("cache/*/*.safetensors"))
     main(["validate", *base, "--ckpt_path", "last", "--trainer.devices", "1"])
