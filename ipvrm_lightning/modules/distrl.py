@@ -43,7 +43,7 @@ from ipvrm_lightning.modules.online_reward import OnlineReward, load_checkpoint
 from ipvrm_lightning.modules.policy import PolicyModule
 from ipvrm_lightning.modules.policy_loss import policy_loss
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
-from ipvrm_lightning.modules.updates import GuardedUpdates
+from ipvrm_lightning.modules.updates import GuardedUpdates, check_optimizer
 from ipvrm_lightning.rollouts.groups import Collection, Group, PromptSource, collect_mixed
 from ipvrm_lightning.rollouts.sources import Sampling
 from ipvrm_lightning.rollouts.verifiers import Verifier
@@ -161,7 +161,9 @@ class DistRLModule(PolicyModule):
         if self.reward is not None and self.updates_reward:
             own = self.reward.optimizer(self.roles.trained("reward").values())
             pairs.append((own, self.reward.scheduler or Schedule()))
-        return [optimizer for optimizer, _ in pairs], [schedule.build(own, steps) for own, schedule in pairs]
+        return [check_optimizer(optimizer) for optimizer, _ in pairs], [
+            schedule.build(own, steps) for own, schedule in pairs
+        ]
 
     # -- one step
 

@@ -9,8 +9,23 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from ipvrm_lightning.models.sharding import whole
+from ipvrm_lightning.models.sharding import is_sharded, whole
 from ipvrm_lightning.modules.processes import Processes
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Refuse an optimiser that cannot update its parameters; returns it.
+
+    Raises:
+        ValueError: one of bitsandbytes, on sharded parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if type(optimizer).__module__.startswith("bitsandbytes") and any(map(is_sharded, parameters)):
+        raise ValueError(
+            f"{type(optimizer).__name__} cannot update weights that are divided over processes:"
+            " use torch.optim.AdamW, or train adapters (configs/strategy/lora.yaml)"
+        )
+    return optimizer
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -23,7 +23,7 @@ from ipvrm_lightning.models.logprobs import check_output_head
 from ipvrm_lightning.models.sharding import is_sharded, placed
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
-from ipvrm_lightning.modules.updates import clip_gradients, gradient_norm
+from ipvrm_lightning.modules.updates import check_optimizer, clip_gradients, gradient_norm
 from ipvrm_lightning.strategies import check_fit
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
@@ -86,7 +86,7 @@ class WindowedModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimiser over what is trained, and its schedule."""
-        optimizer = self.optimizer(self.trainable_parameters().values())
+        optimizer = check_optimizer(self.optimizer(self.trainable_parameters().values()))
         scheduler = self.scheduler.build(optimizer, self._planned_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -74,10 +74,15 @@ class Record(Losses):
     """What a run logged in every step, and how much of the model this process held."""
 
     share = 1.0
+    copies = 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module)
         weights = [parameter for name, parameter in pl_module.named_parameters() if "lora" not in name]
+        frozen = getattr(getattr(pl_module, "reference", None), "_copy", [])
+        frozen = frozen or getattr(getattr(pl_module, "roles", None), "_reference", [])
+        weights += [parameter for model in frozen for parameter in model.parameters()]
+        self.copies = len(frozen)
         own = sum(p.to_local().numel() if is_sharded(p) else p.numel() for p in weights)  # type: ignore[attr-defined]
         self.share = own / sum(p.numel() for p in weights)
 
@@ -107,7 +112,8 @@ def run(name: str, folder: Path, *, resume: Path | None = None, **options: Any) 
         trainer.test(module, datamodule=data, verbose=False)
         reports = {key: json.loads(report_to_json(report)) for key, report in module.test_report.items()}
     if trainer.is_global_zero:
-        found = {"steps": record.steps, "metrics": metrics, "state": state, "reports": reports, "share": record.share}
+        found = {"steps": record.steps, "metrics": metrics, "state": state, "reports": reports}
+        found |= {"share": record.share, "copies": record.copies}
         torch.save(found, folder / f"{name}{' resumed' if resume else ''}.pt")
 
 
