@@ -84,9 +84,14 @@ def _run_lightning(arguments: list[str]) -> None:
     sys.argv[1:] = arguments
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     from ipvrm_lightning.lightning_cli import IPVRMCLI
 
-    IPVRMCLI.run()
+    try:
+        IPVRMCLI.run()
+    except MisconfigurationException as error:  # no GPU for a strategy, a library that is not installed, ...
+        raise ValueError(str(error)) from error
 
 
 #: What libraries tell each other, of no use to who runs a command.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -23,6 +23,7 @@ from ipvrm_lightning.callbacks.tables import ResultsTable
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
 from ipvrm_lightning.models.checkpoints import newest_checkpoint
 from ipvrm_lightning.run_folders import config_fingerprint, new_run_name, unfinished_checkpoint
+from ipvrm_lightning.strategies import check_fit
 
 
 class IPVRMCLI(LightningCLI):
@@ -109,6 +110,11 @@ class IPVRMCLI(LightningCLI):
         chosen = config.trainer.callbacks or []
         asked = any("Checkpoint" in str(callback.get("class_path")) for callback in chosen)
         return [ResumePoint(minutes=config.checkpoint_minutes), *([] if asked else [ModelCheckpoint(save_last=True)])]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer, unless its strategy and the module cannot work together."""
+        check_fit(self._get(self.config_init, "trainer.strategy"), self.model)
+        return super().instantiate_trainer(**kwargs)
 
 
 def _loggers(root: Path, run: str, resumed: Path | None) -> list[Namespace]:

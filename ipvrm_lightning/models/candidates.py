@@ -22,6 +22,7 @@ from ipvrm_lightning.models.logprobs import (
     OutputHead,
     head_logits,
     output_head,
+    reads_weights,
     response_hidden_states,
     response_mask,
     response_token_ids,
@@ -59,6 +60,7 @@ class BehaviorScores(NamedTuple):
 
 
 @torch.no_grad()
+@reads_weights
 def behavior_scores(
     model: nn.Module,
     batch: TrajectoryBatch,
@@ -96,6 +98,7 @@ def behavior_scores(
     return BehaviorScores(candidates, log_probs, unpack(entropy, mask))
 
 
+@reads_weights
 def candidate_log_probs(
     model: nn.Module,
     batch: TrajectoryBatch,
