@@ -55,11 +55,6 @@ class ResumePoint(Callback):
 
 
 def last_step(checkpoint: Path) -> tuple[int, dict[str, float] | None]:
-    """The last step that a checkpoint holds, and the row that it logged, None where it logs none.
-
-    Args:
-        checkpoint: a file, or a folder of shards.
-    """
-    path = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint
-    stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    """The last step that a checkpoint holds, and the row that it logged, None where it logs none."""
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     return int(stored["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]), stored.get("logged")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ipvrm_lightning.callbacks.run_record import run_facts
 from ipvrm_lightning.exporting.card import model_card
-from ipvrm_lightning.exporting.source import Part, Run, find_run, model_weights, read_checkpoint
+from ipvrm_lightning.exporting.source import Part, Run, find_run, model_weights
 from ipvrm_lightning.models.checkpoints import check_same_parameters
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.reference import weights_fingerprint
@@ -63,7 +63,7 @@ def export_checkpoint(
     factory = language_model(run.config)
     if merge and getattr(factory, "quantization", None):
         raise ValueError("an adapter on 4-bit weights cannot be merged without loss: export it alone, without --merge")
-    stored = read_checkpoint(run.checkpoint)
+    stored = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
     model = factory.build_model().eval()
     record = _record(run, factory, model, stored, part=part, merge=merge, results=judged)
     _load(model, model_weights(stored["state_dict"], part))

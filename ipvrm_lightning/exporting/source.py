@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -18,7 +17,7 @@ class Run(NamedTuple):
     """A checkpoint and the config that made it.
 
     Args:
-        checkpoint: a file, or a folder of shards.
+        checkpoint: the file.
         config: of the run, as its `config.yaml` holds it.
     """
 
@@ -35,7 +34,7 @@ def find_run(path: Path) -> Run:
     Raises:
         FileNotFoundError: there is no checkpoint, or no config beside it.
     """
-    if path.is_file() or (path / "meta.pt").is_file():
+    if path.is_file():
         checkpoint = path
     elif (found := newest_in(path / "checkpoints")) is not None:
         checkpoint = found
@@ -45,17 +44,6 @@ def find_run(path: Path) -> Run:
     if not config.is_file():
         raise FileNotFoundError(f"{config}: the config of the run that wrote {checkpoint} is not there")
     return Run(checkpoint, yaml.safe_load(config.read_text(encoding="utf-8")))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint, whole, on the CPU; shards are put together."""
-    if path.is_dir():
-        from lightning.fabric.utilities.load import _load_distributed_checkpoint
-
-        found: dict[str, Any] = _load_distributed_checkpoint(path)
-        return found
-    stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return stored
 
 
 def model_weights(state: dict[str, Tensor], part: Part) -> dict[str, Tensor]:

@@ -66,14 +66,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def newest_in(folder: Path, pattern: str = "*.ckpt") -> Path | None:
-    """The whole checkpoint written last in a folder: a file, or a folder of shards whose record is there.
+    """The checkpoint written last in a folder, None where there is none.
 
     Args:
         folder: `checkpoints` of a run; may be absent.
         pattern: of names.
     """
-    found = [path for path in folder.glob(pattern) if path.is_file() or (path / "meta.pt").is_file()]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def newest_checkpoint(root: Path, *, what: str) -> Path:
