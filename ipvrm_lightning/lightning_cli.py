@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -20,6 +21,7 @@ from ipvrm_lightning.callbacks.responses import ResponseFile
 from ipvrm_lightning.callbacks.resume_point import ResumePoint, last_step
 from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
+from ipvrm_lightning.callbacks.tokens import TokenFile
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
 from ipvrm_lightning.models.checkpoints import newest_checkpoint
 from ipvrm_lightning.run_folders import config_fingerprint, new_run_name, unfinished_checkpoint
@@ -72,6 +74,13 @@ class IPVRMCLI(LightningCLI):
                 default=15.0,
                 help="minutes between checkpoints to go on from, beside those that callbacks write",
             )
+        if subcommand == "test":
+            parser.add_argument(
+                "--keep_tokens",
+                type=NonNegativeInt,
+                default=2_000_000,
+                help="response tokens of judged solutions to keep, for `ipvrm report`; about 30 bytes each, 0 for none",
+            )
         return parser
 
     def before_instantiate_classes(self) -> None:
@@ -90,6 +99,8 @@ class IPVRMCLI(LightningCLI):
         callbacks: list[Any] = [RunRecord(config=fingerprint)]
         if command == "fit" and config.trainer.enable_checkpointing is not False:
             callbacks += self._checkpoint_callbacks(config)
+        if command == "test" and config.keep_tokens:
+            callbacks.append(TokenFile(max_tokens=config.keep_tokens))
         self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], *callbacks]
 
     @staticmethod

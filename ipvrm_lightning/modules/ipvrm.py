@@ -180,13 +180,18 @@ class IPVRMModule(WindowedModule):
         """Forget an earlier test run."""
         self.judge.reset()
 
-    def test_step(self, batch: TrajectoryBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Judge: steps, rollouts and prefixes whose truth is known, whichever the batch carries."""
+    def test_step(self, batch: TrajectoryBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Judge: steps, rollouts and prefixes whose truth is known, whichever the batch carries.
+
+        Returns:
+            `td_advantages` and `values` (logits of ending right) of the response tokens, [B, T] each, for callbacks.
+        """
         scores, mask = self.token_scores(batch)
         dataset = self.data.test_sets[dataloader_idx]
         metadata = [dataset.metadata(i) for i in batch.index.tolist()]
         logits = self.objective.prefix_logits(scores, mask)
         self.judge.update(scores, logits, mask, batch, metadata, beta=self.objective.beta)
+        return {"td_advantages": self.objective.beta * scores, "values": logits}
 
     def on_test_epoch_end(self) -> None:
         """Reduce the judgement over processes; the results table prints and saves it."""
