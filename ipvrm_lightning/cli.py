@@ -8,8 +8,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Callable
 from typing import Any
+
+from ipvrm_lightning.config_files import check_config_files
+from ipvrm_lightning.failures import exit_status, failure_line
 
 USAGE = """usage: ipvrm <command> [options]
 
@@ -47,18 +51,21 @@ def main(argv: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        if arguments[0] not in COMMANDS and arguments[0] not in LIGHTNING and not arguments[0].startswith("-"):
+            raise ArgumentError(None, f"no such command; there are {', '.join((*LIGHTNING, *COMMANDS))}")
+        check_config_files(arguments)
         COMMANDS.get(arguments[0], _run_lightning)(arguments)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except Exception as error:
         if debug:
             raise
-        print(f"ipvrm {arguments[0]}: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(1) from error
+        print(failure_line(arguments[0], error), file=sys.stderr)
+        raise SystemExit(exit_status(error)) from error
 
 
 def _run_judge(arguments: list[str]) -> None:
     from ipvrm_lightning.metrics.judge import main as judge
 
-    raise SystemExit(judge(arguments[1:]))
+    judge(arguments[1:])
 
 
 def _run_rollout(arguments: list[str]) -> None:
@@ -84,4 +91,5 @@ def _run_lightning(arguments: list[str]) -> None:
 #: What libraries tell each other, of no use to who runs a command.
 QUIET = (r".*isinstance\(treespec, LeafSpec\).*", ".*is_gradient_checkpointing.*", ".*does not have many workers.*")
 
+LIGHTNING = ("fit", "validate", "test", "predict")
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {"judge": _run_judge, "rollout": _run_rollout}

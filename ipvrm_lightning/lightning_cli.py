@@ -10,13 +10,13 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ipvrm_lightning.callbacks.predictions import PredictionFile
 from ipvrm_lightning.callbacks.responses import ResponseFile
 from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
-from ipvrm_lightning.models.checkpoints import newest_checkpoint
+from ipvrm_lightning.models.checkpoints import newest_checkpoint, read_checkpoint
 
 
 class IPVRMCLI(LightningCLI):
@@ -43,6 +43,10 @@ class IPVRMCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
         )
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose errors are raised, for `cli.main` to tell them in one line."""
+        return super().init_parser(**{**kwargs, "exit_on_error": False})
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The command that was typed, or all of them: each costs half a second to prepare."""
@@ -56,9 +60,30 @@ class IPVRMCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir or "outputs")
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest_checkpoint(root, what="--ckpt_path last"))
+        self._check_checkpoint(config)
         if config.trainer.logger in (None, True):
             run = os.environ.setdefault("IPVRM_RUN", _new_run_name(root, command))
             config.trainer.logger = [_logger(kind, root, run) for kind in ("CSVLogger", "TensorBoardLogger")]
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, module and data module: their constructors take nothing but the config.
+
+        Raises:
+            ValueError: one of them cannot be built; says why.
+        """
+        try:
+            super().instantiate_classes()
+        except (TypeError, AttributeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"this config cannot be built: {error}") from error
+
+    @staticmethod
+    def _check_checkpoint(config: Namespace) -> None:
+        """Refuse a checkpoint that cannot be loaded before anything is built, and pickles altogether."""
+        if config.get("weights_only") is False:
+            raise ValueError("weights_only: false would run whatever code a checkpoint holds; no checkpoint needs it")
+        config.weights_only = True  # Lightning leaves it off for addresses
+        if config.get("ckpt_path") and Path(config.ckpt_path).is_file():
+            read_checkpoint(Path(config.ckpt_path), mmap=True)
 
 
 def _new_run_name(root: Path, subcommand: str) -> str:

@@ -163,7 +163,9 @@ def summarise(records: Iterable[Mapping[str, Any]], new_prompts: int, tokens_per
 def build_parser() -> ArgumentParser:
     """Arguments of `roll_out`, from configs that stack and the command line."""
     parser = ArgumentParser(
-        prog="ipvrm rollout", description="Sample responses to prompts, verify them, keep them as training data."
+        prog="ipvrm rollout",
+        description="Sample responses to prompts, verify them, keep them as training data.",
+        exit_on_error=False,
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML; later files and arguments win.")
     parser.add_function_arguments(roll_out, skip={"settings"})
@@ -194,8 +196,13 @@ def main(arguments: list[str]) -> None:
     """
     parser = build_parser()
     config = parser.parse_args(arguments)
+    if not isinstance(config.sampling, Namespace):  # jsonargparse takes anything for a group of keys in a file
+        raise ValueError(f"sampling: expected keys and values, found {config.sampling!r}")
     settings = deciding(config)
-    values = parser.instantiate_classes(config).as_dict()
+    try:
+        values = parser.instantiate_classes(config).as_dict()
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"this config cannot be built: {error}") from error
     values.pop("config", None)
     print(roll_out(**values, settings=settings))
     print(f"in {Path(values['output']) / 'rollouts.jsonl'}")

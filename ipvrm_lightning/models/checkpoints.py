@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from ipvrm_lightning.failures import library_errors
 
 
 def check_same_parameters(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], *, what: str) -> None:
@@ -27,6 +32,27 @@ def check_same_parameters(own: Mapping[str, Tensor], stored: Mapping[str, Tensor
             f"{what} does not fit this config: parameter {name} is {there.get(name, 'absent')} there and"
             f" {here.get(name, 'absent')} in the model ({len(there)} and {len(here)} parameters)"
         )
+
+
+def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """A checkpoint of Lightning, tensors and plain values alone: nothing in it can run code.
+
+    Args:
+        path: file.
+        mmap: leave the weights on the disk until they are used.
+
+    Raises:
+        ValueError: it is none, is broken, or holds other objects; names the file.
+    """
+    with library_errors(f"{path}: not a checkpoint that can be read"):
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except UnpicklingError as error:
+            # torch's own text goes on for a screen and advises to load it all the same
+            raise ValueError("more than tensors and plain values is in it, which could run code") from error
+    if not isinstance(stored, dict) or not isinstance(stored.get("state_dict"), dict):
+        raise ValueError(f"{path}: not a checkpoint of Lightning: it has no state_dict")
+    return stored
 
 
 def newest_checkpoint(root: Path, *, what: str) -> Path:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ipvrm_lightning.failures import library_errors
+from ipvrm_lightning.pretrained import load_config, load_model, load_tokenizer
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -106,16 +109,14 @@ class PretrainedLanguageModel(LanguageModelFactory):
         """Load the model.
 
         Raises:
-            ValueError: the folder holds an adapter rather than a model.
+            ValueError: the folder holds an adapter rather than a model, or no model that can be loaded.
         """
-        from transformers import AutoModelForCausalLM
-
         self._refuse_adapter_folder()
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "revision": self.revision}
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
         options.update(self._quantization_options())
-        model = AutoModelForCausalLM.from_pretrained(
+        model = load_model(
             self.name, trust_remote_code=self.trust_remote_code, **{k: v for k, v in options.items() if v is not None}
         )
         return prepare_for_training(
@@ -124,10 +125,8 @@ class PretrainedLanguageModel(LanguageModelFactory):
 
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
-        from transformers import AutoTokenizer
-
         options = {"gguf_file": self.gguf_file} if self.gguf_file else {}
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = load_tokenizer(
             self.name, revision=self.revision or "main", trust_remote_code=self.trust_remote_code, **options
         )
         if self.chat_template is not None:
@@ -204,16 +203,19 @@ class RandomLanguageModel(LanguageModelFactory):
         return self.lora is not None
 
     def build_model(self) -> PreTrainedModel:
-        """Make the model from its config, the same for the same seed."""
+        """Make the model from its config, the same for the same seed.
+
+        Raises:
+            ValueError: no model can be made of the config.
+        """
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        if isinstance(self.config, str):
-            config = AutoConfig.from_pretrained(self.config)
-        else:
-            fields = dict(self.config)
-            config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         options = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
-        with torch.random.fork_rng():
+        config = load_config(self.config) if isinstance(self.config, str) else None
+        with library_errors("RandomLanguageModel.config describes no model"), torch.random.fork_rng():
+            if config is None:
+                fields = dict(self.config)
+                config = AutoConfig.for_model(fields.pop("model_type"), **fields)
             torch.manual_seed(self.seed)
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, self.dtype), **options)
         return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
@@ -224,11 +226,9 @@ class RandomLanguageModel(LanguageModelFactory):
         Raises:
             ValueError: none is configured.
         """
-        from transformers import AutoTokenizer
-
         if self.tokenizer is None:
             raise ValueError("RandomLanguageModel needs the argument tokenizer to read text")
-        return AutoTokenizer.from_pretrained(self.tokenizer)
+        return load_tokenizer(self.tokenizer)
 
 
 def prepare_for_training(

@@ -115,6 +115,24 @@ def check_output_head(model: nn.Module) -> None:
         )
 
 
+def check_vocabulary(model: nn.Module, largest_id: int) -> None:
+    """Refuse token ids that a model has no embedding for; a GPU would stop with an assertion and no reason.
+
+    Args:
+        model: causal language model.
+        largest_id: of the data it is to read.
+
+    Raises:
+        ValueError: there is no such embedding.
+    """
+    rows = base_language_model(model).get_input_embeddings().weight.shape[0]
+    if largest_id >= rows:
+        raise ValueError(
+            f"the data holds token {largest_id}, but the model has embeddings for {rows} tokens: its tokenizer is not"
+            " the model's"
+        )
+
+
 def response_mask(batch: TrajectoryBatch) -> Tensor:
     """True at response tokens, aligned to the start of the response, [B, T]."""
     lengths = batch.response_lengths

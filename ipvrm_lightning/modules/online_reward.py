@@ -18,7 +18,7 @@ from ipvrm_lightning.data.planning import cut_by_tokens, pair_rows, split_to_mul
 from ipvrm_lightning.data.rollouts import build_pairs
 from ipvrm_lightning.functional import balance_outcomes, td_advantages
 from ipvrm_lightning.models.candidates import candidate_log_probs
-from ipvrm_lightning.models.checkpoints import newest_checkpoint
+from ipvrm_lightning.models.checkpoints import newest_checkpoint, read_checkpoint
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.roles import Roles
 from ipvrm_lightning.modules.distrl_settings import RewardModel
@@ -38,7 +38,7 @@ def load_checkpoint(roles: Roles, settings: RewardModel) -> None:
         return
     path = Path(settings.checkpoint)
     path = path if path.is_file() else newest_checkpoint(path, what="reward.checkpoint")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    stored = read_checkpoint(path)
     own, other = settings.objective.describe(), stored.get("objective")
     if other is not None:
         trained = (other["class_path"], other["init_args"].get("beta"))

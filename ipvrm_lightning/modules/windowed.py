@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 
 from ipvrm_lightning.models.checkpoints import check_same_parameters
 from ipvrm_lightning.models.language_model import LanguageModelFactory
-from ipvrm_lightning.models.logprobs import check_output_head
+from ipvrm_lightning.models.logprobs import check_output_head, check_vocabulary
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
@@ -71,6 +71,7 @@ class WindowedModule(LightningModule):
         if self.model is None:
             self.model = self.language_model.build_model()
             check_output_head(self.model)
+            check_vocabulary(self.model, self._largest_id())
 
     def configure_optimizers(self) -> Any:
         """Optimiser over what is trained, and its schedule."""
@@ -140,6 +141,12 @@ class WindowedModule(LightningModule):
             ValueError: names or shapes differ; names the first that does.
         """
         check_same_parameters(self.trainable_parameters(), checkpoint["state_dict"], what="the checkpoint")
+
+    def _largest_id(self) -> int:
+        """The largest token id of the run's data, -1 where it is not known beforehand."""
+        data = None if self._trainer is None else self.data
+        sets = [getattr(data, "train_set", None), getattr(data, "val_set", None), *getattr(data, "test_sets", [])]
+        return max((dataset.largest_id for dataset in sets if dataset is not None), default=-1)
 
     def _planned_steps(self) -> int:
         """Optimiser steps of the whole run."""

@@ -128,11 +128,13 @@ class InProcess(ResponseSource):
         Raises:
             ValueError: a stop token that the tokenizer does not have.
         """
+        from ipvrm_lightning.models.logprobs import check_vocabulary
         from ipvrm_lightning.rollouts.ends import end_token_ids
         from ipvrm_lightning.rollouts.sampler import Rollout, sample_responses
 
         tokenizer = self.build_tokenizer()
         model = self._model()
+        check_vocabulary(model, max(max(prompt.input_ids) for prompt in prompts))
         ends = end_token_ids(tokenizer, model, self.stop_tokens)
         room = max(1, self.batch_size // sampling.group_size)
 
