@@ -17,13 +17,14 @@ from contextlib import contextmanager
 
 _LONGEST = 600
 
-#: Errors whose message is meant for whoever wrote the input; the last ones by name, for their libraries load slowly.
+#: Errors whose message is meant for whoever wrote the input; some by name, for their libraries load slowly.
 _EXPECTED = (ValueError, OSError, FloatingPointError, argparse.ArgumentError)
 _EXPECTED_NAMES = frozenset({"MisconfigurationException", "OutOfMemoryError"})
 
 #: Lines of jsonargparse that say nothing about the mistake.
 _NOISE = re.compile(
-    r"Does not validate against any|Subtypes: |Errors:$|Given value type|Given value: (?:NestedArg|Namespace|\{)|Expected a <class 'NoneType'>"
+    r"Does not validate against any|Subtypes: |Errors:$|Expected a <class 'NoneType'>"
+    r"|Given value type|Given value: (?:NestedArg|Namespace|\{)"
     r"|Expected a path but .* either not accessible or invalid"
 )
 
@@ -80,7 +81,7 @@ def one_line(text: str, longest: int = _LONGEST) -> str:
 
 
 def _mistakes(message: str) -> str:
-    """jsonargparse's paragraph of nested reasons as one sentence."""
+    """What jsonargparse says in a paragraph of nested reasons, as one sentence."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = [line.rstrip(".") for line in lines if not _NOISE.match(line)]
     return re.sub(r":\W*; ", ": ", "; ".join(kept)).replace("Parser key ", "key ").rstrip(": ")

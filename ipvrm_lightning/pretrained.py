@@ -1,6 +1,6 @@
-"""Tokenizers, models and configs of the hub or a folder: no code of theirs is run, no pickle read, and errors are one line.
+"""Tokenizers, models and configs of the hub or a folder: no code of theirs runs, no pickle is read, errors are one line.
 
-Everything that comes from elsewhere is loaded here.
+Whatever comes from elsewhere is loaded here.
 """
 
 from __future__ import annotations
@@ -74,13 +74,14 @@ def load_model(
     else:
         options["gguf_file"] = gguf_file
     with library_errors(f"{name}: the model cannot be loaded"), _quietly():
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **options,
         )
+    model, found = loaded
     # transformers would fill both with random values and go on
     if mismatched := sorted(found["mismatched_keys"]):
         parameter, stored, wanted = mismatched[0]
@@ -113,7 +114,7 @@ def _refuse_pickles(folder: Path) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep transformers' warnings and its table of weights from the screen: what matters is an error or a line of ours."""
+    """Keep transformers' warnings and tables from the screen: what matters is an error or a line of ours."""
     from transformers.utils import logging as messages
 
     before = messages.get_verbosity()

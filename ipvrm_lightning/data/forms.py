@@ -143,7 +143,8 @@ def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, num
             source=source,
             row=number,
             pair=number if paired else None,
-            metadata={"id": name if len(answers) == 1 else f"{name}-{k}", "subset": subset, "answer": finals[k]},
+            metadata={"id": name if len(answers) == 1 else f"{name}-{k}", "subset": subset, "answer": finals[k]}
+            | {"place": f"{source}, row {number}"},
         )
         for k, (prompt, response, outcome) in enumerate(answers)
     ]

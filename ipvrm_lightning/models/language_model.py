@@ -211,9 +211,10 @@ class RandomLanguageModel(LanguageModelFactory):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         options = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
-        config = load_config(self.config) if isinstance(self.config, str) else None
         with library_errors("RandomLanguageModel.config describes no model"), torch.random.fork_rng():
-            if config is None:
+            if isinstance(self.config, str):
+                config = load_config(self.config)
+            else:
                 fields = dict(self.config)
                 config = AutoConfig.for_model(fields.pop("model_type"), **fields)
             torch.manual_seed(self.seed)

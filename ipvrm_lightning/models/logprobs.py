@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.types import TrajectoryBatch
 
 DEFAULT_CHUNK_SIZE = 256
@@ -99,10 +100,11 @@ def check_output_head(model: nn.Module) -> None:
     head = output_head(model)
     if head.weight.device.type == "meta":
         return
+    name = type(language_model).__name__
     input_ids = torch.arange(6, device=head.weight.device)[None] % head.weight.shape[0]
     was_training = language_model.training
     language_model.eval()
-    with torch.no_grad():
+    with library_errors(f"{name} cannot run as its config describes it"), torch.no_grad():
         expected = language_model(input_ids=input_ids, use_cache=False).logits.float()
         actual = head_logits(_hidden_states(model, input_ids), head)
     language_model.train(was_training)
@@ -110,7 +112,7 @@ def check_output_head(model: nn.Module) -> None:
     difference = (expected - actual).abs().max().item()
     if not difference <= tolerance * max(1.0, expected.abs().max().item()):
         raise ValueError(
-            f"{type(language_model).__name__} changes its logits after the output head in a way this package does not"
+            f"{name} changes its logits after the output head in a way this package does not"
             f" know (difference {difference:.3g}); its log-probabilities would be wrong"
         )
 

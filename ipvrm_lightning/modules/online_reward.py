@@ -104,8 +104,10 @@ class OnlineReward:
         to_device: Callable[[TrajectoryBatch], TrajectoryBatch],
         *,
         seed: int,
-    ) -> Iterator[Tensor]:
-        """Each micro-batch's share of the objective's mean over the step, with gradient; they add up to it.
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each micro-batch's share of the objective's mean over the step, with gradient, and its rows [B].
+
+        The shares add up to the mean.
 
         Backward belongs within the iteration: the reward model is active only until the next share is asked for.
 
@@ -123,9 +125,8 @@ class OnlineReward:
             with self.roles.use("reward") as model:
                 own = response_scores(model, batch, temperature=self.temperature, chunk_size=self.chunk_size)
                 scores = own.log_probs - reference[batch.index, : own.mask.shape[1]]
-                yield objective(scores, own.mask, self._balanced(batch, dataset)) * (
-                    batch.count(objective.unit) / count
-                )
+                share = batch.count(objective.unit) / count
+                yield objective(scores, own.mask, self._balanced(batch, dataset)) * share, batch.index
 
     def _batches(self, dataset: TrajectoryDataset, processes: Processes, seed: int) -> list[TrajectoryBatch]:
         """This process's micro-batches, of rows or of pairs."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.types import PromptExample
 
 if TYPE_CHECKING:
@@ -166,5 +167,7 @@ class InProcess(ResponseSource):
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any = self.language_model.build_model()
-        return model.to(device).eval()
+        model: Any = self.language_model.build_model().to(device).eval()
+        with library_errors(f"{type(model).__name__} cannot run as its config describes it"), torch.no_grad():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device))
+        return model

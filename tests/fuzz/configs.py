@@ -39,7 +39,7 @@ SETTINGS = [
     "data.validation", "data.test", "data.validation_fraction", "data.batch_size", "trainer.precision", "trainer.max_time",
     "trainer.limit_train_batches", "trainer.val_check_interval", "trainer.log_every_n_steps", "trainer.callbacks",
     "trainer.gradient_clip_val", "trainer.accumulate_grad_batches", "trainer.accelerator", "trainer.profiler", "ckpt_path",
-    "trainer.default_root_dir", "trainer.logger", "trainer.plugins", "seed_everything", "weights_only",
+    "trainer.logger", "trainer.plugins", "seed_everything", "weights_only",
 ]  # fmt: skip
 #: Arguments that cannot go together, or not with this command.
 PAIRS: list[tuple[str, ...]] = [
@@ -142,7 +142,7 @@ def _spoilt(draw: Callable[..., Any], configs: str) -> Case:
         f"{name}: {how} {'.'.join(map(str, path))} {key!r} = {value!r}",
         {name: text},
         (name.removesuffix(".yaml"), "--config", f"{{here}}/{name}", *_out(name)),
-        (*named[-2:], str(key) or "key", str(value)[:20] or "key", name),
+        (*named[-2:], str(key) or "key", str(value)[:20] or "key", name, "none is given", "No `test_step"),
     )
 
 
@@ -178,12 +178,15 @@ def _settings(draw: Callable[..., Any], configs: str) -> Case:
     mentions: tuple[str, ...] = ()
     if pair is None:
         key = draw(st.sampled_from(SETTINGS))
-        text = yaml.safe_dump(draw(st.sampled_from(ODD)), default_flow_style=True, width=10_000).split("\n...")[0].strip()
+        text = (
+            yaml.safe_dump(draw(st.sampled_from(ODD)), default_flow_style=True, width=10_000).split("\n...")[0].strip()
+        )
         pair = (f"--{key}", text)
         if key.startswith("model.language_model.lora"):
             pair = ("--model.language_model.lora", "{r: 2}", *pair)
-        mentions = (key.rpartition(".")[2], key.rpartition(".")[2].replace("_", " "), text[:20])
-    out = () if "--trainer.default_root_dir" in pair else _out("fit.yaml")
+        name = key.rpartition(".")[2]
+        mentions = (name, name.replace("_", " "), text[:20], {"max_time": "duration"}.get(name, name))
+    out = _out("fit.yaml")
     command = ("fit", "--config", f"{configs}/fit.yaml", *out, *pair)
     return Case("configs", f"fit {' '.join(pair)}"[:400], {}, command, mentions)
 
@@ -213,4 +216,6 @@ def _arguments(draw: Callable[..., Any], configs: str) -> Case:
 
 def configs(folder: str) -> st.SearchStrategy[Case]:
     """Configs and arguments of every command."""
-    return st.one_of(_spoilt(folder), _spoilt(folder), _settings(folder), _settings(folder), _broken(folder), _arguments(folder))
+    return st.one_of(
+        _spoilt(folder), _spoilt(folder), _settings(folder), _settings(folder), _broken(folder), _arguments(folder)
+    )

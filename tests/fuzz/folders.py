@@ -22,7 +22,9 @@ class _Touch:
         return open, ("ran", "w")
 
 
-_CODE = b"open('ran', 'w')\nfrom transformers import *\nclass Own(Qwen3Config): pass\nclass OwnLM(Qwen3ForCausalLM): pass\n"
+_CODE = (
+    b"open('ran', 'w')\nfrom transformers import *\nclass Own(Qwen3Config): pass\nclass OwnLM(Qwen3ForCausalLM): pass\n"
+)
 
 
 def model_files(configs: str) -> Files:
@@ -161,7 +163,9 @@ def folders(draw: Callable[..., Any], configs: str) -> Case:
     command = draw(st.sampled_from(["fit", "test", "rollout"]))
     place = "source" if command == "rollout" else "model"
     out = ("--output", "{out}") if command == "rollout" else ("--trainer.default_root_dir", "{out}")
-    factory = f'{{"class_path": "ipvrm_lightning.models.PretrainedLanguageModel", "init_args": {{"name": "{{here}}/model"}}}}'
+    factory = (
+        f'{{"class_path": "ipvrm_lightning.models.PretrainedLanguageModel", "init_args": {{"name": "{{here}}/model"}}}}'
+    )
     return Case(
         "model folders",
         f"{command}: {label}",

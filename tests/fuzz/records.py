@@ -82,7 +82,9 @@ def _spoilt(draw: Callable[..., Any], record: Record) -> tuple[str, Any]:
     elif how == "remove":
         del parent[key]
     elif how == "add":
-        name = draw(st.sampled_from(["id", "answers", "subset", "data_source", "extra_info", "answer", "label", "\ud800"]))
+        name = draw(
+            st.sampled_from(["id", "answers", "subset", "data_source", "extra_info", "answer", "label", "\ud800"])
+        )
         record[name] = draw(st.sampled_from(ODD_VALUES))
     elif how == "repeat" and isinstance(parent, list):
         parent.append(parent[key])
@@ -168,7 +170,9 @@ def _parquet(rows: list[Any]) -> bytes | None:
 
 
 @st.composite
-def _files(draw: Callable[..., Any], records: list[Record], stem: str, kinds: list[str]) -> tuple[str, str, bytes, bool]:
+def _files(
+    draw: Callable[..., Any], records: list[Record], stem: str, kinds: list[str]
+) -> tuple[str, str, bytes, bool]:
     """What was done, name, content, and whether nothing was done."""
     label, rows = draw(_rows(records, mixed=True))
     kind = draw(st.sampled_from(kinds))
