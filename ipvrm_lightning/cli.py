@@ -12,7 +12,7 @@ from argparse import ArgumentError
 from collections.abc import Callable
 from typing import Any
 
-from ipvrm_lightning.config_files import check_config_files
+from ipvrm_lightning.config_checks import check_config_files
 from ipvrm_lightning.failures import exit_status, failure_line
 
 USAGE = """usage: ipvrm <command> [options]

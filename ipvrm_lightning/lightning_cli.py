@@ -16,6 +16,7 @@ from ipvrm_lightning.callbacks.predictions import PredictionFile
 from ipvrm_lightning.callbacks.responses import ResponseFile
 from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
+from ipvrm_lightning.config_checks import check_class_paths
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, read_checkpoint
 
 
@@ -57,6 +58,7 @@ class IPVRMCLI(LightningCLI):
         """Give the run its folder; resolve `--ckpt_path last`."""
         command = str(self.subcommand)
         config = self.config[command]
+        check_class_paths(config.clone().as_dict())
         root = Path(config.trainer.default_root_dir or "outputs")
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest_checkpoint(root, what="--ckpt_path last"))
@@ -75,6 +77,9 @@ class IPVRMCLI(LightningCLI):
             super().instantiate_classes()
         except (TypeError, AttributeError, KeyError, RuntimeError) as error:
             raise ValueError(f"this config cannot be built: {error}") from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as it is: Lightning would let a checkpoint's hyper-parameters override it."""
 
     @staticmethod
     def _check_checkpoint(config: Namespace) -> None:

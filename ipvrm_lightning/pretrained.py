@@ -38,6 +38,9 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False, **options: Any
         # a folder without a vocabulary gives a tokenizer that knows nothing, and no error
         if not tokenizer("1 + 1")["input_ids"]:
             raise ValueError("it has no vocabulary: is a tokenizer.json there?")
+        own = (tokenizer.init_kwargs.get("auto_map") or {}).get("AutoTokenizer")
+        if own and not trust_remote_code:  # transformers takes another class in its place and says nothing
+            raise ValueError(f"it is code of its own ({own}), which is run with trust_remote_code: true alone")
     return tokenizer
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from tqdm import tqdm
 
+from ipvrm_lightning.config_checks import check_class_paths
 from ipvrm_lightning.data import PromptModule
 from ipvrm_lightning.rollouts.sources import Answered, ResponseSource, Sampling
 from ipvrm_lightning.rollouts.store import RolloutStore
@@ -198,6 +199,7 @@ def main(arguments: list[str]) -> None:
     config = parser.parse_args(arguments)
     if not isinstance(config.sampling, Namespace):  # jsonargparse takes anything for a group of keys in a file
         raise ValueError(f"sampling: expected keys and values, found {config.sampling!r}")
+    check_class_paths(config.clone().as_dict())
     settings = deciding(config)
     try:
         values = parser.instantiate_classes(config).as_dict()

@@ -1,9 +1,11 @@
-"""Config files looked at before they are parsed: what is wrong with one is told with its name, line and column."""
+"""What the parser of configs lets through, or tells without the place: broken files, and functions in place of classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import yaml
 
@@ -85,3 +87,26 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
         if isinstance(key, yaml.ScalarNode) and key.value in seen:
             raise yaml.MarkedYAMLError(problem=f"key '{key.value}' comes twice", problem_mark=key.start_mark)
         seen.add(str(key.value))
+
+
+def check_class_paths(config: Any, key: str = "") -> None:
+    """Refuse a `class_path` that names a function: it would be called with whatever `init_args` say, `os.system` too.
+
+    Args:
+        config: parsed, nothing in it built yet.
+        key: where it stands.
+
+    Raises:
+        ValueError: names the key.
+    """
+    if isinstance(config, (list, tuple)):
+        for position, value in enumerate(config):
+            check_class_paths(value, f"{key}[{position}]")
+    values = config if isinstance(config, dict) else getattr(config, "__dict__", None)
+    if not isinstance(values, dict) or isinstance(config, type):
+        return
+    path = values.get("class_path")
+    if isinstance(path, str) and not isinstance(resolve_name(path), type):
+        raise ValueError(f"{key}: class_path {path} is no class")
+    for name, value in values.items():
+        check_class_paths(value, f"{key}.{name}".lstrip("."))
