@@ -39,7 +39,10 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: arguments after the program name, those of the process where none are given.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in given or ("LOCAL_RANK" in os.environ and os.environ.get("IPVRM_DEBUG") == "1")
+    os.environ["IPVRM_DEBUG"] = str(int(debug))  # tells the processes that Lightning starts, which lack the option
+    arguments = [argument for argument in given if argument != "--debug"]
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(USAGE)
         return
@@ -48,8 +51,6 @@ def main(argv: list[str] | None = None) -> None:
 
         print(f"ipvrm_lightning {__version__}")
         return
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         if arguments[0] not in COMMANDS and arguments[0] not in LIGHTNING and not arguments[0].startswith("-"):
             raise ArgumentError(None, f"no such command; there are {', '.join((*LIGHTNING, *COMMANDS))}")

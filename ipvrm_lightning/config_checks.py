@@ -1,4 +1,4 @@
-"""What the parser of configs lets through, or tells without the place: broken files, and functions in place of classes."""
+"""What the parser of configs lets through or tells without the place: broken files, functions in place of classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers, models and configs of the hub or a folder: no code of theirs runs, no pickle is read, errors are one line.
+"""Tokenizers, models and configs of the hub or a folder: their code is not run, their pickles are not read.
 
 Whatever comes from elsewhere is loaded here.
 """

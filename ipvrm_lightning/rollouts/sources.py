@@ -167,7 +167,8 @@ class InProcess(ResponseSource):
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any = self.language_model.build_model().to(device).eval()
+        model: Any = self.language_model.build_model()
+        model.to(device).eval()
         with library_errors(f"{type(model).__name__} cannot run as its config describes it"), torch.no_grad():
             model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device))
         return model

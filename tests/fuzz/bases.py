@@ -49,7 +49,7 @@ def build_tokenizer(chat_template: str | None = None) -> Any:
 
 
 def write_bases(folder: Path) -> str:
-    """Write `fit.yaml`, `test.yaml`, `rollout.yaml`, a model folder `model` and small files for them; returns the folder."""
+    """Write three configs, a model folder `model` and small files for them; returns the folder."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)

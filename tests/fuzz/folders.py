@@ -163,9 +163,7 @@ def folders(draw: Callable[..., Any], configs: str) -> Case:
     command = draw(st.sampled_from(["fit", "test", "rollout"]))
     place = "source" if command == "rollout" else "model"
     out = ("--output", "{out}") if command == "rollout" else ("--trainer.default_root_dir", "{out}")
-    factory = (
-        f'{{"class_path": "ipvrm_lightning.models.PretrainedLanguageModel", "init_args": {{"name": "{{here}}/model"}}}}'
-    )
+    factory = '{"class_path": "ipvrm_lightning.models.PretrainedLanguageModel", "init_args": {"name": "{here}/model"}}'
     return Case(
         "model folders",
         f"{command}: {label}",

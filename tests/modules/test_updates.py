@@ -146,12 +146,12 @@ def test_many_rows_are_not_all_named() -> None:
 
 def test_skips_count_in_a_row() -> None:
     skips = Skips(1)
-    with pytest.warns(UserWarning, match="a: update skipped"):
+    with pytest.warns(UserWarning, match=r"a: update skipped"):
         skips.skip("a")
     skips.went_well()
     with pytest.warns(UserWarning):
         skips.skip("b")
-    with pytest.raises(FloatingPointError, match="c; 2 updates in a row were not finite"):
+    with pytest.raises(FloatingPointError, match=r"c; 2 updates in a row were not finite"):
         skips.skip("c")
-    with pytest.raises(FloatingPointError, match="^d$"):
+    with pytest.raises(FloatingPointError, match=r"^d$"):
         Skips(0).skip("d")
