@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
@@ -95,7 +96,10 @@ class ProcessBenchDataModule(TokenizedDataModule):
             return
         report = Report(self.on_bad_rows)
         solutions = [solution for subset, rows in self._sources() for solution in self._read(subset, rows, report)]
-        dataset = TrajectoryDataset(self._examples(solutions, self.load_tokenizer(), report))
+        examples = list(self._examples(solutions, self.load_tokenizer(), report))
+        if any(example.outcome is None for example in examples):  # known of some only, and not what is judged
+            examples = [replace(example, outcome=None) for example in examples]
+        dataset = TrajectoryDataset(examples)
         if not len(dataset):
             raise ValueError(f"no usable solution in {self.path}; left out: {dict(report.counts)}")
         self.test_sets = [dataset]

@@ -165,3 +165,10 @@ def test_an_id_that_comes_twice_is_refused_before_anything_is_scored(tmp_path: P
     (tmp_path / "gsm8k.json").write_text("[]")
     with pytest.raises(DataError, match="two files of one subset"):
         ProcessBenchDataModule(path=str(tmp_path)).with_tokenizer(byte_level()).setup()
+
+
+def test_final_answers_known_of_some_solutions_only_are_no_reason_to_refuse_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, [GOOD, {**GOOD, "id": "math-1", "final_answer_correct": None}])
+    dataset = module(path).test_sets[0]
+    assert dataset.outcomes is None
+    assert [dataset.metadata(i)["final_answer_correct"] for i in range(2)] == [GOOD["final_answer_correct"], None]

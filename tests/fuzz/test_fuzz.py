@@ -24,7 +24,7 @@ from .records import prompts, scores, solutions, trajectories
 Kind = Callable[[str], st.SearchStrategy[Case]]
 
 #: Kind to the number of its cases here; `benchmarks/fuzz.py` runs more of each.
-COUNTS: dict[Kind, int] = {trajectories: 25, prompts: 40, solutions: 25, scores: 120, configs: 60, folders: 25}
+COUNTS: dict[Kind, int] = {trajectories: 20, prompts: 40, solutions: 20, scores: 120, configs: 45, folders: 25}
 
 
 @pytest.fixture(scope="module")
