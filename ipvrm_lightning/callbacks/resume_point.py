@@ -33,7 +33,9 @@ class ResumePoint(Callback):
     ) -> None:
         """Save where it is time; called on every process."""
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if is_last or (batch_idx + 1) % trainer.val_check_batch == 0 or getattr(trainer, "fast_dev_run", False):
+        every = trainer.val_check_batch  # None: validation goes by the clock
+        validates = every is not None and (batch_idx + 1) % every == 0
+        if is_last or validates or getattr(trainer, "fast_dev_run", False):
             return
         if not trainer.strategy.broadcast(time.monotonic() - self._saved >= 60 * self.minutes):
             return
@@ -49,7 +51,7 @@ class ResumePoint(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what this step logs: it reaches the loggers after the checkpoint, and a kill may come between."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        if (step + 1) % trainer.log_every_n_steps == 0:
+        if (step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
             checkpoint["logged"] = {**values, "epoch": trainer.current_epoch, "step": step}
 
