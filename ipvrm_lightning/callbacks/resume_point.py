@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class ResumePoint(Callback):
@@ -18,11 +19,19 @@ class ResumePoint(Callback):
 
     Args:
         minutes: between two checkpoints, by the clock of the first process.
+        continues: whether the run goes on from such a checkpoint. What other callbacks had saved after it is then
+            written over, under the same names, when its steps are done again.
     """
 
-    def __init__(self, *, minutes: float) -> None:
-        self.minutes = minutes
+    def __init__(self, *, minutes: float, continues: bool = False) -> None:
+        self.minutes, self.continues = minutes, continues
         self._saved = time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let `ModelCheckpoint` take the run's files for its own, not for those of another run."""
+        for callback in trainer.checkpoint_callbacks if self.continues else ():
+            if isinstance(callback, ModelCheckpoint):
+                callback._enable_version_counter = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
