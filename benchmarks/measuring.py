@@ -98,10 +98,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
 
+def versions() -> dict[str, Any]:
+    """Of the packages that matter."""
+    from ipvrm_lightning.callbacks.run_record import run_facts
+
+    found: dict[str, Any] = run_facts()["versions"]
+    return found
+
+
 def keep(name: str, lines: Sequence[str], arguments: argparse.Namespace) -> None:
     """Print a result and write it to `<out>/<name>.md`, with the command and versions that made it."""
-    from objectives import versions
-
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     text = "\n".join([*lines, "", f"`{command}`", "", f"{versions()}"]) + "\n"
     out = Path(arguments.out)

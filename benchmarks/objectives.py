@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from measuring import versions
+
 Reports = dict[str, Any]
 OBJECTIVES = ("IPVRM", "ImplicitPRM", "DPORM", "QRM")
 PAIRWISE = ("DPORM", "QRM")
@@ -132,14 +134,6 @@ def train(
     if module.objective.trainable:
         trainer.fit(module, datamodule=data)
     return module, data, trainer
-
-
-def versions() -> dict[str, Any]:
-    """Of the packages that matter."""
-    from ipvrm_lightning.callbacks.run_record import run_facts
-
-    found: dict[str, Any] = run_facts()["versions"]
-    return found
 
 
 def make_table(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> str:

@@ -21,7 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from objectives import spread, train, versions
+from measuring import versions
+from objectives import spread, train
 
 #: A world whose errors a policy can unlearn within minutes: operations it masters, errors that were planted. Wrong
 #: lines name the other operand, so that the alternative is one token, and some of them change no answer.

@@ -60,6 +60,30 @@ class WordModel(RandomLanguageModel):
         )
 
 
+class TextModel(RandomLanguageModel):
+    """A model of a shape, with a byte-pair tokenizer of 16,000 tokens trained on given texts.
+
+    Args:
+        shape: a key of `SHAPES`.
+        texts: to train on.
+    """
+
+    def __init__(self, shape: str, texts: list[str]) -> None:
+        super().__init__(config={**SHAPES[shape], "max_position_embeddings": 32_768})
+        self.texts = texts
+
+    def build_tokenizer(self) -> Any:
+        """Train it, the same each time."""
+        from tokenizers import ByteLevelBPETokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        inner = ByteLevelBPETokenizer()
+        inner.train_from_iterator(self.texts, vocab_size=16_000, special_tokens=["[eos]"], show_progress=False)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=inner._tokenizer, eos_token="[eos]", pad_token="[eos]", model_max_length=10**6
+        )
+
+
 def words(draw: random.Random, vocabulary: int, count: int) -> str:
     """So many random words."""
     return " ".join(f"w{draw.randrange(3, vocabulary)}" for _ in range(count))
