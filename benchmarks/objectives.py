@@ -60,8 +60,9 @@ def main() -> None:
 
 
 def read(store: Path) -> list[dict[str, Any]]:
-    """Finished runs."""
-    return [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
+    """Finished runs; one that two processes made at the same time counts once."""
+    lines = store.read_text().splitlines() if store.exists() else []
+    return list({json.dumps(run["key"]): run for run in map(json.loads, lines)}.values())
 
 
 def best_try(runs: list[dict[str, Any]], arguments: argparse.Namespace, objective: str) -> int:
