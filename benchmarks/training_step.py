@@ -101,9 +101,11 @@ def ours(arguments: argparse.Namespace, factory: Any, folder: Path, clock: Clock
     objective = getattr(objectives, arguments.variant.split(",")[0])()
     reference = CachedReference(source=FrozenCopy(), cache_dir=str(folder / "cache")) if kept else FrozenCopy()
     timer = Timer()
+    processes = int(os.environ.get("WORLD_SIZE", 1))
     trainer = Trainer(
-        accelerator="auto", devices=1, max_epochs=arguments.steps + 1, logger=False, enable_checkpointing=False,
-        enable_model_summary=False, enable_progress_bar=False, use_distributed_sampler=False, callbacks=[timer],
+        devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=arguments.steps + 1, logger=False,
+        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+        use_distributed_sampler=False, callbacks=[timer],
     )  # fmt: skip
     module = IPVRMModule(
         language_model=factory, objective=objective, reference=reference, optimizer=partial(torch.optim.AdamW, lr=1e-5)
