@@ -19,13 +19,13 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 #: Files whose tests start runs of several processes.
-DISTRIBUTED = {"test_resume", "test_distributed", "test_equivalence", "test_overlays"}
+DISTRIBUTED = {"test_distributed", "test_equivalence", "test_overlays"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Divide the tests among workers (pytest-xdist): by file, and all that take ports to one, which cannot collide."""
     for item in items:
-        takes_ports = item.path.stem in DISTRIBUTED or "two_processes" in item.name
+        takes_ports = item.path.stem in DISTRIBUTED or "two processes" in item.name.replace("_", " ")
         item.add_marker(pytest.mark.xdist_group("ports" if takes_ports else str(item.path)))
 
 
