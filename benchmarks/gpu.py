@@ -1,7 +1,7 @@
 """What a GPU does: peak memory, tokens per second, and the share of its own matmul speed, in real shapes.
 
     python benchmarks/gpu.py                                  # a GPU with 24 GB or more; no download
-    python benchmarks/gpu.py --cases "tiny full" "tiny QLoRA" --longest 128 --sequences 4     # anywhere, to try it
+    python benchmarks/gpu.py --variants "tiny full" "tiny QLoRA" --longest 128 --sequences 4     # anywhere, to try it
 
 Random weights, responses of up to 2,560 tokens with their prompts, steps of IPVRM through the data module, the module
 and the trainer that everyone uses. Operations are counted as the training needs them, whatever is computed twice: per
@@ -13,18 +13,15 @@ matrices in bfloat16 (float32 on a CPU), measured in the same process. QLoRA's b
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measuring import RESULTS, Clock, Found, Peak, in_turns, keep, memory_of, seconds_of, table
+from measuring import Clock, Found, Peak, compare, memory_of, seconds_of, table
 
 #: Case to shape, whether weights are in 4 bits with adapters, gradient checkpointing, and attention.
-CASES: dict[str, tuple[str, bool, bool, str]] = {
+VARIANTS: dict[str, tuple[str, bool, bool, str]] = {
     "Qwen3-0.6B full": ("qwen3-0.6b", False, True, "sdpa"),
     "Qwen3-0.6B full, no checkpointing": ("qwen3-0.6b", False, False, "sdpa"),
     "Qwen3-0.6B full, plain attention": ("qwen3-0.6b", False, True, "eager"),
@@ -36,28 +33,18 @@ CASES: dict[str, tuple[str, bool, bool, str]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=[n for n in CASES if "tiny" not in n], choices=list(CASES))
     parser.add_argument("--longest", type=int, default=2560, help="tokens of prompt and response, at most")
     parser.add_argument("--sequences", type=int, default=16, help="in a step")
     parser.add_argument("--max-tokens", type=int, help="of one forward pass; default: two of the longest")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--variant", choices=list(CASES), help="run one and print its numbers as JSON")
-    parser.add_argument("--out", default=str(RESULTS))
-    arguments = parser.parse_args()
-    if arguments.variant is None:
-        keep("gpu", make_table(in_turns(__file__, arguments.cases, arguments.rounds), arguments), arguments)
-        return
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(arguments, Path(folder))))
+    compare(parser, "gpu", list(VARIANTS), measure, make_table, rounds=1)
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Seconds of each step but the first, peak memory, tokens and operations of a step, and the ceiling."""
     import torch
-    from lightning.pytorch import Callback, Trainer
     from shapes import WordModel, write_pairs
+    from trainers import bare_trainer
 
     from ipvrm_lightning.data import TrajectoryDataModule
     from ipvrm_lightning.modules import IPVRMModule
@@ -65,7 +52,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     on_gpu = torch.cuda.is_available()
     ceiling = matmul_ceiling("cuda" if on_gpu else "cpu")
-    shape, quantized, checkpointing, attention = CASES[arguments.variant]
+    shape, quantized, checkpointing, attention = VARIANTS[arguments.variant]
     words = WordModel(shape, gradient_checkpointing=checkpointing, attn_implementation=attention)
     rows = write_pairs(
         folder / "pairs.jsonl", pairs=arguments.sequences // 2, longest=arguments.longest, vocabulary=words.words
@@ -75,18 +62,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     peak, clock = Peak(), Clock()
 
-    class Timer(Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
-            clock.start()
-
-        def on_train_batch_end(self, *_: Any) -> None:
-            clock.stop()
-
-    trainer = Trainer(
-        devices=1, max_epochs=arguments.steps + 1, precision="bf16-mixed" if on_gpu else "32-true", logger=False,
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-        use_distributed_sampler=False, callbacks=[Timer()],
-    )  # fmt: skip
+    precision = "bf16-mixed" if on_gpu else "32-true"
+    trainer = bare_trainer(clock, max_epochs=arguments.steps + 1, precision=precision)
     optimizer: Any = torch.optim.AdamW
     if quantized:
         from bitsandbytes.optim import PagedAdamW8bit as optimizer

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,39 @@ class Clock:
         self._seconds.append(time.perf_counter() - self._began)
 
 
+def compare(
+    parser: argparse.ArgumentParser,
+    name: str,
+    variants: Sequence[str],
+    measure: Callable[[argparse.Namespace, Path], dict[str, Any]],
+    make_table: Callable[[Found, argparse.Namespace], list[str]],
+    *,
+    rounds: int = 2,
+) -> None:
+    """The main function of a benchmark: run every variant in turns and keep the table, or measure one of them.
+
+    Args:
+        parser: with the benchmark's own arguments; `--variants`, `--rounds`, `--out` and `--variant` are added.
+        name: of the result, which may name arguments: `"rl_step_{shape}"`.
+        variants: that there are; all of them run unless `--variants` says otherwise.
+        measure: gives the numbers of `arguments.variant`, seconds and memory among them, in a folder for its files.
+        make_table: lines of the result.
+        rounds: default of `--rounds`.
+    """
+    parser.add_argument("--variants", nargs="+", default=list(variants), choices=variants)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--out", default=str(RESULTS))
+    parser.add_argument("--variant", choices=variants, help="measure one and print its numbers as JSON")
+    arguments = parser.parse_args()
+    if arguments.variant is None:
+        found = in_turns(sys.argv[0], arguments.variants, arguments.rounds)
+        keep(name.format(**vars(arguments)), make_table(found, arguments), arguments)
+        return
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(arguments, Path(folder))))
+
+
 def in_turns(script: str, variants: Sequence[str], rounds: int) -> Found:
     """Run `script --variant NAME` with this process's other arguments; each prints its numbers as a line of JSON."""
     found: Found = {name: [] for name in variants}
@@ -85,6 +120,11 @@ def seconds_of(found: Found, name: str) -> float:
 def memory_of(found: Found, name: str) -> float:
     """Median over the rounds, MiB."""
     return statistics.median(run["memory"] for run in found[name])
+
+
+def ratio(measure: Callable[[Found, str], float], found: Found, name: str, other: str, places: int = 2) -> str:
+    """What `measure` finds of one variant over what it finds of another; empty where that one was not run."""
+    return f"{measure(found, name) / measure(found, other):.{places}f}" if other in found else ""
 
 
 def spread_of(found: Found, name: str) -> float:

@@ -12,12 +12,12 @@ anonymous memory (`RssAnon`) of the process, or the GPU's allocated maximum.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from measuring import RESULTS, Found, Peak, in_turns, keep, memory_of, seconds_of, table
+from measuring import Clock, Found, Peak, compare, memory_of, ratio, seconds_of, table
 
 VARIANTS = ("GRPO", "GRPO + IPVRM", "DistRL + IPVRM", "DistRL + IPVRM, all 5 count")
 
@@ -30,21 +30,13 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="longest response, tokens")
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--variant", choices=VARIANTS, help="run one and print its numbers as JSON")
-    parser.add_argument("--out", default=str(RESULTS))
-    arguments = parser.parse_args()
-    if arguments.variant:
-        print(json.dumps(measure(arguments)))
-        return
-    found = in_turns(__file__, VARIANTS, arguments.rounds)
-    keep("policy_cost", make_table(found, arguments), arguments)
+    compare(parser, "policy_cost", VARIANTS, measure, make_table, rounds=3)
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Seconds of each step but the first, and peak memory, of one variant."""
     import torch
-    from lightning.pytorch import Callback, Trainer
+    from trainers import bare_trainer
 
     from ipvrm_lightning.data import PromptModule
     from ipvrm_lightning.models import RandomLanguageModel
@@ -83,12 +75,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         def setup(self, stage: str | None = None) -> None:
             self.train_prompts = [PromptExample([5] * 64, "text", "1", "given", str(n)) for n in range(64)]
 
-    times: list[float] = []
-
-    class Clock(Callback):
-        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            times.append(float(trainer.callback_metrics["train/seconds/step"]))
-
     adam = partial(torch.optim.AdamW, lr=1e-5)
     reward = None if arguments.variant == "GRPO" else RewardModel(objective=IPVRM(), optimizer=adam)
     module = Given(
@@ -102,14 +88,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         ),
         optimizer=adam,
     )
-    peak = Peak()
-    trainer = Trainer(
-        devices=1, max_epochs=1, limit_train_batches=arguments.steps + 1, limit_val_batches=0, logger=False,
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, callbacks=[Clock()],
-        use_distributed_sampler=False,
-    )  # fmt: skip
+    peak, clock = Peak(), Clock()
+    trainer = bare_trainer(clock, max_epochs=1, limit_train_batches=arguments.steps + 1, limit_val_batches=0)
     trainer.fit(module, datamodule=Prompts(batch_size=arguments.prompts))
-    return {"seconds": times[1:], "memory": peak.mebibytes}
+    return {"seconds": clock.seconds, "memory": peak.mebibytes}
 
 
 def make_table(found: Found, arguments: argparse.Namespace) -> list[str]:
@@ -118,8 +100,8 @@ def make_table(found: Found, arguments: argparse.Namespace) -> list[str]:
     for name in found:
         cells = [name]
         for measure, form in ((seconds_of, ".2f"), (memory_of, ".0f")):
-            own = measure(found, name)
-            cells += [f"{own:{form}}", *(f"{own / measure(found, other):.3f}" for other in ("GRPO + IPVRM", "GRPO"))]
+            ratios = [ratio(measure, found, name, other, 3) for other in ("GRPO + IPVRM", "GRPO")]
+            cells += [f"{measure(found, name):{form}}", *ratios]
         rows.append(cells)
     over = ["over GRPO + IPVRM", "over GRPO"]
     return [

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
-import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from measuring import RESULTS, Found, Peak, in_turns, keep, memory_of, seconds_of, table
+from measuring import Clock, Found, Peak, compare, memory_of, ratio, seconds_of, table
 
 VARIANTS = ("plain", "ipvrm_lightning")
 
@@ -32,27 +30,16 @@ def main() -> None:
     parser.add_argument("--subset", default="math")
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--shape", default="qwen3-tiny", help="a key of shapes.SHAPES")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--variant", choices=VARIANTS, help="run one and print its numbers as JSON")
-    parser.add_argument("--out", default=str(RESULTS))
-    arguments = parser.parse_args()
-    if arguments.variant is None:
-        found = in_turns(__file__, VARIANTS, arguments.rounds)
-        keep("scoring", make_table(found, arguments), arguments)
-        return
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    rows = json.loads((Path(arguments.processbench) / f"{arguments.subset}.json").read_text(encoding="utf-8"))
-    rows = random.Random(0).sample(rows, arguments.rows)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / f"{arguments.subset}.json").write_text(json.dumps(rows), encoding="utf-8")
-        print(json.dumps(measure(arguments, rows, folder)))
+    compare(parser, "scoring", VARIANTS, measure, make_table)
 
 
-def measure(arguments: argparse.Namespace, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """Seconds for all rows, peak memory, and the scores' sum, which both ways must agree on."""
+def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Seconds for all rows, peak memory, and the scores, which both ways must agree on."""
     from shapes import TextModel
 
+    rows = json.loads((Path(arguments.processbench) / f"{arguments.subset}.json").read_text(encoding="utf-8"))
+    rows = random.Random(0).sample(rows, arguments.rows)
+    (folder / f"{arguments.subset}.json").write_text(json.dumps(rows), encoding="utf-8")
     factory = TextModel(arguments.shape, [text for row in rows for text in (row["problem"], *row["steps"])])
     peak = Peak()
     score = plain if arguments.variant == "plain" else ours
@@ -64,7 +51,7 @@ def measure(arguments: argparse.Namespace, rows: list[dict[str, Any]], folder: P
 
 def ours(factory: Any, rows: list[dict[str, Any]], folder: Path, subset: str) -> list[float]:
     """Through the data module and the trainer; step sums of all rows."""
-    from lightning.pytorch import Trainer
+    from trainers import bare_trainer
 
     from ipvrm_lightning.data import ProcessBenchDataModule
     from ipvrm_lightning.models import FrozenCopy, LanguageModelFactory
@@ -83,11 +70,8 @@ def ours(factory: Any, rows: list[dict[str, Any]], folder: Path, subset: str) ->
             return factory.build_tokenizer()
 
     module = IPVRMModule(language_model=Pair(), reference=FrozenCopy())
-    trainer = Trainer(
-        devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False
-    )
     data = ProcessBenchDataModule(path=str(folder), subsets=[subset], prompt_format="plain", max_tokens=8192)
-    predictions = trainer.predict(module, datamodule=data)
+    predictions = bare_trainer(Clock()).predict(module, datamodule=data)
     found = {record["index"]: record["step_scores"]["step_sum"] for batch in predictions or [] for record in batch}
     beta = module.objective.beta
     return [score / beta for index in sorted(found) for score in found[index]]
@@ -144,24 +128,28 @@ def threshold_search() -> float:
 
 def make_table(found: Found, arguments: argparse.Namespace) -> list[str]:
     """Seconds and memory, with ratios to the plain way."""
-    rows = []
-    for name in found:
-        seconds, memory = seconds_of(found, name), memory_of(found, name)
-        ratios = f"{seconds / seconds_of(found, 'plain'):.2f}", f"{memory / memory_of(found, 'plain'):.2f}"
-        rows.append([name, f"{seconds:.1f}", ratios[0], f"{memory:.0f}", ratios[1]])
-    theirs, own = (found[name][0]["scores"] for name in VARIANTS)
-    apart = [abs(a - b) for a, b in zip(theirs, own, strict=True)]
-    return [
+    rows = [
+        [
+            name, f"{seconds_of(found, name):.1f}", ratio(seconds_of, found, name, "plain"),
+            f"{memory_of(found, name):.0f}", ratio(memory_of, found, name, "plain"),
+        ]
+        for name in found
+    ]  # fmt: skip
+    lines = [
         f"{arguments.shape}, random weights; {arguments.rows} solutions of ProcessBench {arguments.subset}, all of it"
         f" from file to scores; {arguments.rounds} rounds.",
         "",
         *table(["", "seconds", "time ratio", "peak MiB", "memory ratio"], rows),
         "",
-        f"Of {len(apart)} step scores, {sum(d > 1e-3 for d in apart)} differ by more than 1e-3 (median difference"
-        f" {statistics.median(apart):.1e}): where a step's prefix, tokenised alone, has other tokens at its end.",
-        "",
-        f"The exact best threshold of 3,400 solutions takes {threshold_search():.0f} ms.",
     ]
+    if len(found) == 2:
+        apart = [abs(a - b) for a, b in zip(*(runs[0]["scores"] for runs in found.values()), strict=True)]
+        lines += [
+            f"Of {len(apart)} step scores, {sum(d > 1e-3 for d in apart)} differ by more than 1e-3 (median difference"
+            f" {statistics.median(apart):.1e}): where a step's prefix, tokenised alone, has other tokens at its end.",
+            "",
+        ]
+    return [*lines, f"The exact best threshold of 3,400 solutions takes {threshold_search():.0f} ms."]
 
 
 if __name__ == "__main__":

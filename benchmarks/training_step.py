@@ -12,14 +12,12 @@ The reference is computed in each step ("in the step") or before the first one (
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measuring import RESULTS, Clock, Found, Peak, in_turns, keep, memory_of, seconds_of, spread_of, table
+from measuring import Clock, Found, Peak, compare, memory_of, ratio, seconds_of, spread_of, table
 
 #: Variant to the one that its ratio is taken to.
 VARIANTS = {
@@ -39,18 +37,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=2048, help="tokens of prompt and response, at most")
     parser.add_argument("--pairs", type=int, default=4, help="pairs of responses in a step")
     parser.add_argument("--steps", type=int, default=2, help="that are timed, in each round")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--variant", choices=list(VARIANTS), help="run one and print its numbers as JSON")
-    parser.add_argument("--out", default=str(RESULTS))
-    arguments = parser.parse_args()
-    if arguments.variant is None:
-        found = in_turns(__file__, arguments.variants, arguments.rounds)
-        keep(f"training_step_{arguments.shape}", make_table(found, arguments), arguments)
-        return
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(arguments, Path(folder))))
+    compare(parser, "training_step_{shape}", list(VARIANTS), measure, make_table)
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -77,35 +64,29 @@ def ours(arguments: argparse.Namespace, factory: Any, folder: Path, clock: Clock
     import time
 
     import torch
-    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch import Callback
+    from trainers import bare_trainer
 
     from ipvrm_lightning import objectives
     from ipvrm_lightning.data import TrajectoryDataModule
     from ipvrm_lightning.models import CachedReference, FrozenCopy
     from ipvrm_lightning.modules import IPVRMModule
 
-    class Timer(Callback):
+    class Beforehand(Callback):
         def on_fit_start(self, *_: Any) -> None:
             self.began = time.perf_counter()
 
         def on_train_start(self, *_: Any) -> None:
-            self.once = time.perf_counter() - self.began
-
-        def on_train_batch_start(self, *_: Any) -> None:
-            clock.start()
-
-        def on_train_batch_end(self, *_: Any) -> None:
-            clock.stop()
+            self.seconds = time.perf_counter() - self.began
 
     kept = arguments.variant.endswith("kept")
     objective = getattr(objectives, arguments.variant.split(",")[0])()
     reference = CachedReference(source=FrozenCopy(), cache_dir=str(folder / "cache")) if kept else FrozenCopy()
-    timer = Timer()
+    beforehand = Beforehand()
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    trainer = Trainer(
-        devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=arguments.steps + 1, logger=False,
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-        use_distributed_sampler=False, callbacks=[timer],
+    trainer = bare_trainer(
+        clock, devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=arguments.steps + 1,
+        callbacks=[beforehand],
     )  # fmt: skip
     module = IPVRMModule(
         language_model=factory, objective=objective, reference=reference, optimizer=partial(torch.optim.AdamW, lr=1e-5)
@@ -116,7 +97,7 @@ def ours(arguments: argparse.Namespace, factory: Any, folder: Path, clock: Clock
         max_length=arguments.longest,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
-    return {"once": timer.once} if kept else {}
+    return {"once": beforehand.seconds} if kept else {}
 
 
 def plain(arguments: argparse.Namespace, factory: Any, rows: list[dict[str, str]], clock: Clock) -> None:
@@ -164,23 +145,13 @@ def plain(arguments: argparse.Namespace, factory: Any, rows: list[dict[str, str]
 
 def trl(arguments: argparse.Namespace, factory: Any, rows: list[dict[str, str]], folder: Path, clock: Clock) -> None:
     """TRL's trainer as its documentation shows it, in full precision, without gradient checkpointing."""
-    import torch
     from datasets import Dataset
-    from transformers import TrainerCallback
-
-    class Timer(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            clock.start()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.stop()
+    from trainers import stored_model, trl_options, trl_timer
 
     pairwise = arguments.variant == "TRL DPO"
     options = {
-        "output_dir": str(folder / "trl"), "per_device_train_batch_size": 1 if pairwise else 2, "learning_rate": 1e-5,
+        **trl_options(folder), "per_device_train_batch_size": 1 if pairwise else 2, "learning_rate": 1e-5,
         "gradient_accumulation_steps": arguments.pairs, "max_steps": arguments.steps + 1, "max_length": None,
-        "gradient_checkpointing": False, "bf16": False, "use_cpu": not torch.cuda.is_available(), "report_to": [],
-        "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
     }  # fmt: skip
     rows = [{**row, "chosen": f" {row['chosen']}", "rejected": f" {row['rejected']}"} for row in rows]
     if pairwise:
@@ -192,13 +163,9 @@ def trl(arguments: argparse.Namespace, factory: Any, rows: list[dict[str, str]],
 
         sides = (("chosen", True), ("rejected", False))
         rows = [{"prompt": r["prompt"], "completion": r[side], "label": label} for r in rows for side, label in sides]
-    # it loads the reference by the model's name, so the model must have one
-    model, name = factory.build_model(), str(folder / "model")
-    model.save_pretrained(name)
-    model.config._name_or_path = model.name_or_path = name
     trainer = TheirTrainer(
-        model=model, args=Config(**options), train_dataset=Dataset.from_list(rows),
-        processing_class=factory.build_tokenizer(), callbacks=[Timer()],
+        model=stored_model(factory, folder), args=Config(**options), train_dataset=Dataset.from_list(rows),
+        processing_class=factory.build_tokenizer(), callbacks=[trl_timer(clock)],
     )  # fmt: skip
     trainer.train()
 
@@ -207,11 +174,11 @@ def make_table(found: Found, arguments: argparse.Namespace) -> list[str]:
     """Medians, and ratios to what each variant is compared with."""
     rows = []
     for name in found:
-        other = VARIANTS[name] if VARIANTS[name] in found else name
-        seconds, memory = seconds_of(found, name), memory_of(found, name)
+        other = VARIANTS[name]
         rows.append([
-            name, f"{seconds:.2f}", f"{spread_of(found, name):.2f}", f"{seconds / seconds_of(found, other):.2f}",
-            f"{memory:.0f}", f"{memory / memory_of(found, other):.2f}", other,
+            name, f"{seconds_of(found, name):.2f}", f"{spread_of(found, name):.2f}",
+            ratio(seconds_of, found, name, other),
+            f"{memory_of(found, name):.0f}", ratio(memory_of, found, name, other), other,
         ])  # fmt: skip
     header = ["", "seconds a step", "slowest / fastest", "time ratio", "peak MiB", "memory ratio", "ratio to"]
     lines = [
