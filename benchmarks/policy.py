@@ -21,7 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from objectives import spread, train, versions
+from measuring import versions
+from objectives import read, spread, train
 
 #: A world whose errors a policy can unlearn within minutes: operations it masters, errors that were planted. Wrong
 #: lines name the other operand, so that the alternative is one token, and some of them change no answer.
@@ -83,11 +84,6 @@ def main() -> None:
     table = make_tables(read(store), arguments)
     (Path(arguments.out) / "policy.md").write_text(table, encoding="utf-8")
     print(table)
-
-
-def read(store: Path) -> list[dict[str, Any]]:
-    """Finished runs."""
-    return [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
 
 
 def settings_of(arguments: argparse.Namespace) -> list[Any]:
