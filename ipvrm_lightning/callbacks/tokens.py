@@ -47,9 +47,9 @@ class TokenFile(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the batch's chosen rows."""
-        if not isinstance(outputs, Mapping) or dataloader_idx >= len(self._chosen):
+        if not isinstance(outputs, Mapping) or not {"td_advantages", "values"} <= set(outputs):
             return
-        chosen = self._chosen[dataloader_idx]
+        chosen = self._chosen[dataloader_idx] if dataloader_idx < len(self._chosen) else set()
         rows = [(row, index) for row, index in enumerate(batch.index.tolist()) if index in chosen]
         if not rows:
             return
@@ -92,7 +92,8 @@ def choose_rows(datasets: Sequence[Any], max_tokens: int) -> list[set[int]]:
     """
     candidates = []
     for number, dataset in enumerate(datasets):
-        for row in range(len(dataset) if dataset.step_labels is not None else 0):
+        known = getattr(dataset, "step_labels", None) is not None
+        for row in range(len(dataset) if known else 0):
             metadata = dataset.metadata(row)
             order = stable_hash(f"{metadata['subset']}/{metadata['id']}")
             candidates.append((order, number, row, int(dataset.response_lengths[row])))

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +32,8 @@ def _is_finite_number(value: Any) -> bool:
     return _is_integer(value) and abs(value) <= _LARGEST
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether a value is text that can be written."""
     # JSON can spell half of a surrogate pair, which could be neither printed nor written
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
@@ -64,7 +65,7 @@ def check_solution(solution: ScoredSolution, where: str) -> None:
         ValueError: naming place, field and what was found.
     """
     for name in ("id", "subset", "problem"):
-        if not _is_text(getattr(solution, name)):
+        if not is_text(getattr(solution, name)):
             raise ValueError(f"{where}: {name}: expected text, found {getattr(solution, name)!r}")
     _check_steps(solution, where)
     if not _is_integer(solution.label) or not -1 <= solution.label < len(solution.step_lengths):
@@ -162,6 +163,27 @@ def write_scores(path: str | Path, solutions: Iterable[ScoredSolution]) -> Path:
     return write_atomically(path, "".join(map(solution_to_line, ordered)))
 
 
+def numbered_lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Lines of a JSONL file that are not empty, each with how messages name it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line that is not UTF-8.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}, line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
+            if text.strip():
+                yield text, where
+
+
 def read_scores(path: str | Path) -> list[ScoredSolution]:
     """Read a score file.
 
@@ -172,16 +194,7 @@ def read_scores(path: str | Path) -> list[ScoredSolution]:
         FileNotFoundError: there is no such file.
         ValueError: a bad line (file, line, field and what was found), or no line at all.
     """
-    solutions = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
-            if text.strip():
-                solutions.append(solution_from_line(text, where))
+    solutions = [solution_from_line(line, where) for line, where in numbered_lines(path)]
     if not solutions:
         raise ValueError(f"{path}: no scored solutions")
     return solutions

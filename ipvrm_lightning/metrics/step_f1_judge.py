@@ -57,7 +57,7 @@ class _SubsetJudge:
         oracle = torch.tensor([best_threshold(scores, self.labels).threshold], dtype=torch.float64)
         # the threshold is fitted anew on each resample, as it was on the data
         judged = {"oracle": self._judge(search, oracle, search.best(self.weights).f1)}
-        judged["cross_fitted"] = self._judge(search, self._cross_fit(search))
+        judged["cross_fitted"] = self._judge(search, self.cross_fit(search))
         if fixed is not None:
             judged["fixed"] = self._judge(search, torch.tensor([fixed], dtype=torch.float64))
         return judged
@@ -70,10 +70,11 @@ class _SubsetJudge:
             flat = torch.rand(sum(step_counts), generator=generator, dtype=torch.float64)
             search = ThresholdSearch([part.tolist() for part in flat.split(list(step_counts))], self.labels)
             found["oracle"].append(search.best(self.everything).f1[0])
-            found["cross_fitted"].append(self._f1(search.right_at(self._cross_fit(search)), self.everything)[0])
+            found["cross_fitted"].append(self._f1(search.right_at(self.cross_fit(search)), self.everything)[0])
         return {origin: torch.stack(values) for origin, values in found.items()}
 
-    def _cross_fit(self, search: ThresholdSearch) -> Tensor:
+    def cross_fit(self, search: ThresholdSearch) -> Tensor:
+        """The threshold of each solution that is best on the problems of other folds, [n]."""
         folds = torch.arange(int(self.fold_of.max()) + 1)
         others = (self.fold_of != folds[:, None]).double()
         return search.best(others).threshold[self.fold_of]
@@ -99,6 +100,33 @@ class _SubsetJudge:
             (weights * (right & of)).sum(1) / (weights * of).sum(1) for of in (self.has_error, ~self.has_error)
         ]
         return harmonic_mean(*accuracies)
+
+
+def thresholds_of_solutions(
+    name: str, solutions: Sequence[ScoredSolution], settings: JudgeSettings
+) -> dict[str, dict[str, list[float]]]:
+    """The threshold that judges each solution of a subset.
+
+    Args:
+        name: of the subset.
+        solutions: all of the subset, in stable order.
+        settings: as they were judged.
+
+    Returns:
+        Protocol to origin to one threshold per solution, NaN where there was no other problem to choose it on.
+    """
+    judge = _SubsetJudge(name, solutions, settings)
+    chosen = {}
+    for protocol in solutions[0].step_scores:
+        scores = [one.step_scores[protocol] for one in solutions]
+        cross_fitted = judge.cross_fit(ThresholdSearch(scores, judge.labels)).tolist()
+        chosen[protocol] = {
+            "oracle": [best_threshold(scores, judge.labels).threshold] * len(solutions),
+            "cross_fitted": cross_fitted,
+        }
+        if (fixed := settings.fixed_for(protocol)) is not None:
+            chosen[protocol]["fixed"] = [fixed] * len(solutions)
+    return chosen
 
 
 def _share(right: Tensor, among: Tensor) -> float:

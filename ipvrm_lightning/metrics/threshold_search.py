@@ -78,6 +78,19 @@ class ThresholdSearch:
         threshold = self._representatives()[segment]
         return ThresholdChoice(best_f1[:, 0], torch.where(wrong + right > 0, threshold, math.nan)[:, 0])
 
+    def curve(self) -> ThresholdChoice:
+        """Step F1 as a function of the threshold, every solution counting once.
+
+        It is constant between neighbouring scores that matter, so one threshold of each stretch says all.
+
+        Returns:
+            Thresholds from the lowest to the highest, and the F1 at each, [segments] both.
+        """
+        once = torch.ones(1, len(self.has_error), dtype=torch.float64)
+        found, wrong = self._right(once * self.has_error)
+        passed, right = self._right(once * ~self.has_error)
+        return ThresholdChoice(harmonic_mean(passed / right, found / wrong)[0], self._representatives())
+
     def _right(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Weight judged right in each segment [R, segments], and weight in all [R, 1]."""
         hits = weights[:, self.possible]

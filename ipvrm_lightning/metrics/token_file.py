@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ipvrm_lightning.metrics.score_file import write_atomically
+from ipvrm_lightning.metrics.score_file import is_text, numbered_lines, write_atomically
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,13 @@ def record_from_line(line: str, where: str) -> TokenRecord:
         if name not in _TYPES:
             raise ValueError(f"{where}: {name}: unknown field; known are {list(_TYPES)}")
     for name in ("id", "subset", "prompt"):
-        if not isinstance(plain[name], str):
+        if not is_text(plain[name]):
             raise ValueError(f"{where}: {name}: expected text, found {plain[name]!r}")
     for name, types in _OF_ITEMS.items():
         _check_list(plain[name], types, len(plain["tokens"]), f"{where}: {name}")
-    steps = max(plain["step_ids"], default=-1) + 1
+    if min(plain["step_ids"]) < -1:
+        raise ValueError(f"{where}: step_ids: expected -1 or the number of a step, found {min(plain['step_ids'])}")
+    steps = max(plain["step_ids"]) + 1
     if not _is_a(plain["label"], (int,)) or not -1 <= plain["label"] < steps:
         raise ValueError(f"{where}: label: expected -1 or one of {steps} steps, found {plain['label']!r}")
     return TokenRecord(**plain)
@@ -98,7 +100,9 @@ def _check_list(values: Any, types: tuple[type, ...], length: int, where: str) -
 
 
 def _is_a(value: Any, types: tuple[type, ...]) -> bool:
-    return isinstance(value, types) and not isinstance(value, bool) and (isinstance(value, str) or math.isfinite(value))
+    if isinstance(value, str):
+        return str in types and is_text(value)
+    return isinstance(value, types) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def write_tokens(path: str | Path, lines: Iterable[str]) -> Path:
@@ -117,11 +121,8 @@ def read_tokens(path: str | Path) -> list[TokenRecord]:
         ValueError: a bad line (file, line, field and what was found), or a solution that occurs twice.
     """
     records: dict[tuple[str, str], TokenRecord] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                record = record_from_line(line, where)
-                if records.setdefault((record.subset, record.id), record) is not record:
-                    raise ValueError(f"{where}: id: {record.id!r} occurs twice in subset {record.subset!r}")
+    for line, where in numbered_lines(path):
+        record = record_from_line(line, where)
+        if records.setdefault((record.subset, record.id), record) is not record:
+            raise ValueError(f"{where}: id: {record.id!r} occurs twice in subset {record.subset!r}")
     return list(records.values())
