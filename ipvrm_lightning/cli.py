@@ -26,6 +26,7 @@ commands:
   predict   values and advantages per token and step
   rollout   sample responses to prompts, verify them  ipvrm rollout --config configs/rollout_qwen.yaml
   export    a checkpoint as a Hugging Face folder    ipvrm export outputs/ipvrm_qwen --out my-reward-model
+  report    one HTML page to look at a run           ipvrm report outputs/ipvrm_qwen
   judge     recompute step F1 from a scores.jsonl, without a model
 
 Configs stack: later --config files and --key=value arguments win. `--ckpt_path last` is the newest checkpoint under the
@@ -77,6 +78,12 @@ def _run_export(arguments: list[str]) -> None:
     export(arguments[1:])
 
 
+def _run_report(arguments: list[str]) -> None:
+    from ipvrm_lightning.reporting.command import main as report
+
+    report(arguments[1:])
+
+
 def _run_rollout(arguments: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from ipvrm_lightning.rollout_cli import main as rollout
@@ -106,4 +113,9 @@ def _run_lightning(arguments: list[str]) -> None:
 QUIET = (r".*isinstance\(treespec, LeafSpec\).*", ".*is_gradient_checkpointing.*", ".*does not have many workers.*")
 
 LIGHTNING = ("fit", "validate", "test", "predict")
-COMMANDS: dict[str, Callable[[list[str]], Any]] = {"export": _run_export, "judge": _run_judge, "rollout": _run_rollout}
+COMMANDS: dict[str, Callable[[list[str]], Any]] = {
+    "export": _run_export,
+    "judge": _run_judge,
+    "report": _run_report,
+    "rollout": _run_rollout,
+}

@@ -1,0 +1,1 @@
+"""`ipvrm report`: one HTML file to look at a run."""
