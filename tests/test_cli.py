@@ -10,7 +10,10 @@ import pytest
 import yaml
 
 from ipvrm_lightning.cli import main
+from ipvrm_lightning.metrics import read_scores
+from ipvrm_lightning.metrics.token_file import TokenRecord, read_tokens
 from ipvrm_lightning.models.checkpoints import newest_checkpoint
+from ipvrm_lightning.types import ScoredSolution
 from ipvrm_lightning.worlds.arithmetic import ArithmeticWorld
 
 from .conftest import REPOSITORY
@@ -153,6 +156,18 @@ def test_every_policy_config_fits_a_tiny_model(
     assert all(len(group.attempts) == 4 for collection in sampled for group in collection.sampled)
 
 
+def check_tokens(records: list[TokenRecord], solutions: list[ScoredSolution]) -> None:
+    """TD advantages of a step's tokens sum to its score, and the last value is that of the whole."""
+    scored = {one.id: one for one in solutions}
+    assert {record.id for record in records} == scored.keys()
+    for record in records:
+        pairs = list(zip(record.step_ids, record.td_advantages, strict=True))
+        for step, score in enumerate(scored[record.id].step_scores["step_sum"]):
+            assert sum(value for at, value in pairs if at == step) == pytest.approx(score, rel=1e-3, abs=1e-4)
+        assert record.values[-1] == pytest.approx(scored[record.id].final_value, rel=1e-4, abs=1e-6)
+        assert "".join(record.tokens).startswith("Step 1: add")
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_objective_stacks_on_an_experiment_and_is_judged(
     overlay: str, tmp_path: Path, real_inputs: dict[str, str], capsys: pytest.CaptureFixture[str]
@@ -180,6 +195,10 @@ def test_every_objective_stacks_on_an_experiment_and_is_judged(
     assert report["reports"]["step_f1"]["subsets"]["gsm8k"]
     (scores,) = tmp_path.glob("*-test/scores.jsonl")
     assert len(scores.read_text().splitlines()) == 12
+    (tokens,) = tmp_path.glob("*-test/tokens.jsonl")
+    check_tokens(read_tokens(tokens), read_scores(scores))
+    main(["report", str(tmp_path)])
+    assert "gsm8k-11" in next(tmp_path.glob("report.html")).read_text()
     assert list(tmp_path.glob("*-test/config.yaml"))
     (record,) = tmp_path.glob("*-test/run.json")
     assert json.loads(record.read_text())["seed"] == 0

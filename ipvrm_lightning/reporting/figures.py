@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ipvrm_lightning.metrics.calibration import CalibrationReport, CalibrationResult
 from ipvrm_lightning.metrics.step_f1_report import SubsetReport
@@ -14,7 +15,7 @@ from ipvrm_lightning.reporting.series import Curve, ReliabilityLine, Spread, Thr
 _POINTS = 300
 
 
-def _style(index: int) -> dict[str, object]:
+def _style(index: int) -> dict[str, Any]:
     return {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
 
 

@@ -45,6 +45,7 @@
   function update() {
     readout.hidden = true;
     const wanted = new Set([...document.querySelectorAll("[name=verdict]:checked")].map((box) => box.value));
+    const open = new Set([...list.querySelectorAll("details[open]")].map((details) => details.dataset.key));
     const ofSubset = data.solutions.filter((one) => !subset.value || one.subset === subset.value);
     const counts = { right: 0, wrong: 0, missed: 0 };
     for (const one of ofSubset) counts[verdict(one)] += 1;
@@ -52,6 +53,7 @@
     const chosen = ofSubset.filter((one) => wanted.has(verdict(one)));
     list.replaceChildren(...chosen.slice(0, limit).map(entry));
     more.hidden = chosen.length <= limit;
+    for (const details of list.querySelectorAll("details")) details.open = open.has(details.dataset.key);
     const first = Math.min(limit, chosen.length);
     shown.textContent = `${first} of ${chosen.length} that fit, of ${data.solutions.length} on this page.`;
   }
@@ -60,7 +62,7 @@
     const kind = verdict(solution);
     const where = `labelled: ${stepName(solution.label)} · predicted: ${stepName(found(solution)[0])}`;
     const details = element(
-      "details", {},
+      "details", { "data-key": data.solutions.indexOf(solution) },
       element(
         "summary", {},
         element("span", { class: "verdict", text: `${SIGNS[kind]} ${kind}` }),
@@ -105,7 +107,7 @@
   function step(solution, part) {
     const { index, tokens } = part;
     const predicted = found(solution)[0];
-    const head = element("h4", {}, element("b", { text: index < 0 ? "Outside the steps" : `Step ${index + 1}` }));
+    const head = element("h3", {}, element("b", { text: index < 0 ? "Outside the steps" : `Step ${index + 1}` }));
     const box = element("section", { class: "step" }, head);
     if (index >= 0 && index === solution.label) {
       box.classList.add("labelled");

@@ -109,7 +109,11 @@ def _rebuild_record(kind: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where}: {name}: missing; found {sorted(value)}")
         if name not in kinds:
             raise ValueError(f"{where}: {name}: unknown field; known are {names}")
-    return kind(**{name: rebuild(kinds[name], value[name], f"{where}.{name}") for name in names})
+    arguments = {name: rebuild(kinds[name], value[name], f"{where}.{name}") for name in names}
+    try:
+        return kind(**arguments)
+    except ValueError as error:  # a number outside its range
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _rebuild_choice(kinds: tuple[Any, ...], value: Any, where: str) -> Any:

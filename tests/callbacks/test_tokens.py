@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ipvrm_lightning.callbacks.tokens import TokenFile, choose_rows, token_texts
+from tests.data.tokenizers import byte_level
+
+
+def dataset(lengths: list[int], *, subset: str = "s", labelled: bool = True) -> Any:
+    return type(
+        "Rows",
+        (),
+        {
+            "__len__": lambda self: len(lengths),
+            "step_labels": np.zeros(len(lengths)) if labelled else None,
+            "response_lengths": np.array(lengths),
+            "metadata": lambda self, row: {"subset": subset, "id": f"r{row}"},
+        },
+    )()
+
+
+def test_whole_solutions_are_kept_up_to_a_number_of_tokens() -> None:
+    rows = [dataset([10] * 20), dataset([10] * 20, labelled=False), SimpleNamespace(), dataset([10] * 20, subset="t")]
+    everything = choose_rows(rows, 10_000)
+    assert [len(chosen) for chosen in everything] == [20, 0, 0, 20]
+    some = choose_rows(rows, 105)
+    assert sum(map(len, some)) == 10 and all(few <= more for few, more in zip(some, everything, strict=True))
+    assert choose_rows(rows, 105) == some
+    assert not any(choose_rows(rows, 9))
+    with pytest.raises(ValueError, match="max_tokens: expected 0 or more, found -1"):
+        TokenFile(max_tokens=-1)
+
+
+def test_texts_of_tokens_are_the_text() -> None:
+    tokenizer = byte_level()
+    text = "2 \u00d7 3 = 6 → ¥ \u201cso\u201d\n\n\U0001d7de"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    texts = token_texts(tokenizer, ids)
+    assert len(texts) == len(ids) > len(text)
+    assert "".join(texts) == text
+    # half a character: each id by itself
+    assert len(token_texts(tokenizer, ids[:3])) == 3

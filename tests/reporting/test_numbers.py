@@ -1,0 +1,95 @@
+"""The numbers that pictures and browser show, against the definitions."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from ipvrm_lightning.functional import step_f1_at
+from ipvrm_lightning.metrics import judge_solutions, read_scores
+from ipvrm_lightning.metrics.token_file import TokenRecord, read_tokens
+from ipvrm_lightning.reporting import series
+from ipvrm_lightning.reporting.browser import browser_data
+from ipvrm_lightning.reporting.results import read_results
+from ipvrm_lightning.types import ScoredSolution
+from tests.reporting.runs import SETTINGS
+
+TEST = "20260101-110000-test"
+
+
+@pytest.fixture(scope="module")
+def solutions(runs: Path) -> list[ScoredSolution]:
+    return read_scores(runs / TEST / "scores.jsonl")
+
+
+def test_a_results_file_reads_back_as_the_reports_it_was_made_of(runs: Path, solutions: list[ScoredSolution]) -> None:
+    back = read_results(runs / TEST / "results.json").reports
+    expected = judge_solutions(solutions, SETTINGS)
+    # as text, where unknown numbers are equal
+    assert str(back["step_f1"]) == str(expected)
+    assert list(back["best_of_n"].prompts_at) == [2]  # type: ignore[attr-defined]
+
+
+def test_the_curve_is_the_f1_at_its_thresholds(solutions: list[ScoredSolution]) -> None:
+    report = judge_solutions(solutions, SETTINGS)
+    for curve in series.threshold_curves(solutions, report, "step_sum"):
+        own = [one for one in solutions if one.subset == curve.subset]
+        scores, labels = [one.step_scores["step_sum"] for one in own], [one.label for one in own]
+        assert curve.thresholds == sorted(curve.thresholds)
+        for threshold, f1 in zip(curve.thresholds, curve.f1, strict=True):
+            assert f1 == pytest.approx(step_f1_at(scores, labels, threshold).f1, abs=1e-12)
+        at, f1 = curve.chosen["oracle"]
+        assert f1 == pytest.approx(max(curve.f1)) and at in curve.thresholds
+
+
+def test_verdicts_are_those_that_the_tables_count(runs: Path, solutions: list[ScoredSolution]) -> None:
+    report = judge_solutions(solutions, SETTINGS)
+    data = browser_data(solutions, read_tokens(runs / TEST / "tokens.jsonl"), SETTINGS, most=1000)
+    assert [name for name, _ in data["origins"]] == ["cross_fitted", "oracle"]
+    assert len(data["solutions"]) == len(solutions)
+    for subset, part in report.subsets.items():
+        own = [one for one in data["solutions"] if one["subset"] == subset]
+        for protocol, by_origin in part.protocols.items():
+            for origin, result in by_origin.items():
+                hits = [one["found"][protocol][origin][0] == one["label"] for one in own]
+                wrong = [hit for hit, one in zip(hits, own, strict=True) if one["label"] >= 0]
+                right = [hit for hit, one in zip(hits, own, strict=True) if one["label"] < 0]
+                assert sum(wrong) / len(wrong) == pytest.approx(result.error_accuracy)
+                assert sum(right) / len(right) == pytest.approx(result.correct_accuracy)
+
+
+def test_tokens_come_before_solutions_without(runs: Path, solutions: list[ScoredSolution]) -> None:
+    records = read_tokens(runs / TEST / "tokens.jsonl")[:5]
+    data = browser_data(solutions, records, SETTINGS, most=8)
+    assert sum("tokens" in one for one in data["solutions"]) == 5
+
+
+def record(label: int, values: list[float], step_ids: list[int]) -> TokenRecord:
+    return TokenRecord("a", "s", label, "p", ["x"] * len(values), step_ids, [0.0] * len(values), values)
+
+
+def test_values_by_hand() -> None:
+    def logit(share: float) -> float:
+        return math.log(share / (1 - share))
+
+    first = record(1, [logit(0.5), logit(0.6), logit(0.2), logit(0.1)], [0, 0, 1, -1])
+    second = record(0, [logit(0.4), logit(0.8)], [0, 1])
+    around = {one.place: one for one in series.values_around_error([first, second, record(-1, [0.0], [0])])}
+    assert {place: one.count for place, one in around.items()} == {-1.0: 1, 0.0: 2, 1.0: 1}
+    assert around[-1.0].middle == pytest.approx(0.6)
+    assert around[0.0].middle == pytest.approx((0.2 + 0.4) / 2)
+    assert around[0.0].low == pytest.approx(0.25) and around[0.0].high == pytest.approx(0.35)
+    groups = series.values_by_position([first, second], parts=2)
+    assert list(groups) == ["with a wrong step"]
+    half, end = groups["with a wrong step"]
+    assert half.middle == pytest.approx((0.6 + 0.4) / 2) and end.middle == pytest.approx((0.1 + 0.8) / 2)
+
+
+def test_sigmoid_of_large_values_is_finite() -> None:
+    draw = random.Random(0)
+    for value in (-800.0, 800.0, *(draw.gauss(0, 5) for _ in range(20))):
+        assert 0 <= series.probability(value) <= 1
+        assert series.probability(value) + series.probability(-value) == pytest.approx(1)
