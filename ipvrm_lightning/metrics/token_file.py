@@ -102,7 +102,7 @@ def _check_list(values: Any, types: tuple[type, ...], length: int, where: str) -
 def _is_a(value: Any, types: tuple[type, ...]) -> bool:
     if isinstance(value, str):
         return str in types and is_text(value)
-    return isinstance(value, types) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) in types and math.isfinite(value)
 
 
 def write_tokens(path: str | Path, lines: Iterable[str]) -> Path:

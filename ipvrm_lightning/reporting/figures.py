@@ -165,6 +165,8 @@ def position_picture(groups: Mapping[str, Sequence[Spread]]) -> Picture:
 
 def error_picture(spreads: Sequence[Spread]) -> Picture:
     """Median and quartiles of the value around the labelled first wrong step."""
+    from matplotlib.ticker import MaxNLocator
+
     with axes() as (figure, (axis,)):
         places = [one.place for one in spreads]
         axis.axvline(0, color=INK, linewidth=1, linestyle=(0, (2, 2)))
@@ -174,7 +176,7 @@ def error_picture(spreads: Sequence[Spread]) -> Picture:
             color=SERIES[1], alpha=0.18, linewidth=0,
         )  # fmt: skip
         axis.set(xlabel="steps from the labelled first wrong one", ylabel="P(ends right), %", ylim=(0, 100))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         svg = to_svg(figure, "value-error")
     words = ", ".join(f"{one.place:+.0f}: {percent(one.middle)} of {one.count}" for one in spreads)
     return Picture(
@@ -195,13 +197,17 @@ def curve_picture(name: str, title: str, curves: Mapping[str, Curve], note: str 
         curves: name to steps and values.
         note: how to read it.
     """
+    from matplotlib.ticker import MaxNLocator
+
     with axes(height=2.4) as (figure, (axis,)):
         for index, (series, (steps, values)) in enumerate(curves.items()):
-            marker = {"marker": MARKERS[index % len(MARKERS)], "markersize": 3} if len(steps) < 40 else {}
+            marker: dict[str, Any] = (
+                {"marker": MARKERS[index % len(MARKERS)], "markersize": 3} if len(steps) < 40 else {}
+            )
             axis.plot(steps, values, **_style(index), **marker, label=label(series, 40))
         axis.set(xlabel="optimiser step")
         axis.ticklabel_format(axis="y", style="plain", useOffset=False)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if len(curves) > 1:
             legend(figure, axis)
         svg = to_svg(figure, name)

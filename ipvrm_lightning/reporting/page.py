@@ -83,7 +83,7 @@ def render(files: InputFiles, *, max_solutions: int = 200) -> str:
         values=_value_pictures(run.records),
         training=training_pictures(run.curves) if run.curves else Training([], [], None),
         data=data,
-        # <, >, & and quotes are written as \\u escapes: nothing in it can end the element that holds it
+        # <, >, & and quotes are written as escapes: nothing in it can end the element that holds it
         data_text=htmlsafe_json_dumps(data, separators=(",", ":"), ensure_ascii=False),
         total=len(run.solutions),
         with_tokens=len(run.records),

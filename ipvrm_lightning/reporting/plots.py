@@ -27,7 +27,7 @@ SERIES = ("#000001", "#000002", "#000003", "#000004", "#000005", "#000006")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (8, 3)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vP"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "font.family": "sans-serif",
     "text.color": INK,
