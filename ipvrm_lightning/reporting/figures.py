@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from ipvrm_lightning.reporting.plots import DASHES, GRID, INK, MARKERS, SERIES, 
 from ipvrm_lightning.reporting.series import Curve, ReliabilityLine, Spread, ThresholdCurve
 
 _POINTS = 300
+_CROWDED = 40
 
 
 def _style(index: int) -> dict[str, Any]:
@@ -32,26 +34,26 @@ def threshold_picture(name: str, protocol: str, curves: Sequence[ThresholdCurve]
     floor = average.longest_step["oracle"].f1
     with axes(height=3.1) as (figure, (axis,)):
         for index, curve in enumerate(curves):
-            places = _thin([i for i, at in enumerate(curve.thresholds) if low <= at <= high], curve.f1)
+            places = _thin(_within(curve.thresholds, low, high), curve.f1)
             x, y = [curve.thresholds[i] for i in places], [100 * curve.f1[i] for i in places]
             axis.plot(x, y, **_style(index), label=label(curve.subset))
-            for origin, marker, size in (("oracle", "o", 7), ("cross_fitted", "x", 7), ("fixed", "s", 6)):
+            for origin, marker in (("oracle", "o"), ("cross_fitted", "x"), ("fixed", "s")):
                 at, f1 = curve.chosen.get(origin, (math.nan, math.nan))
                 if math.isfinite(f1) and math.isfinite(at):
-                    axis.plot([at], [100 * f1], marker, color=SERIES[index % len(SERIES)], markersize=size, zorder=5)
+                    colour = SERIES[index % len(SERIES)]
+                    axis.plot([at], [100 * f1], marker, color=colour, markersize=8, markerfacecolor="none", zorder=5)
         if math.isfinite(floor):
             axis.axhline(100 * floor, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="longest step (floor)")
         axis.set(xlabel=f"threshold on {label(protocol)}", ylabel="step F1, %", ylim=(0, None))
+        axis.set_xlim(low, high if high > low else low + 1)
         legend(figure, axis)
         svg = to_svg(figure, name)
     words = "; ".join(f"{curve.subset}: {_choices(curve)}" for curve in curves)
     return Picture(
         name=name,
-        title=f"{protocol}: step F1 against the threshold",
+        title=protocol,
         words=f"Step F1 in percent by subset. {words}. Longest step, oracle threshold: {percent(floor)}.",
-        note="Circle: oracle, the best threshold on these solutions. Cross: cross-fitted, at the mean of the "
-        "thresholds chosen on other problems, so it need not lie on the line. Square: a fixed threshold. The floor is "
-        "the mean of the subsets.",
+        note="",
         svg=svg,
     )
 
@@ -63,13 +65,18 @@ def _choices(curve: ThresholdCurve) -> str:
 
 
 def _range_of_interest(curves: Sequence[ThresholdCurve]) -> tuple[float, float]:
-    """Thresholds between which something happens: the outermost hundredths of the scores are left out."""
-    bounds = []
-    for curve in curves:
-        last = len(curve.thresholds) - 1
-        bounds += [curve.thresholds[round(share * last)] for share in (0.01, 0.99)]
-        bounds += [at for at, _ in curve.chosen.values() if math.isfinite(at)]
-    return min(bounds), max(bounds)
+    """Thresholds that have a quarter of the best F1 or more, on any curve, and those that were chosen."""
+    least = max(max(curve.f1) for curve in curves) / 4
+    bounds = [at for curve in curves for at, f1 in zip(curve.thresholds, curve.f1, strict=True) if f1 >= least]
+    bounds += [at for curve in curves for at, _ in curve.chosen.values() if math.isfinite(at)]
+    margin = (max(bounds) - min(bounds)) / 20
+    return min(bounds) - margin, max(bounds) + margin
+
+
+def _within(thresholds: Sequence[float], low: float, high: float) -> list[int]:
+    """Places between two thresholds, and one more to each side, so that lines reach the edge."""
+    first, last = bisect.bisect_left(thresholds, low), bisect.bisect_right(thresholds, high)
+    return list(range(max(0, first - 1), min(len(thresholds), last + 1)))
 
 
 def _thin(places: list[int], values: Sequence[float]) -> list[int]:
@@ -201,9 +208,9 @@ def curve_picture(name: str, title: str, curves: Mapping[str, Curve], note: str 
 
     with axes(height=2.4) as (figure, (axis,)):
         for index, (series, (steps, values)) in enumerate(curves.items()):
-            marker: dict[str, Any] = (
-                {"marker": MARKERS[index % len(MARKERS)], "markersize": 3} if len(steps) < 40 else {}
-            )
+            marker: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "markersize": 3}
+            if len(steps) >= _CROWDED:
+                marker = {}
             axis.plot(steps, values, **_style(index), **marker, label=label(series, 40))
         axis.set(xlabel="optimiser step")
         axis.ticklabel_format(axis="y", style="plain", useOffset=False)

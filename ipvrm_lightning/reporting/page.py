@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -146,12 +147,12 @@ def _threshold_pictures(run: _Run) -> list[Picture]:
     report = run.step_f1
     if report is None or not run.solutions:
         return []
-    return [
-        figures.threshold_picture(
-            f"f1-{number}", protocol, series.threshold_curves(run.solutions, report, protocol), report.average
-        )
-        for number, protocol in enumerate(report.average.protocols)
-    ]
+    pictures = []
+    for number, protocol in enumerate(report.average.protocols):
+        curves = series.threshold_curves(run.solutions, report, protocol)
+        if known := [curve for curve in curves if math.isfinite(curve.f1[0])]:
+            pictures.append(figures.threshold_picture(f"f1-{number}", protocol, known, report.average))
+    return pictures
 
 
 def _reliability_pictures(run: _Run) -> list[Picture]:

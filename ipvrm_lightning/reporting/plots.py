@@ -38,6 +38,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "axes.formatter.use_mathtext": False,
     "axes.unicode_minus": True,
     "xtick.color": INK,

@@ -122,7 +122,7 @@
       const after = sigmoid(solution.values[tokens[tokens.length - 1]]);
       const change = Math.round(100 * after) - Math.round(100 * before);
       head.style.setProperty("--value", percent(after).replace(" ", ""));
-      const moved = tokens[0] ? ` (${change < 0 ? "▼" : "▲"} ${Math.abs(change)})` : "";
+      const moved = tokens[0] && change ? ` (${change < 0 ? "▼" : "▲"} ${Math.abs(change)})` : "";
       head.append(element("span", { text: `value ${percent(after)}${moved}` }));
     }
     if (index >= 0) head.append(element("span", { text: `${protocol.value} ${solution.scores[protocol.value][index]}` }));
@@ -171,7 +171,7 @@
   function curve(solution) {
     const values = solution.values.map(sigmoid);
     const count = values.length;
-    const svg = drawing("svg", { class: "spark", viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img" });
+    const svg = drawing("svg", { class: "spark", viewBox: "-0.5 -1 101 102", preserveAspectRatio: "none", role: "img" });
     const at = (token) => (100 * (token + 0.5)) / count;
     svg.append(drawing("line", { class: "half", x1: 0, x2: 100, y1: 50, y2: 50 }));
     for (const [kind, index] of [["labelled", solution.label], ["predicted", found(solution)[0]]]) {

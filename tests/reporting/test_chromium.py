@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from ipvrm_lightning.cli import main
 from ipvrm_lightning.metrics import read_scores
 from tests.reporting.chromium import EXECUTABLE, Chromium
 
@@ -16,14 +15,12 @@ pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on the P
 VERDICTS = "[...document.querySelectorAll('#list > li')].map((one) => one.dataset.verdict)"
 
 
-def test_it_opens_from_disk_and_is_used_by_keyboard(runs: Path, tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
-    main(["report", str(runs), "--out", str(page)])
+def test_it_opens_from_disk_and_is_used_by_keyboard(runs: Path, page_file: Path, tmp_path: Path) -> None:
     solutions = read_scores(next(runs.glob("*-test")) / "scores.jsonl")
     report = json.loads((next(runs.glob("*-test")) / "results.json").read_text())["reports"]["step_f1"]
     with Chromium(tmp_path / "profile") as browser:
         browser.resize(390)
-        browser.open(page)
+        browser.open(page_file)
         check_filters(browser, report, len(solutions))
         check_solution(browser)
         for width in (320, 390, 1280):
