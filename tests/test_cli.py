@@ -197,8 +197,9 @@ def test_every_objective_stacks_on_an_experiment_and_is_judged(
     assert len(scores.read_text().splitlines()) == 12
     (tokens,) = tmp_path.glob("*-test/tokens.jsonl")
     check_tokens(read_tokens(tokens), read_scores(scores))
-    main(["report", str(tmp_path)])
-    assert "gsm8k-11" in next(tmp_path.glob("report.html")).read_text()
+    if overlay == "objective/ipvrm.yaml":
+        main(["report", str(tmp_path)])
+        assert "gsm8k-11" in (tmp_path / "report.html").read_text()
     assert list(tmp_path.glob("*-test/config.yaml"))
     (record,) = tmp_path.glob("*-test/run.json")
     assert json.loads(record.read_text())["seed"] == 0
