@@ -59,18 +59,31 @@ def ours(arguments: argparse.Namespace, factory: Any, prompts: list[str], folder
     from ipvrm_lightning.modules import DistRLModule
     from ipvrm_lightning.modules.distrl_settings import Collecting, PolicyUpdate, RewardModel
     from ipvrm_lightning.objectives import IPVRM
-    from ipvrm_lightning.rollouts import Sampling, Verdict, Verifier
+    from ipvrm_lightning.rollouts import ExactMatch, Sampling
+    from ipvrm_lightning.rollouts.groups import Collection, Group
 
-    class Coin(Verifier):
-        def verify(self, submissions: Any) -> list[Verdict]:
-            return [Verdict(outcome(one.response), None, None) for one in submissions]
+    class Tossed(DistRLModule):
+        """Outcomes by the coin: a verifier is not asked about responses that were cut off, which these all are."""
+
+        def answer(self, *args: Any, **kwargs: Any) -> list[Group]:
+            groups = super().answer(*args, **kwargs)
+            return [
+                group._replace(attempts=[one._replace(outcome=int(outcome(one.text))) for one in group.attempts])
+                for group in groups
+            ]
+
+        def collect(self, stream: Any) -> Collection:
+            found = super().collect(stream)
+            if len(found.kept) != arguments.prompts:
+                raise SystemExit(f"{len(found.kept)} of {arguments.prompts} prompts have both outcomes: no full step")
+            return found
 
     rows = [json.dumps({"prompt": prompt, "ground_truth": "1"}) + "\n" for prompt in prompts]
     (folder / "prompts.jsonl").write_text("".join(rows), encoding="utf-8")
     adam = partial(torch.optim.AdamW, lr=1e-6)
     dense = arguments.variant.startswith("DistRL")
-    module = DistRLModule(
-        language_model=factory, verifier=Coin(), optimizer=adam, collecting=Collecting(max_refills=0),
+    module = Tossed(
+        language_model=factory, verifier=ExactMatch(), optimizer=adam, collecting=Collecting(max_refills=0),
         sampling=Sampling(group_size=GROUP, max_new_tokens=arguments.tokens),
         reward=RewardModel(objective=IPVRM(), optimizer=adam) if dense else None,
         update=PolicyUpdate(distribution_coef=0.1 if dense else 0.0, max_tokens=GROUP * (64 + arguments.tokens)),
