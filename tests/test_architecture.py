@@ -25,6 +25,7 @@ ALLOWED = {
     "modules": {"functional", "types", "objectives", "metrics", "data", "models", "rollouts"},
     "callbacks": {"functional", "types", "metrics"},
     "worlds": {"functional", "types", "objectives", "metrics", "models", "rollouts", "modules", "data"},
+    "scoring": {"functional", "types", "objectives", "metrics", "data", "models"},
     "rollout_cli": {"types", "data", "rollouts"},
     "cli": {"lightning_cli", "rollout_cli", "metrics", "callbacks"},
     "lightning_cli": {"callbacks", "models"},
