@@ -64,17 +64,21 @@ def read(store: Path) -> list[dict[str, Any]]:
 
 def best_try(runs: list[dict[str, Any]], arguments: argparse.Namespace, objective: str) -> int:
     """The try with the best validation AUROC on the tuning world."""
-    tries = [r for r in runs if r["key"][:3] == ["tune", objective, TUNING_SEED] and r["key"][4:] == extra(arguments)]
+    wanted = extra(arguments, TUNING_SEED)
+    tries = [r for r in runs if r["key"][:3] == ["tune", objective, TUNING_SEED] and r["key"][4:] == wanted]
     return max(tries, key=lambda run: run["val_auroc"])["key"][3]
 
 
-def extra(arguments: argparse.Namespace) -> list[Any]:
-    return [arguments.size, arguments.epochs]
+def extra(arguments: argparse.Namespace, seed: int) -> list[Any]:
+    """What else a run must share to count: a changed world makes runs of the old one useless."""
+    from ipvrm_lightning.worlds.arithmetic.settings import ArithmeticWorld
+
+    return [arguments.size, arguments.epochs, ArithmeticWorld(size=arguments.size, seed=seed).settings.fingerprint]
 
 
 def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: str, seed: int, number: int) -> None:
     """Train and judge one setting, unless the store has it."""
-    key = [stage, objective, seed, number, *extra(arguments)]
+    key = [stage, objective, seed, number, *extra(arguments, seed)]
     if any(run["key"] == key for run in read(store)):
         return
     rate, options = TRIES[objective][number] if objective in TRIES else (0.0, {})
@@ -140,7 +144,7 @@ def versions() -> dict[str, Any]:
 
 def make_table(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     """Markdown: mean and sample standard deviation over seeds of every measure, a column per objective."""
-    compared = [run for run in runs if run["key"][0] == "compare" and run["key"][4:] == extra(arguments)]
+    compared = [r for r in runs if r["key"][0] == "compare" and r["key"][4:] == extra(arguments, r["key"][2])]
     names = [name for name in (*OBJECTIVES, "EndoRM") if any(run["key"][1] == name for run in compared)]
     seeds = sorted({run["key"][2] for run in compared})
     lines = [

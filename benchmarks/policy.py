@@ -5,8 +5,9 @@
 Each seed is a world of its own. Every row starts from the same supervised policy and draws the same number of
 responses; its policy is judged on held-out problems while it trains. Reward models are trained first, on the world's
 4,800 labelled rollouts, with the learning rate that `benchmarks/objectives.py` chose on another world; the row "no
-pretraining" starts its reward model from the supervised policy and so has seen the labels that GRPO has seen. Every
-finished run is a line of `<out>/policy.jsonl`; the tables are made from that file.
+pretraining" starts its reward model from the supervised policy and so has seen the labels that GRPO has seen; "exact
+credit" has the world's rules in place of a reward model, and shows what the candidate branch is worth when its credit
+is right. Every finished run is a line of `<out>/policy.jsonl`; the tables are made from that file.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ WORLD: dict[str, Any] = {
     "overrides": {
         "difficulty": {"min_steps": 3, "max_steps": 10, "weights": [["max", 1.0], ["min", 1.0]]},
         "noise_rates": {"min": 0.05, "max": 0.2},
+        "sft_target": None,
         "sft_tokens": 700_000,
+        "ramp": 0.6,
         "test_prompts": 100,
         "best_of_prompts": 10,
         "truth_solutions": 2,
@@ -37,6 +40,8 @@ WORLD: dict[str, Any] = {
 }
 OBJECTIVES = ("IPVRM", "ImplicitPRM", "DPORM")
 IPVRM = {"objective": "IPVRM"}
+#: No reward model at all: the world's rules say which token was wrong (`exact_credit.py`).
+EXACT = {"objective": "IPVRM", "exact": True, "pretrained": False, "update": "frozen"}
 #: Rows: `reward` is None for GRPO; all other keys replace the settings of `run_once`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "GRPO": {"reward": None},
@@ -53,6 +58,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "DistRL + IPVRM, boundary only": {"reward": {**IPVRM, "weighting": False}},
     "DistRL + IPVRM, weighting only": {"reward": {**IPVRM, "boundary": False}},
     "DistRL + IPVRM, margin 0": {"reward": {**IPVRM, "margin": 0.0}},
+    "GRPO + exact credit": {"reward": EXACT, "distribution_coef": 0.0},
+    "DistRL + exact credit": {"reward": EXACT},
+    "DistRL + exact credit, alpha 0.5": {"reward": EXACT, "distribution_coef": 0.5},
 }
 LEARNING_RATE = 1e-3  # of reward models before reinforcement learning: chosen by objectives.py for all three
 
@@ -119,6 +127,7 @@ def run_once(store: Path, arguments: argparse.Namespace, variant: str, seed: int
 def build_module(arguments: argparse.Namespace, settings: dict[str, Any], seed: int) -> Any:
     """The module of a row."""
     import torch
+    from exact_credit import ExactCredit
 
     from ipvrm_lightning import objectives
     from ipvrm_lightning.modules import DistRLModule
@@ -141,7 +150,8 @@ def build_module(arguments: argparse.Namespace, settings: dict[str, Any], seed: 
             optimizer=adam,
         )
     coefficient = settings.get("distribution_coef", 0.0 if chosen is None else 0.1)
-    return DistRLModule(
+    kind = ExactCredit if chosen is not None and chosen.get("exact") else DistRLModule
+    return kind(
         language_model=ArithmeticPolicy(**WORLD, seed=seed),
         verifier=ArithmeticVerifier(),
         reward=reward,

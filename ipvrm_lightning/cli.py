@@ -21,6 +21,7 @@ commands:
   test      step F1, best-of-n, calibration         ipvrm test --config ... --ckpt_path last
   predict   values and advantages per token and step
   rollout   sample responses to prompts, verify them  ipvrm rollout --config configs/rollout_qwen.yaml
+  export    a checkpoint as a Hugging Face folder    ipvrm export outputs/ipvrm_qwen --out my-reward-model
   judge     recompute step F1 from a scores.jsonl, without a model
 
 Configs stack: later --config files and --key=value arguments win. `--ckpt_path last` is the newest checkpoint under the
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         COMMANDS.get(arguments[0], _run_lightning)(arguments)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
         print(f"ipvrm {arguments[0]}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -59,6 +60,13 @@ def _run_judge(arguments: list[str]) -> None:
     from ipvrm_lightning.metrics.judge import main as judge
 
     raise SystemExit(judge(arguments[1:]))
+
+
+def _run_export(arguments: list[str]) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from ipvrm_lightning.exporting.command import main as export
+
+    export(arguments[1:])
 
 
 def _run_rollout(arguments: list[str]) -> None:
@@ -76,12 +84,17 @@ def _run_lightning(arguments: list[str]) -> None:
     sys.argv[1:] = arguments
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     from ipvrm_lightning.lightning_cli import IPVRMCLI
 
-    IPVRMCLI.run()
+    try:
+        IPVRMCLI.run()
+    except MisconfigurationException as error:  # no GPU for a strategy, a library that is not installed, ...
+        raise ValueError(str(error)) from error
 
 
 #: What libraries tell each other, of no use to who runs a command.
 QUIET = (r".*isinstance\(treespec, LeafSpec\).*", ".*is_gradient_checkpointing.*", ".*does not have many workers.*")
 
-COMMANDS: dict[str, Callable[[list[str]], Any]] = {"judge": _run_judge, "rollout": _run_rollout}
+COMMANDS: dict[str, Callable[[list[str]], Any]] = {"export": _run_export, "judge": _run_judge, "rollout": _run_rollout}

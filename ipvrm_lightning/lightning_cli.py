@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ipvrm_lightning.callbacks.predictions import PredictionFile
+from ipvrm_lightning.callbacks.random_state import RandomState
 from ipvrm_lightning.callbacks.responses import ResponseFile
+from ipvrm_lightning.callbacks.resume_point import ResumePoint, last_step
 from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
+from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
 from ipvrm_lightning.models.checkpoints import newest_checkpoint
+from ipvrm_lightning.run_folders import config_fingerprint, new_run_name, unfinished_checkpoint
+from ipvrm_lightning.strategies import check_fit
 
 
 class IPVRMCLI(LightningCLI):
     """Wires any LightningModule to any LightningDataModule by config.
 
     Each run writes to `<trainer.default_root_dir>/<time>-<command>`: config, CSV and TensorBoard logs, checkpoints,
-    results. A `trainer.logger` in the config takes the place of those two loggers.
+    results. A `trainer.logger` in the config takes the place of those two loggers. A fit that was killed goes on when
+    the same command is given again: its newest run with the same config that has not ended is continued in its folder.
     """
 
     @classmethod
@@ -38,7 +46,7 @@ class IPVRMCLI(LightningCLI):
             auto_configure_optimizers=False,
             trainer_defaults={
                 "use_distributed_sampler": False,
-                "callbacks": [RunRecord(), ResultsTable(), PredictionFile(), ResponseFile()],
+                "callbacks": [ResultsTable(), PredictionFile(), ResponseFile(), RandomState(), AtomicCheckpoints()],
             },
             save_config_kwargs={"overwrite": True},
         )
@@ -49,24 +57,71 @@ class IPVRMCLI(LightningCLI):
         known = LightningCLI.subcommands()
         return {name: known[name] for name in sys.argv[1:2] if name in known} or known
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--resume",
+                type=Literal["auto", "never"],
+                default="auto",
+                help="go on with a run of the same config that has not ended, or never; --ckpt_path wins over both",
+            )
+            parser.add_argument(
+                "--checkpoint_minutes",
+                type=float,
+                default=15.0,
+                help="minutes between checkpoints to go on from, beside those that callbacks write",
+            )
+        return parser
+
     def before_instantiate_classes(self) -> None:
-        """Give the run its folder; resolve `--ckpt_path last`."""
+        """Give the run its folder, or find the one to go on in; resolve `--ckpt_path last`."""
         command = str(self.subcommand)
         config = self.config[command]
         root = Path(config.trainer.default_root_dir or "outputs")
+        fingerprint = config_fingerprint(json.loads(self._parser(command).dump(config, format="json")))
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest_checkpoint(root, what="--ckpt_path last"))
+        resumed = self._checkpoint_to_resume(config, root, fingerprint) if command == "fit" else None
         if config.trainer.logger in (None, True):
-            run = os.environ.setdefault("IPVRM_RUN", _new_run_name(root, command))
-            config.trainer.logger = [_logger(kind, root, run) for kind in ("CSVLogger", "TensorBoardLogger")]
+            run = resumed.parent.parent.name if resumed else new_run_name(root, command)
+            run = os.environ.setdefault("IPVRM_RUN", run)
+            config.trainer.logger = _loggers(root, run, resumed)
+        callbacks: list[Any] = [RunRecord(config=fingerprint)]
+        if command == "fit" and config.trainer.enable_checkpointing is not False:
+            callbacks += self._checkpoint_callbacks(config)
+        self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], *callbacks]
+
+    @staticmethod
+    def _checkpoint_to_resume(config: Namespace, root: Path, fingerprint: str) -> Path | None:
+        """Where to go on; sets `ckpt_path`."""
+        own_logger = config.trainer.logger not in (None, True)
+        if config.get("ckpt_path") or config.resume == "never" or own_logger or config.trainer.fast_dev_run:
+            return None
+        found = unfinished_checkpoint(root, fingerprint)
+        if found is not None:
+            config.ckpt_path = str(found)
+            rank_zero_info(f"This run has not ended: going on from {found}. A new one: --resume never")
+        return found
+
+    @staticmethod
+    def _checkpoint_callbacks(config: Namespace) -> list[Any]:
+        """Checkpoints by the clock, and at the end of a run whose config asks for none."""
+        chosen = config.trainer.callbacks or []
+        asked = any("Checkpoint" in str(callback.get("class_path")) for callback in chosen)
+        return [ResumePoint(minutes=config.checkpoint_minutes), *([] if asked else [ModelCheckpoint(save_last=True)])]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer, unless its strategy and the module cannot work together."""
+        check_fit(self._get(self.config_init, "trainer.strategy"), self.model)
+        return super().instantiate_trainer(**kwargs)
 
 
-def _new_run_name(root: Path, subcommand: str) -> str:
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-{subcommand}"
-    taken = len(list(root.glob(f"{name}*")))
-    return f"{name}-{taken + 1}" if taken else name
-
-
-def _logger(kind: str, root: Path, run: str) -> Namespace:
-    arguments: dict[str, Any] = {"save_dir": str(root), "name": "", "version": run}
-    return Namespace(class_path=f"lightning.pytorch.loggers.{kind}", init_args=Namespace(**arguments))
+def _loggers(root: Path, run: str, resumed: Path | None) -> list[Namespace]:
+    own = {"save_dir": str(root), "version": run}
+    table = Namespace(**own, resume_from=None if resumed is None else str(resumed))
+    board = Namespace(**own, name="", purge_step=None if resumed is None else last_step(resumed)[0] + 1)
+    return [
+        Namespace(class_path="ipvrm_lightning.loggers.MetricsFile", init_args=table),
+        Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=board),
+    ]

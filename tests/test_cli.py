@@ -21,6 +21,7 @@ CONFIGS = sorted(
 )
 EXPERIMENTS = [name for name in CONFIGS if "/" not in name and not name.startswith("rollout")]
 OVERLAYS = [name for name in CONFIGS if name.startswith("objective/")]
+STRATEGIES = [name for name in CONFIGS if name.startswith("strategy/")]
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +91,10 @@ def tiny_overlay(folder: Path, real_inputs: dict[str, str], config: str) -> str:
 def test_there_are_as_many_configs_as_the_tests_run() -> None:
     assert len(EXPERIMENTS) == 8
     assert len(OVERLAYS) == 7
-    assert len(CONFIGS) == len(EXPERIMENTS) + len(OVERLAYS) + 4  # data/processbench, world/comparisons, rollout_*
+    assert len(STRATEGIES) == 7  # tests/strategies/test_overlays.py
+    assert (
+        len(CONFIGS) == len(EXPERIMENTS) + len(OVERLAYS) + len(STRATEGIES) + 4
+    )  # data/processbench, world/comparisons, rollout_*
 
 
 @pytest.mark.parametrize("config", [n for n in EXPERIMENTS if n.startswith(("ipvrm", "sft")) and "arithmetic" not in n])

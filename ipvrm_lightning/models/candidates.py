@@ -22,6 +22,7 @@ from ipvrm_lightning.models.logprobs import (
     OutputHead,
     head_logits,
     output_head,
+    reads_weights,
     response_hidden_states,
     response_mask,
     response_token_ids,
@@ -59,6 +60,7 @@ class BehaviorScores(NamedTuple):
 
 
 @torch.no_grad()
+@reads_weights
 def behavior_scores(
     model: nn.Module,
     batch: TrajectoryBatch,
@@ -86,7 +88,7 @@ def behavior_scores(
     targets = response_token_ids(batch)
     mask = response_mask(batch)
     parts = [
-        _choose(head_logits(h, head), y, top_k)
+        _choose(head_logits(h, head), y, min(top_k, head.weight.shape[0]), min_probability)
         for h, y in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
     ]
     ids, likely, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -96,6 +98,7 @@ def behavior_scores(
     return BehaviorScores(candidates, log_probs, unpack(entropy, mask))
 
 
+@reads_weights
 def candidate_log_probs(
     model: nn.Module,
     batch: TrajectoryBatch,
@@ -141,12 +144,28 @@ def _log_probs(
     return result.masked_scatter(others, log_probs)
 
 
-def _choose(logits: Tensor, targets: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids [n, K] and log-probabilities [n, K] of the likely tokens, and the entropy [n], from logits [n, V]."""
-    ids = select_candidates(logits, targets, min(top_k, logits.shape[-1]))
-    normalizer = logits.logsumexp(-1, keepdim=True)
-    entropy = normalizer.squeeze(-1) - (torch.exp(logits - normalizer) * logits).sum(-1)
-    return ids, logits.gather(-1, ids) - normalizer, entropy
+def _choose(logits: Tensor, targets: Tensor, top_k: int, min_probability: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids [n, K] and log-probabilities [n, K] of the likely tokens, and the entropy [n], from logits [n, V].
+
+    The vocabulary is searched only where a token besides the sampled one can exceed P_min: where the sampled one leaves
+    it so much probability, and some token has it. What cannot count is the sampled token again, at minus infinity.
+    """
+    peak = logits.amax(-1, keepdim=True)
+    weights = (logits - peak).exp_()
+    total = weights.sum(-1)
+    normalizer = peak.squeeze(-1) + total.log()
+    entropy = normalizer - torch.linalg.vecdot(weights, logits) / total
+    own = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
+    ids = targets[:, None].repeat(1, top_k)
+    likely = own.new_full(ids.shape, float("-inf"))
+    likely[:, 0] = own
+    if top_k > 1:
+        open_rows = (own.exp() < 1 - min_probability + 1e-6) & (1 / total > min_probability - 1e-6)
+        rows = open_rows.nonzero()[:, 0]
+        found = select_candidates(logits[rows], targets[rows], top_k)
+        ids[rows] = found
+        likely[rows] = logits[rows].gather(-1, found) - normalizer[rows, None]
+    return ids, likely, entropy
 
 
 def _entropies(hidden: Tensor, head: OutputHead, chunk_size: int) -> Tensor:

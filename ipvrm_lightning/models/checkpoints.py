@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def check_same_parameters(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], *, what: str) -> None:
@@ -29,6 +31,50 @@ def check_same_parameters(own: Mapping[str, Tensor], stored: Mapping[str, Tensor
         )
 
 
+def check_same_settings(own: Mapping[str, Any], stored: Mapping[str, Any], *, what: str) -> None:
+    """Refuse what was made with other settings.
+
+    Args:
+        own: settings by name, nested; primitives only.
+        stored: of the checkpoint; what it does not mention is not compared.
+        what: what holds the settings, for the error.
+
+    Raises:
+        ValueError: names the first setting that differs.
+    """
+    here, there = _flat(own), _flat(stored)
+    for name in sorted(here.keys() | there.keys(), key=lambda name: (not name.endswith("class_path"), name)):
+        known = name.split(".")[0] in stored
+        if known and here.get(name) != there.get(name):
+            raise ValueError(
+                f"{what} does not fit this config: {name} is {there.get(name, 'absent')} there and"
+                f" {here.get(name, 'absent')} here"
+            )
+
+
+def optimizer_class(factory: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> str:
+    """The class that an optimiser factory makes, by its full name."""
+    kind = type(factory([nn.Parameter(torch.zeros(1))]))
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def newest_in(folder: Path, pattern: str = "*.ckpt") -> Path | None:
+    """The checkpoint written last in a folder, None where there is none.
+
+    Args:
+        folder: `checkpoints` of a run; may be absent.
+        pattern: of names.
+    """
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
 def newest_checkpoint(root: Path, *, what: str) -> Path:
     """The checkpoint written last by any run under a folder.
 
@@ -39,7 +85,7 @@ def newest_checkpoint(root: Path, *, what: str) -> Path:
     Raises:
         FileNotFoundError: there is none; names the folder.
     """
-    found = sorted(root.glob("*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    found = [path for folder in root.glob("*/checkpoints") if (path := newest_in(folder)) is not None]
     if not found:
         raise FileNotFoundError(f"{what}: no checkpoint under {root}/*/checkpoints; run `ipvrm fit` first")
-    return found[-1]
+    return max(found, key=lambda path: path.stat().st_mtime_ns)

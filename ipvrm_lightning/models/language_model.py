@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ipvrm_lightning.models.preparation import (
+    check_quantization,
+    check_sharded_adapters,
+    empty_model,
+    prepare_for_training,
+)
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["float32", "bfloat16", "float16"]
+#: Divides an empty model over the processes, in place.
+Divide = Callable[[Any], None]
 
 
 @dataclass
@@ -50,6 +60,30 @@ class LanguageModelFactory(ABC):
     def has_adapters(self) -> bool:
         """Whether `build_model` gives a model whose adapters can be switched off."""
 
+    @property
+    def quantized(self) -> bool:
+        """Whether its weights are in fewer bits than a float has."""
+        return False
+
+    def check_sharding(self) -> None:
+        """Refuse to be divided over processes, before anything is loaded, where that cannot be.
+
+        Raises:
+            ValueError: says why, and what can.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be built in shards: use another strategy than FSDP2")
+
+    def build_sharded(self, divide: Divide) -> PreTrainedModel:
+        """Make the model without weights, divide it, and fill what is left on this process; then add adapters.
+
+        Args:
+            divide: leaves uninitialised shards on this process's device.
+
+        Raises:
+            ValueError: this factory cannot.
+        """
+        raise NotImplementedError
+
 
 class PretrainedLanguageModel(LanguageModelFactory):
     """A causal language model from the hub, a folder or a GGUF file.
@@ -83,8 +117,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
         trust_remote_code: bool = False,
         chat_template: str | None = None,
     ) -> None:
-        if quantization is not None and lora is None:
-            raise ValueError("quantization needs lora: weights in 4 bits cannot be trained themselves")
+        check_quantization(quantization, lora)
         self.name = name
         self.revision = revision
         self.gguf_file = gguf_file
@@ -101,6 +134,11 @@ class PretrainedLanguageModel(LanguageModelFactory):
     def has_adapters(self) -> bool:
         """True where LoRA is configured."""
         return self.lora is not None
+
+    @property
+    def quantized(self) -> bool:
+        """True where `quantization` is set."""
+        return self.quantization is not None
 
     def build_model(self) -> PreTrainedModel:
         """Load the model.
@@ -121,6 +159,46 @@ class PretrainedLanguageModel(LanguageModelFactory):
         return prepare_for_training(
             model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, quantized=bool(self.quantization)
         )
+
+    def check_sharding(self) -> None:
+        """Refuse what cannot be read, or adapted, in parts.
+
+        Raises:
+            ValueError: a GGUF file, weights in 4 bits, or DoRA.
+        """
+        if self.gguf_file is not None or self.quantized:
+            raise ValueError(
+                "a GGUF file or weights in 4 bits cannot be divided over processes: use DDP, or safetensors as they are"
+            )
+        check_sharded_adapters(self.lora)
+
+    def build_sharded(self, divide: Divide) -> PreTrainedModel:
+        """Load the model, each process its own rows of it.
+
+        Raises:
+            FileNotFoundError: there are no safetensors.
+            ValueError: the weights cannot be read in parts.
+        """
+        from huggingface_hub import snapshot_download
+        from transformers import AutoConfig, GenerationConfig
+
+        from ipvrm_lightning.models.shard_loading import load_safetensors
+
+        self._refuse_adapter_folder()
+        self.check_sharding()
+        source: dict[str, Any] = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
+        config = AutoConfig.from_pretrained(self.name, **source)
+        model: Any = empty_model(config, self.dtype, self.attn_implementation, trust_remote_code=self.trust_remote_code)
+        folder = Path(self.name)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(self.name, revision=self.revision, allow_patterns=["*.safetensors", "*.json"])
+            )
+        divide(model)
+        load_safetensors(model, folder)
+        if (folder / "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
 
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
@@ -205,18 +283,41 @@ class RandomLanguageModel(LanguageModelFactory):
 
     def build_model(self) -> PreTrainedModel:
         """Make the model from its config, the same for the same seed."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        if isinstance(self.config, str):
-            config = AutoConfig.from_pretrained(self.config)
-        else:
-            fields = dict(self.config)
-            config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        config = self._model_config()
         options = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, self.dtype), **options)
         return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
+
+    def check_sharding(self) -> None:
+        """Refuse DoRA.
+
+        Raises:
+            ValueError: names it.
+        """
+        check_sharded_adapters(self.lora)
+
+    def build_sharded(self, divide: Divide) -> PreTrainedModel:
+        """Make the model in shards; the weights are those of `build_model` on the same kind of device."""
+        from ipvrm_lightning.models.shard_loading import Initialization
+
+        with Initialization() as first_values:
+            model = empty_model(self._model_config(), self.dtype, self.attn_implementation)
+        first_values.name_parameters(model)
+        divide(model)
+        first_values.replay(model, self.seed, next(model.parameters()).device)
+        return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
+
+    def _model_config(self) -> Any:
+        from transformers import AutoConfig
+
+        if isinstance(self.config, str):
+            return AutoConfig.from_pretrained(self.config)
+        fields = dict(self.config)
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
@@ -229,41 +330,3 @@ class RandomLanguageModel(LanguageModelFactory):
         if self.tokenizer is None:
             raise ValueError("RandomLanguageModel needs the argument tokenizer to read text")
         return AutoTokenizer.from_pretrained(self.tokenizer)
-
-
-def prepare_for_training(
-    model: Any, *, lora: LoRA | None, gradient_checkpointing: bool, quantized: bool = False
-) -> PreTrainedModel:
-    """Add adapters and gradient checkpointing to a freshly loaded model.
-
-    Args:
-        model: the model.
-        lora: adapters to add; the weights are frozen then.
-        gradient_checkpointing: recompute activations in backward.
-        quantized: the weights are in 4 bits.
-    """
-    model.config.use_cache = False
-    if quantized:
-        from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if lora is not None:
-        from peft import LoraConfig, get_peft_model
-
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                target_modules=lora.target_modules,
-                use_dora=lora.use_dora,
-                task_type="CAUSAL_LM",
-            ),
-        )
-    if gradient_checkpointing:
-        if lora is not None:
-            model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # loaded models come in eval mode, in which transformers skips gradient checkpointing and dropout without a word
-    return model.train()

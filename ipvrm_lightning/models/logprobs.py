@@ -11,16 +11,21 @@ V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ipvrm_lightning.models.sharding import inside
 from ipvrm_lightning.types import TrajectoryBatch
 
 DEFAULT_CHUNK_SIZE = 256
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class OutputHead(NamedTuple):
@@ -89,6 +94,20 @@ def output_head(model: nn.Module) -> OutputHead:
     return OutputHead(head.weight, getattr(head, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
 
 
+def reads_weights(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Concatenate[nn.Module, P], R]:
+    """For functions of a model that read its weights past its own forward pass: a sharded model gathers them.
+
+    Args:
+        function: of a causal language model, with or without adapters; returns a tensor, or a tuple of them.
+    """
+
+    @wraps(function)
+    def run(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> R:
+        return inside(base_language_model(model), lambda: function(model, *args, **kwargs))
+
+    return run
+
+
 def check_output_head(model: nn.Module) -> None:
     """Compare `output_head` with the model's own logits on a few tokens, so that an unknown head is refused by name.
 
@@ -104,7 +123,7 @@ def check_output_head(model: nn.Module) -> None:
     language_model.eval()
     with torch.no_grad():
         expected = language_model(input_ids=input_ids, use_cache=False).logits.float()
-        actual = head_logits(_hidden_states(model, input_ids), head)
+        actual = inside(language_model, lambda: head_logits(_hidden_states(model, input_ids), output_head(model)))
     language_model.train(was_training)
     tolerance = 1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 0.25
     difference = (expected - actual).abs().max().item()
@@ -122,6 +141,7 @@ def response_mask(batch: TrajectoryBatch) -> Tensor:
     return torch.arange(longest, device=lengths.device)[None] < lengths[:, None]
 
 
+@reads_weights
 def response_hidden_states(model: nn.Module, batch: TrajectoryBatch, *, predicting: bool = True) -> Tensor:
     """Last hidden states of the response, row by row.
 
@@ -149,6 +169,7 @@ def response_token_ids(batch: TrajectoryBatch) -> Tensor:
     return batch.input_ids[(positions >= batch.response_starts[:, None]) & (positions < batch.lengths[:, None])]
 
 
+@reads_weights
 def response_scores(
     model: nn.Module,
     batch: TrajectoryBatch,

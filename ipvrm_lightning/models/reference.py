@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import DEFAULT_CHUNK_SIZE, response_mask, response_scores
+from ipvrm_lightning.models.sharding import any_process, whole
 from ipvrm_lightning.types import TrajectoryBatch
 
 SEQUENCES_PER_FILE = 256
@@ -25,6 +26,13 @@ SEQUENCES_PER_FILE = 256
 
 class Reference(ABC):
     """Log-probabilities of the response tokens under the model that training started from."""
+
+    def check(self, factory: LanguageModelFactory) -> None:  # noqa: B027 - a reference of one's own may fit anything
+        """Refuse a language model that this reference does not fit, before it is loaded.
+
+        Raises:
+            ValueError: says what fits.
+        """
 
     @abstractmethod
     def setup(self, factory: LanguageModelFactory, model: nn.Module) -> None:
@@ -49,17 +57,25 @@ class Reference(ABC):
 class AdaptersOff(Reference):
     """The same weights with the adapters switched off: exact, no second model in memory, also on 4-bit weights."""
 
+    def check(self, factory: LanguageModelFactory) -> None:
+        """Refuse a language model without adapters.
+
+        Raises:
+            ValueError: says what fits.
+        """
+        if not factory.has_adapters:
+            raise ValueError(
+                "reference AdaptersOff needs a language model with lora;"
+                " for full fine-tuning use FrozenCopy or CachedReference"
+            )
+
     def setup(self, factory: LanguageModelFactory, model: nn.Module) -> None:
         """Bind to a model with adapters.
 
         Raises:
             ValueError: the model has no adapters.
         """
-        if not factory.has_adapters or not hasattr(model, "disable_adapter"):
-            raise ValueError(
-                "reference AdaptersOff needs a language model with lora;"
-                " for full fine-tuning use FrozenCopy or CachedReference"
-            )
+        self.check(factory)
         self._model = [model]
 
     @torch.no_grad()
@@ -78,14 +94,22 @@ class AdaptersOff(Reference):
 class FrozenCopy(Reference):
     """A second, frozen copy of the starting point, for full fine-tuning. Loaded on first use."""
 
+    def check(self, factory: LanguageModelFactory) -> None:
+        """Refuse a language model with adapters: a copy would waste memory and could differ from its base.
+
+        Raises:
+            ValueError: says what fits.
+        """
+        if factory.has_adapters:
+            raise ValueError("reference FrozenCopy is for full fine-tuning; with lora use AdaptersOff")
+
     def setup(self, factory: LanguageModelFactory, model: nn.Module) -> None:
         """Remember how to build the copy.
 
         Raises:
-            ValueError: the model has adapters, so that a copy would waste memory and could differ from its base.
+            ValueError: the model has adapters.
         """
-        if factory.has_adapters:
-            raise ValueError("reference FrozenCopy is for full fine-tuning; with lora use AdaptersOff")
+        self.check(factory)
         self._factory = factory
         self._copy: list[nn.Module] = []
 
@@ -93,13 +117,18 @@ class FrozenCopy(Reference):
     def log_probs(self, batch: TrajectoryBatch, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
         """Reference log-probabilities, [B, T]."""
         if not self._copy:
-            self._copy = [self._factory.build_model().requires_grad_(False).eval()]
-        model = self._copy[0].to(batch.input_ids.device)
-        return response_scores(model, batch, chunk_size=chunk_size).log_probs
+            copy: Any = self._factory.build_model()
+            self._copy = [copy.requires_grad_(False).eval().to(batch.input_ids.device)]
+        return response_scores(self._copy[0], batch, chunk_size=chunk_size).log_probs
 
     def release(self) -> None:
         """Drop the copy."""
         self._copy = []
+
+
+def default_reference(factory: LanguageModelFactory) -> AdaptersOff | FrozenCopy:
+    """The reference that fits a language model: its own weights with adapters off, else a copy."""
+    return AdaptersOff() if factory.has_adapters else FrozenCopy()
 
 
 class CachedReference(Reference):
@@ -111,17 +140,29 @@ class CachedReference(Reference):
     computed by `source`.
 
     Args:
-        source: gives values that are not yet kept.
+        source: gives values that are not yet kept; None for `AdaptersOff` with LoRA and `FrozenCopy` without.
         cache_dir: folder of the values, shared by any number of runs.
     """
 
-    def __init__(self, *, source: AdaptersOff | FrozenCopy, cache_dir: str = "outputs/reference_cache") -> None:
-        self.source = source
-        self.cache_dir = cache_dir
+    def __init__(
+        self, *, source: AdaptersOff | FrozenCopy | None = None, cache_dir: str = "outputs/reference_cache"
+    ) -> None:
+        self.source, self.cache_dir = source, cache_dir
+
+    def check(self, factory: LanguageModelFactory) -> None:
+        """Refuse a language model that the source does not fit.
+
+        Raises:
+            ValueError: says what fits.
+        """
+        if self.source is not None:
+            self.source.check(factory)
 
     def setup(self, factory: LanguageModelFactory, model: nn.Module) -> None:
         """Bind the source and read what is kept for these starting weights; adapters do not count."""
-        self.source.setup(factory, model)
+        self._source = self.source or default_reference(factory)
+        self._source.setup(factory, model)
+        self._factory = factory
         self._folder = Path(self.cache_dir) / weights_fingerprint(model)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._values: dict[bytes, Tensor] = {}
@@ -132,8 +173,9 @@ class CachedReference(Reference):
     def log_probs(self, batch: TrajectoryBatch, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
         """Reference log-probabilities, [B, T]."""
         keys = sequence_keys(batch)
-        if any(key not in self._values for key in keys):
-            computed = self.source.log_probs(batch, chunk_size=chunk_size).float().cpu()
+        # a sharded source computes on all processes or on none
+        if any_process(any(key not in self._values for key in keys), self._factory):
+            computed = self._source.log_probs(batch, chunk_size=chunk_size).float().cpu()
             for key, row, length in zip(keys, computed, batch.response_lengths.tolist(), strict=True):
                 self._unsaved[key] = self._values[key] = row[:length].clone()
             if len(self._unsaved) >= SEQUENCES_PER_FILE:
@@ -148,7 +190,7 @@ class CachedReference(Reference):
     def release(self) -> None:
         """Write new values to disk and free the source."""
         self._save()
-        self.source.release()
+        self._source.release()
 
     def _save(self) -> None:
         if self._unsaved:
@@ -174,7 +216,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for name, tensor in sorted(_bare_weights(model)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     config = getattr(model, "config", None)
     if config is not None:
         fields = {

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ipvrm_lightning.models.checkpoints import check_same_parameters
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head
+from ipvrm_lightning.models.sharding import fill, seemingly_whole
 
 Role = Literal["policy", "reward", "reference"]
 
@@ -71,7 +72,8 @@ class SharedBase(Roles):
     def add_reward(self) -> None:
         """Add an adapter of the policy's shape for the reward model."""
         model: Any = self.model
-        model.add_adapter("reward", model.peft_config["default"])
+        with seemingly_whole(model):
+            model.add_adapter("reward", model.peft_config["default"])
         for parameter in (self.trained("policy") | self.trained("reward")).values():
             parameter.requires_grad_(True)
         self._set((["default"], False))
@@ -144,9 +146,10 @@ class SeparateModels(Roles):
             yield getattr(self, role)
             return
         if not self._reference:
-            self._reference = [self._factory.build_model().requires_grad_(False).eval()]
+            reference: Any = self._factory.build_model()
+            self._reference = [reference.requires_grad_(False).eval().to(self.policy.device)]
         with torch.no_grad():
-            yield self._reference[0].to(self.policy.device)
+            yield self._reference[0]
 
     def trained(self, role: Role) -> dict[str, nn.Parameter]:
         """Parameters of the role's model."""
@@ -178,4 +181,4 @@ def _prepared(factory: LanguageModelFactory) -> Any:
 def _load(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:
     check_same_parameters(parameters, weights, what="the reward model's checkpoint")
     for name, parameter in parameters.items():
-        parameter.copy_(weights[name])
+        fill(parameter, lambda start, end, name=name: weights[name][start:end])  # type: ignore[misc]

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from ipvrm_lightning.data.batching import TrajectoryDataset, collate
 from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_probs
-from ipvrm_lightning.models.checkpoints import check_same_parameters
+from ipvrm_lightning.models.checkpoints import check_same_parameters, check_same_settings, optimizer_class
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import response_mask
-from ipvrm_lightning.models.roles import Roles
+from ipvrm_lightning.models.roles import Role, Roles
+from ipvrm_lightning.models.sharding import is_sharded
 from ipvrm_lightning.modules.alarms import Alarms
 from ipvrm_lightning.modules.distrl_metrics import collection_metrics, reward_metrics, score_metrics
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, Collecting, PolicyUpdate, RewardModel
@@ -42,7 +43,7 @@ from ipvrm_lightning.modules.online_reward import OnlineReward, load_checkpoint
 from ipvrm_lightning.modules.policy import PolicyModule
 from ipvrm_lightning.modules.policy_loss import policy_loss
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
-from ipvrm_lightning.modules.updates import GuardedUpdates
+from ipvrm_lightning.modules.updates import GuardedUpdates, check_optimizer
 from ipvrm_lightning.rollouts.groups import Collection, Group, PromptSource, collect_mixed
 from ipvrm_lightning.rollouts.sources import Sampling
 from ipvrm_lightning.rollouts.verifiers import Verifier
@@ -160,7 +161,9 @@ class DistRLModule(PolicyModule):
         if self.reward is not None and self.updates_reward:
             own = self.reward.optimizer(self.roles.trained("reward").values())
             pairs.append((own, self.reward.scheduler or Schedule()))
-        return [optimizer for optimizer, _ in pairs], [schedule.build(own, steps) for own, schedule in pairs]
+        return [check_optimizer(optimizer) for optimizer, _ in pairs], [
+            schedule.build(own, steps) for own, schedule in pairs
+        ]
 
     # -- one step
 
@@ -284,7 +287,7 @@ class DistRLModule(PolicyModule):
                             temperature=self.sampling.temperature,
                             chunk_size=self.chunk_size,
                         )
-                        self._backward(loss)
+                        self._backward(loss, "policy")
                     for name, value in values.items():
                         sums[name] = sums.get(name, torch.zeros_like(value)) + value / updates
                 norm = self._step(0, self.roles.trained("policy"), self.update.gradient_clip_val)
@@ -305,7 +308,7 @@ class DistRLModule(PolicyModule):
                 for loss in self.online_reward.losses(
                     dataset, reference, processes, self._to_device, seed=self._step_seed
                 ):
-                    self._backward(loss)
+                    self._backward(loss, "reward")
                     total += loss.detach()
                 parameters = self.roles.trained("reward")
                 metrics["reward/gradient_norm"] = self._step(1, parameters, self.reward.gradient_clip_val)
@@ -313,7 +316,9 @@ class DistRLModule(PolicyModule):
 
     # -- plumbing
 
-    def _backward(self, loss: Tensor) -> None:
+    def _backward(self, loss: Tensor, role: Role) -> None:
+        if is_sharded(next(iter(self.roles.trained(role).values()))):
+            loss = loss * self.processes.count  # FSDP2 averages gradients over the processes in every backward pass
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         if block is None:
             self.manual_backward(loss)
@@ -373,13 +378,24 @@ class DistRLModule(PolicyModule):
             "updates": self.updates.state_dict(),
             "alarms": self.alarms.state,
         }
+        checkpoint["settings"] = self.settings_to_keep()
+
+    def settings_to_keep(self) -> dict[str, Any]:
+        """What a checkpoint and a config must agree on to go on training: primitives only."""
+        kept: dict[str, Any] = {"optimizer": optimizer_class(self.optimizer), "reward": None}
+        if self.reward is not None:
+            kept["reward"] = {"objective": self.reward.objective.describe(), "update": self.reward.update}
+            kept["reward"]["optimizer"] = optimizer_class(self.reward.optimizer)
+        return kept
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on where the run was.
 
         Raises:
-            ValueError: the checkpoint holds other parameters; names the first that differs.
+            ValueError: the checkpoint is of another model or other settings; names the first thing that differs.
         """
+        if self.trainer.state.fn == "fit":
+            check_same_settings(self.settings_to_keep(), checkpoint.get("settings", {}), what="the checkpoint")
         own = self.trainable_parameters()
         if self.trainer.state.fn != "fit":  # a policy is judged without the reward model
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in own}

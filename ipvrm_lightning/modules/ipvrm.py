@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 
 from ipvrm_lightning import functional
 from ipvrm_lightning.metrics import PrefixCalibration
+from ipvrm_lightning.models.checkpoints import check_same_settings
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import (
     base_language_model,
@@ -24,7 +26,8 @@ from ipvrm_lightning.models.logprobs import (
     response_scores,
     unpack,
 )
-from ipvrm_lightning.models.reference import AdaptersOff, CachedReference, FrozenCopy, Reference
+from ipvrm_lightning.models.reference import CachedReference, Reference, default_reference
+from ipvrm_lightning.models.sharding import placed
 from ipvrm_lightning.modules.judging import Judge, steps_by_protocol
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.modules.windowed import WindowedModule
@@ -79,7 +82,7 @@ class IPVRMModule(WindowedModule):
             chunk_size=chunk_size,
         )
         self.objective = objective or IPVRM()
-        self.reference = reference or (AdaptersOff() if language_model.has_adapters else FrozenCopy())
+        self.reference = reference or default_reference(language_model)
         self.unit = self.objective.unit
         self.value_head: Any = None
         self.val_auroc = BinaryAUROC()
@@ -94,7 +97,7 @@ class IPVRMModule(WindowedModule):
         if built or self.model is None:
             return
         if self._uses_reference:
-            self.reference.setup(self.language_model, self.model)
+            self.reference.setup(placed(self.language_model, self.device_mesh), self.model)
         if self.objective.score_source == "value_head":
             self._replace_output_head()
 
@@ -123,8 +126,10 @@ class IPVRMModule(WindowedModule):
         """Refuse what cannot be trained, before any model is built.
 
         Raises:
-            ValueError: the objective has no training, or needs pairs that the data module does not make.
+            ValueError: the objective has no training, or needs pairs that the data module does not make; or the
+                strategy or the reference does not fit.
         """
+        super().setup(stage)
         if stage != "fit":
             return
         if not self.objective.trainable:
@@ -224,10 +229,23 @@ class IPVRMModule(WindowedModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["objective"] = self.objective.describe()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, objective or other settings.
+
+        Raises:
+            ValueError: names the first thing that differs.
+        """
+        stored = {"objective": checkpoint["objective"]} if "objective" in checkpoint else {}
+        check_same_settings({"objective": self.objective.describe()}, stored, what="the checkpoint")
+        super().on_load_checkpoint(checkpoint)
+
     def _replace_output_head(self) -> None:
         """Train a linear value head; an output head of its own would get no gradient, which DDP does not forgive."""
         language_model = base_language_model(self.model)
         self.value_head = torch.nn.Linear(language_model.config.get_text_config().hidden_size, 1)
+        if self.device_mesh is not None and not self.language_model.has_adapters:
+            # what one optimiser updates is all sharded or all whole: torch refuses a mixture
+            fully_shard(self.value_head, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
         head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
         if head.weight is not embedding.weight:
             head.requires_grad_(False)

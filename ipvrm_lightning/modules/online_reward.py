@@ -38,7 +38,7 @@ def load_checkpoint(roles: Roles, settings: RewardModel) -> None:
         return
     path = Path(settings.checkpoint)
     path = path if path.is_file() else newest_checkpoint(path, what="reward.checkpoint")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     own, other = settings.objective.describe(), stored.get("objective")
     if other is not None:
         trained = (other["class_path"], other["init_args"].get("beta"))

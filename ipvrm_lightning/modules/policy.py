@@ -9,12 +9,15 @@ from lightning.pytorch import LightningModule
 
 from ipvrm_lightning.metrics import AverageAtK, AverageAtKReport
 from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.logprobs import base_language_model
 from ipvrm_lightning.models.roles import build_roles
+from ipvrm_lightning.models.sharding import gathered, placed
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.rollouts.ends import end_token_ids
 from ipvrm_lightning.rollouts.groups import Group, answer_prompts
 from ipvrm_lightning.rollouts.sources import Sampling
 from ipvrm_lightning.rollouts.verifiers import Verifier
+from ipvrm_lightning.strategies import check_fit
 from ipvrm_lightning.types import PromptBatch, PromptExample
 
 
@@ -54,15 +57,24 @@ class PolicyModule(LightningModule):
         """The processes of the run."""
         return Processes(self.global_rank, self.trainer.world_size, self.device)
 
+    def setup(self, stage: str) -> None:
+        """Refuse a strategy that does not fit, before any model is built.
+
+        Raises:
+            ValueError: says which pair cannot work.
+        """
+        check_fit(self.trainer.strategy, self)
+
     def configure_model(self) -> None:
         """Build the policy; called by the strategy, after the data was checked."""
         if self.roles is None:
-            self.roles = build_roles(self.language_model)
+            self.roles = build_roles(placed(self.language_model, self.device_mesh))
             self.tokenizer = self.language_model.build_tokenizer()
 
     def answer(self, prompts: list[PromptExample], sampling: Sampling, *, seed: int, batch_size: int) -> list[Group]:
         """Sample the policy's responses to prompts and verify them."""
-        with self.roles.use("policy") as model:
+        # processes decode for different numbers of steps, and an all-gather in each would cost more than the step
+        with self.roles.use("policy") as model, gathered(base_language_model(model)):
             return answer_prompts(
                 model,
                 self.tokenizer,

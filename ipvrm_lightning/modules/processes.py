@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ipvrm_lightning.models.sharding import is_sharded
+
 
 class Processes:
     """The processes of a run.
@@ -47,11 +49,16 @@ class Processes:
         return parts
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace gradients by their sum over the processes; a parameter without one takes part with zeros."""
+        """Replace gradients by their sum over the processes; a parameter without one takes part with zeros.
+
+        Those of sharded parameters are left alone: the backward pass has reduced them.
+        """
         if self.count == 1:
             return
         by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
         for parameter in parameters:
+            if is_sharded(parameter):
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             by_dtype.setdefault(parameter.dtype, []).append(parameter)

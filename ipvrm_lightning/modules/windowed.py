@@ -17,10 +17,14 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from ipvrm_lightning.models.checkpoints import check_same_parameters
+from ipvrm_lightning.models.checkpoints import check_same_parameters, check_same_settings, optimizer_class
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head
+from ipvrm_lightning.models.sharding import is_sharded, placed
+from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
+from ipvrm_lightning.modules.updates import check_optimizer, clip_gradients, gradient_norm
+from ipvrm_lightning.strategies import check_fit
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
 
@@ -66,15 +70,23 @@ class WindowedModule(LightningModule):
     def batch_loss(self, batch: TrajectoryBatch) -> Tensor:
         """Mean loss of a micro-batch over `unit`, with gradient."""
 
+    def setup(self, stage: str) -> None:
+        """Refuse a strategy that does not fit, before any model is built.
+
+        Raises:
+            ValueError: says which pair cannot work.
+        """
+        check_fit(self.trainer.strategy, self)
+
     def configure_model(self) -> None:
         """Build the model; called by the strategy, after the data was checked."""
         if self.model is None:
-            self.model = self.language_model.build_model()
+            self.model = placed(self.language_model, self.device_mesh).build_model()
             check_output_head(self.model)
 
     def configure_optimizers(self) -> Any:
         """Optimiser over what is trained, and its schedule."""
-        optimizer = self.optimizer(self.trainable_parameters().values())
+        optimizer = check_optimizer(self.optimizer(self.trainable_parameters().values()))
         scheduler = self.scheduler.build(optimizer, self._planned_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -94,6 +106,7 @@ class WindowedModule(LightningModule):
         """
         optimizer: Any = self.optimizers()
         processes = self.trainer.world_size
+        replicated = self._replicated_parameters()
         total = torch.zeros((), device=self.device)
         last = len(window.micro_batches) - 1
         for position, batch in enumerate(window.micro_batches):
@@ -103,15 +116,16 @@ class WindowedModule(LightningModule):
                 if not torch.isfinite(loss):
                     rows = batch.index.tolist()
                     raise FloatingPointError(f"loss is {loss.item()} at step {self.global_step}, training rows {rows}")
-                self.manual_backward(loss * processes)
+                # a strategy averages gradients over the processes; those it does not know are added here
+                self.manual_backward(loss if replicated else loss * processes)
             total += loss.detach()
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self.trainable_parameters().values() if p.grad is not None]
-        )
+        Processes(self.global_rank, processes, self.device).add_gradients(replicated)
+        parameters = list(self.trainable_parameters().values())
+        norm = gradient_norm(parameters)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {self.global_step}")
         if self.gradient_clip_val is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip_val)
+            clip_gradients(parameters, self.gradient_clip_val, norm)
         optimizer.step()
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
@@ -132,19 +146,32 @@ class WindowedModule(LightningModule):
         """Keep what is trained; frozen weights come from where they came from."""
         trained = self.trainable_parameters()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["settings"] = self.settings_to_keep()
+
+    def settings_to_keep(self) -> dict[str, Any]:
+        """What a checkpoint and a config must agree on to go on training: primitives only."""
+        return {"optimizer": optimizer_class(self.optimizer)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model.
+        """Refuse a checkpoint of another model or other settings.
 
         Raises:
-            ValueError: names or shapes differ; names the first that does.
+            ValueError: names the first thing that differs.
         """
+        if self.trainer.state.fn == "fit":
+            check_same_settings(self.settings_to_keep(), checkpoint.get("settings", {}), what="the checkpoint")
         check_same_parameters(self.trainable_parameters(), checkpoint["state_dict"], what="the checkpoint")
 
     def _planned_steps(self) -> int:
         """Optimiser steps of the whole run."""
         bounds = (planned_batches(self.trainer), self.trainer.max_steps)
         return min((bound for bound in bounds if bound > 0), default=0)
+
+    def _replicated_parameters(self) -> list[torch.nn.Parameter]:
+        """Adapters on a sharded model: whole on every process, and unknown to the strategy."""
+        if self.device_mesh is None:
+            return []
+        return [parameter for parameter in self.trainable_parameters().values() if not is_sharded(parameter)]
 
     def _gradients_synchronised(self, synchronise: bool) -> AbstractContextManager[Any]:
         block = getattr(self.trainer.strategy, "block_backward_sync", None)

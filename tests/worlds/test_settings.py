@@ -30,7 +30,7 @@ def test_a_setting_replaced_by_its_own_value_is_the_same_world() -> None:
 
 def test_sizes_differ_and_overrides_win() -> None:
     assert set(SIZES) == {"small", "full"}
-    assert make_settings("full", 0).sft_tokens > make_settings("small", 0).sft_tokens
+    assert make_settings("full", 0).train_prompts > make_settings("small", 0).train_prompts
     assert make_settings("full", 0, {"train_prompts": 5}).train_prompts == 5
 
 

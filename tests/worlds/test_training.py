@@ -39,7 +39,7 @@ def test_muon_moves_matrices_and_adam_the_rest() -> None:
 
 
 def test_curriculum_grows_and_is_seeded() -> None:
-    settings = make_settings("small", 0, {"sft_problems": 800, "sft_tokens": 60_000})
+    settings = make_settings("small", 0, {"sft_problems": 800, "sft_tokens": 60_000, "ramp": 0.6})
     problems = sft_problems(settings, set())
     dataset = TrajectoryDataset(sft_examples(settings, problems))
     steps = [len(problem.definitions) for problem in problems]

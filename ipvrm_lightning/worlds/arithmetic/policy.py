@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ipvrm_lightning.models.language_model import LanguageModelFactory, PretrainedLanguageModel
+from ipvrm_lightning.models.language_model import (
+    Divide,
+    LanguageModelFactory,
+    LoRA,
+    PretrainedLanguageModel,
+)
+from ipvrm_lightning.models.preparation import check_quantization
 from ipvrm_lightning.worlds.arithmetic.settings import ArithmeticWorld, Size
 
 if TYPE_CHECKING:
@@ -20,6 +26,8 @@ class ArithmeticPolicy(LanguageModelFactory):
         seed: of the world.
         root: folder of worlds; None for the environment variable IPVRM_WORLDS, else outputs/worlds.
         overrides: settings of the world to replace, see `WorldSettings`.
+        lora: train adapters on frozen weights; None trains the weights.
+        quantization: `nf4` loads the weights in 4 bits; needs `lora`.
     """
 
     def __init__(
@@ -29,13 +37,38 @@ class ArithmeticPolicy(LanguageModelFactory):
         seed: int = 0,
         root: str | None = None,
         overrides: dict[str, Any] | None = None,
+        lora: LoRA | None = None,
+        quantization: Literal["nf4"] | None = None,
     ) -> None:
+        check_quantization(quantization, lora)
         self.world = ArithmeticWorld(size, seed, root, overrides)
+        self.lora, self.quantization = lora, quantization
 
     @property
     def has_adapters(self) -> bool:
-        """False: the policy is small enough to be trained whole."""
-        return False
+        """True where LoRA is configured."""
+        return self.lora is not None
+
+    @property
+    def quantized(self) -> bool:
+        """True where `quantization` is set."""
+        return self.quantization is not None
+
+    def check_sharding(self) -> None:
+        """Refuse what `PretrainedLanguageModel` refuses.
+
+        Raises:
+            ValueError: weights in 4 bits, or DoRA.
+        """
+        self._in("").check_sharding()
+
+    def build_sharded(self, divide: Divide) -> PreTrainedModel:
+        """Load the policy, each process its own rows of it.
+
+        Raises:
+            ValueError: the world is absent and building it failed.
+        """
+        return self._pretrained().build_sharded(divide)
 
     def build_model(self) -> PreTrainedModel:
         """Load the policy.
@@ -56,7 +89,10 @@ class ArithmeticPolicy(LanguageModelFactory):
     def _pretrained(self) -> PretrainedLanguageModel:
         from ipvrm_lightning.worlds.arithmetic.build import ensure_built
 
-        return PretrainedLanguageModel(name=str(ensure_built(self.world) / "policy"))
+        return self._in(str(ensure_built(self.world) / "policy"))
+
+    def _in(self, folder: str) -> PretrainedLanguageModel:
+        return PretrainedLanguageModel(name=folder, lora=self.lora, quantization=self.quantization)
 
 
 def check_policy(data: LightningDataModule, world: ArithmeticWorld) -> None:

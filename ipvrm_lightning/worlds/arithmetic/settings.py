@@ -14,7 +14,7 @@ from ipvrm_lightning.worlds.arithmetic.problems import Difficulty, Noise
 Size = Literal["small", "full"]
 
 #: Raised whenever the same settings would give another world, so that no stale one is read.
-SOURCE_VERSION = 1
+SOURCE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class WorldSettings:
         initializer_range: spread of its first weights.
         rope_theta: base of its rotary positions.
         sft_problems: problems it is fine-tuned on; traces of fewer lines than judged problems among them.
-        sft_tokens: tokens it is fine-tuned on, prompts included.
+        sft_tokens: tokens it is fine-tuned on, prompts included; with `sft_target`, at most so many.
+        sft_target: fine-tune until right traces of new problems have this mean probability, then let the learning rate
+            fall over `decay_tokens`; None for a cosine over `sft_tokens`. Seeds learn to add at very different times:
+            a fixed length leaves some policies half-trained.
+        decay_tokens: see `sft_target`.
         window_tokens: tokens of one optimiser step.
         learning_rate: of matrices (Muon), highest of the cosine schedule; a fifth of it for the rest (Adam).
         ramp: share of the fine-tuning during which the longest problems grow from one line to the full length.
@@ -62,10 +66,12 @@ class WorldSettings:
     initializer_range: float = 0.08
     rope_theta: float = 1000.0
     sft_problems: int = 30000
-    sft_tokens: int = 1_300_000
+    sft_tokens: int = 2_600_000
+    sft_target: float | None = 0.06
+    decay_tokens: int = 200_000
     window_tokens: int = 1000
     learning_rate: float = 2e-2
-    ramp: float = 0.6
+    ramp: float = 0.3
     format_shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     noise_rates: dict[str, float] = field(
         default_factory=lambda: {"add": 0.01, "gap": 0.015, "mul": 0.03, "min": 0.01, "max": 0.01, "mod": 0.03}
@@ -99,9 +105,8 @@ class WorldSettings:
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {},
-    # fine-tuned for longer: at 1.3 million tokens some seeds have not learned to add yet (pass@1 from 0.16 to 0.54)
     "full": {
-        "sft_tokens": 2_000_000,
+        "train_prompts": 1600,
         "test_prompts": 500,
         "best_of_prompts": 150,
         "truth_solutions": 60,

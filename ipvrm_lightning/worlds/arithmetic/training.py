@@ -18,6 +18,7 @@ from lightning.pytorch import LightningDataModule
 
 from ipvrm_lightning.data import TrajectoryDataset, collate
 from ipvrm_lightning.types import Example, Window
+from ipvrm_lightning.worlds.arithmetic.convergence import UntilTarget
 from ipvrm_lightning.worlds.arithmetic.formats import FORMATS, render_solution
 from ipvrm_lightning.worlds.arithmetic.optimizer import Muon
 from ipvrm_lightning.worlds.arithmetic.problems import Problem, generate, solve
@@ -141,6 +142,8 @@ def train_policy(settings: WorldSettings, held_out: set[str], scratch: Path) -> 
     problems = sft_problems(settings, held_out)
     dataset = TrajectoryDataset(sft_examples(settings, problems))
     windows = Curriculum(dataset, [len(problem.definitions) for problem in problems], settings)
+    until_target = None if settings.sft_target is None else UntilTarget(settings, len(windows))
+    scheduler: Any = until_target or Schedule(name="cosine", warmup=min(0.05, 30 / len(windows)))
     config = model_config(settings)
     module = SFTModule(
         language_model=RandomLanguageModel(config=config, seed=settings.seed),
@@ -150,7 +153,7 @@ def train_policy(settings: WorldSettings, held_out: set[str], scratch: Path) -> 
             adam_lr=settings.learning_rate / 5,
             embedding_rows=config["vocab_size"],
         ),
-        scheduler=Schedule(name="cosine", warmup=min(0.05, 30 / len(windows))),
+        scheduler=scheduler,
         chunk_size=4096,
     )
     trainer = Trainer(
@@ -162,6 +165,7 @@ def train_policy(settings: WorldSettings, held_out: set[str], scratch: Path) -> 
         enable_model_summary=False,
         default_root_dir=scratch,
         log_every_n_steps=50,
+        callbacks=[until_target] if until_target else [],
     )
     trainer.fit(module, datamodule=_CurriculumData(windows))
     model: PreTrainedModel = module.model

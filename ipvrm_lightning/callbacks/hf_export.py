@@ -1,0 +1,39 @@
+"""`HFExport`: the best checkpoint of a fit as a Hugging Face folder, when it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from ipvrm_lightning.exporting import export_checkpoint
+
+
+class HFExport(Callback):
+    """Exports the best checkpoint that the run's `ModelCheckpoint` knows, else its last, into the run's folder.
+
+    Args:
+        folder: name of the folder within the run's.
+        merge: add an adapter's update to the weights; otherwise the adapter is exported alone.
+    """
+
+    def __init__(self, *, folder: str = "export", merge: bool = False) -> None:
+        self.folder, self.merge = folder, merge
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export, on the first process.
+
+        Raises:
+            ValueError: the run kept no checkpoint.
+        """
+        run = Path(trainer.log_dir or trainer.default_root_dir)
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        kept: Any = trainer.checkpoint_callback
+        best = None if kept is None else kept.best_model_path or kept.last_model_path
+        if not best:
+            raise ValueError("HFExport needs a ModelCheckpoint that has kept a checkpoint")
+        out = export_checkpoint(Path(best), run / self.folder, merge=self.merge, overwrite=True)
+        rank_zero_info(f"Exported {best} to {out}")

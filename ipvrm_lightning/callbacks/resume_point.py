@@ -1,0 +1,60 @@
+"""`ResumePoint`: a checkpoint by the clock, to go on from after a kill."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class ResumePoint(Callback):
+    """Saves `checkpoints/resume-<step>.ckpt` every so often, and removes the one before once the new one is whole.
+
+    Lightning's `ModelCheckpoint` leaves `train_time_interval` out of account where a module steps its own optimisers.
+    A step that a validation follows is passed over: a run that went on from there would leave the validation out.
+
+    Args:
+        minutes: between two checkpoints, by the clock of the first process.
+    """
+
+    def __init__(self, *, minutes: float) -> None:
+        self.minutes = minutes
+        self._saved = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is time; called on every process."""
+        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if is_last or (batch_idx + 1) % trainer.val_check_batch == 0 or getattr(trainer, "fast_dev_run", False):
+            return
+        if not trainer.strategy.broadcast(time.monotonic() - self._saved >= 60 * self.minutes):
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        target = folder / f"resume-{trainer.global_step}.ckpt"
+        trainer.save_checkpoint(target)
+        if trainer.is_global_zero:
+            for earlier in folder.glob("resume-*.ckpt"):
+                if earlier != target:
+                    trainer.strategy.remove_checkpoint(earlier)
+        self._saved = time.monotonic()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what this step logs: it reaches the loggers after the checkpoint, and a kill may come between."""
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if (step + 1) % trainer.log_every_n_steps == 0:
+            values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+            checkpoint["logged"] = {**values, "epoch": trainer.current_epoch, "step": step}
+
+
+def last_step(checkpoint: Path) -> tuple[int, dict[str, float] | None]:
+    """The last step that a checkpoint holds, and the row that it logged, None where it logs none."""
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return int(stored["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]), stored.get("logged")

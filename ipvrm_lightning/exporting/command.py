@@ -1,0 +1,43 @@
+"""`ipvrm export`: a run or a checkpoint in, a Hugging Face folder out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ipvrm_lightning.exporting.folder import export_checkpoint
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `ipvrm export`."""
+    parser = argparse.ArgumentParser(prog="ipvrm export", description=__doc__)
+    parser.add_argument("source", type=Path, help="checkpoint, folder of a run, or folder of runs for the newest")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--part", choices=("policy", "reward"), default="policy", help="of a policy optimisation")
+    parser.add_argument("--merge", action="store_true", help="add the adapter to the weights; default: adapter alone")
+    parser.add_argument("--results", type=Path, help="results.json of `ipvrm test`, for the card and its thresholds")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
+    parser.add_argument(
+        "--push_to_hub", metavar="OWNER/NAME", help="upload the folder to this repository, made private"
+    )
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command.
+
+    Args:
+        arguments: after `ipvrm export`.
+    """
+    chosen = build_parser().parse_args(arguments)
+    folder = export_checkpoint(
+        chosen.source, chosen.out, part=chosen.part, merge=chosen.merge, results=chosen.results,
+        overwrite=chosen.overwrite,
+    )  # fmt: skip
+    print(f"in {folder}")
+    if chosen.push_to_hub:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(chosen.push_to_hub, private=True, exist_ok=True)
+        print(api.upload_folder(repo_id=chosen.push_to_hub, folder_path=folder))

@@ -1,0 +1,70 @@
+"""What an export starts from: a run's saved config, and the weights of one of its models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from torch import Tensor
+
+from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in
+
+Part = Literal["policy", "reward"]
+
+
+class Run(NamedTuple):
+    """A checkpoint and the config that made it.
+
+    Args:
+        checkpoint: the file.
+        config: of the run, as its `config.yaml` holds it.
+    """
+
+    checkpoint: Path
+    config: dict[str, Any]
+
+
+def find_run(path: Path) -> Run:
+    """The checkpoint that a path means, with its run's config.
+
+    Args:
+        path: a checkpoint, the folder of a run, or the folder of runs (`trainer.default_root_dir`) for the newest.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no config beside it.
+    """
+    if path.is_file():
+        checkpoint = path
+    elif (found := newest_in(path / "checkpoints")) is not None:
+        checkpoint = found
+    else:
+        checkpoint = newest_checkpoint(path, what=str(path))
+    config = checkpoint.absolute().parent.parent / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(f"{config}: the config of the run that wrote {checkpoint} is not there")
+    return Run(checkpoint, yaml.safe_load(config.read_text(encoding="utf-8")))
+
+
+def model_weights(state: dict[str, Tensor], part: Part) -> dict[str, Tensor]:
+    """The trained weights of one model of a run, by the names they have in a model that was just built.
+
+    Args:
+        state: `state_dict` of a checkpoint.
+        part: of a policy optimisation, `policy` or `reward`; other runs have one model.
+
+    Raises:
+        ValueError: the checkpoint holds no such model.
+    """
+    adapter = {"policy": ".default.", "reward": ".reward."}[part]
+    found: dict[str, Tensor] = {}
+    for name, weight in state.items():
+        if name.startswith("model."):
+            found[name.removeprefix("model.")] = weight
+        elif name.startswith(f"roles.{part}."):
+            found[name.removeprefix(f"roles.{part}.")] = weight
+        elif name.startswith("roles.model.") and adapter in f"{name}.":
+            found[name.removeprefix("roles.model.").replace(".reward", ".default")] = weight
+    if not found:
+        raise ValueError(f"the checkpoint holds no {part} model that was trained")
+    return found

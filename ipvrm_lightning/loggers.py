@@ -1,0 +1,54 @@
+"""`MetricsFile`: a run's `metrics.csv`, which goes on where a run goes on."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from ipvrm_lightning.callbacks.resume_point import last_step
+
+_EARLIER = "metrics.earlier.csv"
+
+
+class MetricsFile(CSVLogger):
+    """Lightning's CSV logger, but a run that goes on keeps its rows, less those of steps that are done again.
+
+    Args:
+        save_dir: folder of the run's folder.
+        version: name of the run's folder.
+        resume_from: checkpoint that the run goes on from; None for a new run.
+    """
+
+    def __init__(self, save_dir: str, *, version: str, resume_from: str | None = None) -> None:
+        super().__init__(save_dir, name="", version=version, flush_logs_every_n_steps=1)
+        self.resume_from = resume_from
+
+    @property
+    def experiment(self) -> Any:
+        """The writer of the file, on the first process."""
+        if self._experiment is None and rank_zero_only.rank == 0:
+            folder = Path(self.log_dir)
+            rows = [] if self.resume_from is None else self._earlier_rows(folder, Path(self.resume_from))
+            self._experiment = writer = ExperimentWriter(log_dir=str(folder))
+            writer.metrics = rows
+            writer.save()
+            (folder / _EARLIER).unlink(missing_ok=True)
+        return super().experiment
+
+    def _earlier_rows(self, folder: Path, checkpoint: Path) -> list[dict[str, Any]]:
+        """Rows up to the checkpoint; the file is set aside under another name until they are written again."""
+        current, earlier = folder / "metrics.csv", folder / _EARLIER
+        if current.exists() and not earlier.exists():
+            os.replace(current, earlier)
+        step, row = last_step(checkpoint)
+        rows: list[dict[str, Any]] = []
+        if earlier.exists():
+            with earlier.open(newline="") as file:
+                rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if int(row["step"]) < step]
+        return rows if row is None else [*rows, row]

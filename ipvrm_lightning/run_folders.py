@@ -1,0 +1,69 @@
+"""Folders of runs: their names, which of them has not ended yet, and whether a command is its continuation.
+
+A run's `run.json` holds a fingerprint of its whole config. A fit that is started again with the same config goes on
+with the newest run of that fingerprint that has not ended and has a whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ipvrm_lightning.metrics.score_file import write_atomically
+from ipvrm_lightning.models.checkpoints import newest_in
+
+RECORD = "run.json"
+#: Settings that say how a run is started, not what it computes.
+_HOW = ("ckpt_path", "config", "resume", "checkpoint_minutes")
+
+
+def new_run_name(root: Path, command: str) -> str:
+    """A name that no folder under `root` has yet: time and command."""
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{command}"
+    taken = len(list(root.glob(f"{name}*")))
+    return f"{name}-{taken + 1}" if taken else name
+
+
+def config_fingerprint(config: dict[str, Any]) -> str:
+    """Hash of what a config says, 16 hexadecimal digits.
+
+    Args:
+        config: as plain values.
+    """
+    kept = {name: value for name, value in config.items() if name not in _HOW}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def unfinished_checkpoint(root: Path, fingerprint: str) -> Path | None:
+    """The newest whole checkpoint of the newest run with this config that has not ended.
+
+    Args:
+        root: `default_root_dir` of the runs.
+        fingerprint: of the config.
+
+    Returns:
+        None where there is no such run, or it has no checkpoint yet.
+    """
+    for record in sorted(root.glob(f"*/{RECORD}"), reverse=True):
+        facts = _read(record)
+        if facts.get("config") == fingerprint:
+            folder = record.parent / "checkpoints"
+            return None if facts.get("ended") else newest_in(folder, "resume-*.ckpt") or newest_in(folder)
+    return None
+
+
+def write_record(folder: Path, facts: dict[str, Any]) -> None:
+    """Add facts to a run's record."""
+    path = folder / RECORD
+    write_atomically(path, json.dumps({**_read(path), **facts}, indent=2) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

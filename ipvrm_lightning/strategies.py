@@ -1,0 +1,153 @@
+"""Which strategies a module can run under, and `FullyShard`: FSDP2 with checkpoints that any strategy reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.tensor import distribute_tensor
+from torch.utils._pytree import tree_map_only
+
+from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.sharding import fill, is_sharded, same_everywhere, whole
+
+
+def check_fit(strategy: Any, module: Any) -> None:
+    """Refuse a strategy that would give wrong numbers or fail inside torch, before anything is loaded.
+
+    Args:
+        strategy: of a trainer, or its name.
+        module: with a `language_model`; any other is left alone.
+
+    Raises:
+        ValueError: says which pair cannot work, and what can.
+    """
+    factory = getattr(module, "language_model", None)
+    if not isinstance(factory, LanguageModelFactory):
+        return
+    reference = getattr(module, "reference", None)
+    if reference is not None:
+        reference.check(factory)
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    kinds = [name] if isinstance(strategy, str) else [kind.__name__ for kind in type(strategy).__mro__]
+    why_not = next((why for kind in kinds for start, why in _WHY_NOT.items() if kind.lower().startswith(start)), None)
+    if why_not is not None and factory.quantized:
+        raise ValueError(
+            f"weights in 4 bits cannot be divided over processes ({name}):"
+            " use configs/strategy/ddp.yaml with qlora.yaml, or fsdp2.yaml with lora.yaml"
+        )
+    if isinstance(strategy, FullyShard):
+        factory.check_sharding()
+    elif why_not is not None:
+        raise ValueError(f"{type(module).__name__} does not run under {name}: {why_not}")
+
+
+_FSDP2 = "use configs/strategy/fsdp2.yaml, which divides the same things"
+#: Why strategies cannot run this package's modules, by how their names begin.
+_WHY_NOT = {
+    "fsdp": f"FSDP1 allows no backward pass within the training step, where micro-batches are added up; {_FSDP2}",
+    "deepspeed": f"its gradients cannot be seen, so that norm, clipping and guard would not apply; {_FSDP2}",
+    "modelparallel": f"Lightning's default divides matrices, not the batch; {_FSDP2}",
+}
+
+
+class FullyShard(ModelParallelStrategy):
+    """Parameters, gradients and optimiser states divided over all processes (FSDP2).
+
+    Departs from `ModelParallelStrategy` in two points. All processes share one model, where Lightning's default divides
+    matrices within a node (tensor parallelism). And a checkpoint is one file in the form that one process writes, of
+    what is trained only: gathered tensor by tensor on the first process, so that it resumes under any other strategy,
+    and the other way round.
+
+    Args:
+        process_group_backend: of torch.distributed; None for NCCL on GPUs and gloo on CPUs.
+    """
+
+    def __init__(self, *, process_group_backend: str | None = None) -> None:
+        super().__init__(save_distributed_checkpoint=False, process_group_backend=process_group_backend)
+
+    def setup_environment(self) -> None:
+        """Join the other processes."""
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:
+        """Make what is not sharded the same everywhere; keep evaluation out of inference mode.
+
+        Tensors that are made in inference mode cannot take part in training, and weights are gathered into such.
+        """
+        for loop in (
+            trainer.fit_loop.epoch_loop.val_loop,
+            trainer.validate_loop,
+            trainer.test_loop,
+            trainer.predict_loop,
+        ):
+            loop.inference_mode = False
+        assert self.model is not None
+        self.model.to(self.root_device)
+        same_everywhere(parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        super().setup(trainer)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Checkpoints hold the states in torch's form, which Lightning hands to `load_optimizer_state_dict`."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Trained weights, whole, on the first process; nothing on the others. Collective."""
+        assert self.lightning_module is not None
+        trained = {name: p for name, p in self.lightning_module.named_parameters() if p.requires_grad}
+        return {name: value for name, p in trained.items() if (value := self._kept(p.detach())) is not None}
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """An optimiser's state in torch's form, whole, on the first process. Collective."""
+        if isinstance(optimizer, LightningOptimizer):
+            optimizer = optimizer._optimizer
+        state = tree_map_only(Tensor, self._kept, optimizer.state_dict())
+        return state if self.is_global_zero else {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write the file on the first process, by the checkpoint plugin."""
+        if self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Map the file into memory; each process reads the pages that it needs."""
+        path = self.broadcast(checkpoint_path)
+        return torch.load(
+            path, map_location="cpu", mmap=True, weights_only=True if weights_only is None else weights_only
+        )
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Each process takes its rows; the module has checked names and shapes."""
+        assert self.lightning_module is not None
+        own = dict(self.lightning_module.named_parameters())
+        for name, weight in checkpoint["state_dict"].items():
+            fill(own[name], lambda start, end, weight=weight: weight[start:end])  # type: ignore[misc]
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Each process takes its rows of the states, which have the shapes of their parameters."""
+        for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {
+                number: {name: _like(value, parameters[number]) for name, value in values.items()}
+                for number, values in stored["state"].items()
+            }
+            optimizer.load_state_dict({**stored, "state": state})
+
+    def _kept(self, tensor: Tensor) -> Tensor | None:
+        gathered = whole(tensor)
+        return gathered.cpu() if self.is_global_zero else None
+
+
+def _like(value: Any, parameter: Tensor) -> Any:
+    """A part of an optimiser's state, divided as its parameter is."""
+    if not is_sharded(parameter) or not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    sharded: Any = parameter
+    return distribute_tensor(value.to(sharded.device), sharded.device_mesh, sharded.placements, src_data_rank=None)

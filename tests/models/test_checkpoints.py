@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from ipvrm_lightning.models.checkpoints import check_same_settings, optimizer_class
+from ipvrm_lightning.objectives import IPVRM, ImplicitPRM
+
+
+def test_settings_that_agree_or_are_not_mentioned_pass() -> None:
+    own = {"objective": IPVRM().describe(), "optimizer": "torch.optim.adamw.AdamW"}
+    check_same_settings(own, own, what="the checkpoint")
+    check_same_settings(own, {}, what="the checkpoint")
+    check_same_settings(own, {"objective": IPVRM().describe()}, what="the checkpoint")
+
+
+def test_the_first_difference_is_named_class_before_numbers() -> None:
+    own = {"objective": IPVRM().describe()}
+    with pytest.raises(ValueError, match=r"objective.init_args.margin is 1.0 there and 5.0 here"):
+        check_same_settings(own, {"objective": IPVRM(margin=1.0).describe()}, what="the checkpoint")
+    with pytest.raises(ValueError, match=r"objective.class_path is .*ImplicitPRM there and .*IPVRM here"):
+        check_same_settings(own, {"objective": ImplicitPRM().describe()}, what="the checkpoint")
+    with pytest.raises(ValueError, match=r"reward.update is absent there and before here"):
+        check_same_settings({"reward": {"update": "before"}}, {"reward": None}, what="the checkpoint")
+
+
+def test_optimizer_class_is_that_of_what_the_factory_makes() -> None:
+    assert optimizer_class(partial(torch.optim.SGD, lr=0.1)) == "torch.optim.sgd.SGD"

@@ -1,0 +1,168 @@
+"""Runs that give the same numbers under any strategy, and their start on two processes by torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ipvrm_lightning.metrics import report_to_json
+from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguageModel
+from ipvrm_lightning.models.logprobs import check_output_head, response_scores
+from ipvrm_lightning.models.reference import weights_fingerprint
+from ipvrm_lightning.models.sharding import Sharded, is_sharded, whole
+from ipvrm_lightning.modules import IPVRMModule, SFTModule
+from ipvrm_lightning.modules.distrl_settings import RewardModel
+from ipvrm_lightning.objectives import IPVRM, QRM
+from ipvrm_lightning.strategies import FullyShard
+
+from ..conftest import REPOSITORY
+from ..models.conftest import make_batch
+from ..models.test_logprobs import CONFIGS
+from ..modules.conftest import QWEN, InMemoryData, quiet_trainer
+from ..modules.distrl_cases import Losses, TinyPolicy, TinyPrompts
+from ..modules.distrl_cases import module as distrl_module
+
+STEPS = 10
+ADAM = partial(torch.optim.AdamW, lr=1e-3)
+#: Divides into no number of processes that tests use: 97 tokens, 3 layers.
+UNEVEN = {**QWEN, "num_hidden_layers": 3, "tie_word_embeddings": True}
+
+
+def language_model(*, lora: bool = False, **options: Any) -> RandomLanguageModel:
+    return RandomLanguageModel(config=UNEVEN, lora=LoRA(r=4) if lora else None, **options)
+
+
+def ipvrm(**options: Any) -> tuple[Any, Any]:
+    defaults = {"language_model": language_model(), "objective": IPVRM(), "optimizer": ADAM}
+    module = IPVRMModule(**{**defaults, **options})
+    return module, InMemoryData(count=40, max_tokens=60, pairwise=module.objective.pairwise)
+
+
+def distrl(*, reference: str = "behavior", **options: Any) -> tuple[Any, Any]:
+    reward = RewardModel(objective=IPVRM(), optimizer=ADAM, reference=reference)  # type: ignore[arg-type]
+    update = {"mini_batches": 2}
+    return distrl_module(reward=reward, optimizer=ADAM, update=update, **options), TinyPrompts()
+
+
+CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "ipvrm": lambda: ipvrm(language_model=language_model(gradient_checkpointing=True)),
+    "ipvrm adapters": lambda: ipvrm(language_model=language_model(lora=True)),
+    # SGD: the head's bias has no gradient in pairs, and Adam makes steps of what rounding leaves
+    "qrm": lambda: ipvrm(objective=QRM(), optimizer=partial(torch.optim.SGD, lr=0.05)),
+    "sft": lambda: (SFTModule(language_model=language_model(), optimizer=ADAM), InMemoryData(count=40, max_tokens=60)),
+    "distrl": lambda: distrl(reference="sft"),
+    "distrl adapters": lambda: distrl(language_model=TinyPolicy(lora=LoRA(r=4), gradient_checkpointing=True)),
+}
+
+
+#: Where runs write the checkpoint that others go on from, and those that do.
+SAVED = 6
+RESUMED = ("ipvrm", "distrl adapters")
+
+
+class Record(Losses):
+    """What a run logged in every step, and how much of the model this process held."""
+
+    share = 1.0
+    copies = 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module)
+        weights = [parameter for name, parameter in pl_module.named_parameters() if "lora" not in name]
+        frozen = getattr(getattr(pl_module, "reference", None), "_copy", [])
+        frozen = frozen or getattr(getattr(pl_module, "roles", None), "_reference", [])
+        weights += [parameter for model in frozen for parameter in model.parameters()]
+        self.copies = len(frozen)
+        own = sum(p.to_local().numel() if is_sharded(p) else p.numel() for p in weights)  # type: ignore[attr-defined]
+        self.share = own / sum(p.numel() for p in weights)
+
+
+def run(name: str, folder: Path, *, resume: Path | None = None, **options: Any) -> None:
+    """Train, validate and test; the first process writes what came of it to `folder`.
+
+    Args:
+        name: of the case.
+        folder: for `name.pt` and, in the middle of training, `name.ckpt`.
+        resume: checkpoint to go on from.
+    """
+    torch.manual_seed(0)
+    module, data = CASES[name]()
+    record = Record()
+    steps = STEPS * (module.update.mini_batches if name.startswith("distrl") else 1)
+    saved = ModelCheckpoint(folder, filename=name, every_n_train_steps=SAVED, save_top_k=-1)
+    callbacks: list[Callback] = [record] if resume else [record, saved]
+    trainer = quiet_trainer(
+        folder, callbacks=callbacks, enable_checkpointing=True, max_steps=steps, max_epochs=-1, **options
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else resume / f"{name}.ckpt")
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    state = {key: whole(value.detach()).clone() for key, value in module.trainable_parameters().items()}
+    reports: dict[str, Any] = {}
+    if name != "sft" and not resume:
+        trainer.test(module, datamodule=data, verbose=False)
+        reports = {key: json.loads(report_to_json(report)) for key, report in module.test_report.items()}
+    if trainer.is_global_zero:
+        found = {"steps": record.steps, "metrics": metrics, "state": state, "reports": reports}
+        found |= {"share": record.share, "copies": record.copies}
+        torch.save(found, folder / f"{name}{' resumed' if resume else ''}.pt")
+
+
+def compare_weights(folder: Path) -> None:
+    """Every tensor of a sharded model against the whole one, and what is computed from them."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh("cpu", (2,))
+    random = {name: RandomLanguageModel(config=config, seed=3) for name, config in CONFIGS.items()}
+    factories: dict[str, Any] = {**random, "files": PretrainedLanguageModel(name=str(folder / "model"))}
+    for name, factory in factories.items():
+        plain, sharded = factory.build_model(), Sharded(factory, mesh).build_model()
+        own = dict(sharded.named_parameters())
+        assert own.keys() == dict(plain.named_parameters()).keys(), name
+        for key, parameter in plain.named_parameters():
+            assert is_sharded(own[key]) and torch.equal(whole(own[key].detach()), parameter), (name, key)
+        assert weights_fingerprint(sharded) == weights_fingerprint(plain), name
+        assert sharded.generation_config.eos_token_id == plain.generation_config.eos_token_id
+        check_output_head(sharded)
+        batch = make_batch([9, 14, 5, 11], [3, 6, 1, 10])
+        scores = [response_scores(model, batch).log_probs for model in (plain, sharded)]
+        torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=1e-6)
+
+
+#: Cases that run on two processes under each strategy.
+BY_STRATEGY = {"ddp": ["ipvrm", "ipvrm adapters", "distrl"], "fsdp2": list(CASES)}
+
+
+def main(folder: Path) -> None:
+    """All cases on the processes that torchrun started, in folders beside that of one process."""
+    torch.distributed.init_process_group("gloo")
+    compare_weights(folder)
+    for strategy, names in BY_STRATEGY.items():
+        options = {"strategy": FullyShard() if strategy == "fsdp2" else strategy, "devices": 2}
+        for name in names:
+            run(name, folder / strategy, **options)
+            if strategy == "fsdp2" and name in RESUMED:
+                run(name, folder / strategy, resume=folder / "one", **{**options, "strategy": FullyShard()})
+            options["strategy"] = FullyShard() if strategy == "fsdp2" else strategy
+
+
+def on_two_processes(folder: Path) -> None:
+    """Run `main` by torchrun."""
+    launcher = folder / "launch.py"
+    launcher.write_text(
+        f"from pathlib import Path; from tests.strategies.cases import main; main(Path({str(folder)!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(launcher)],
+        cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=550,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import errno
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ipvrm_lightning.checkpoint_io import AtomicCheckpointIO, AtomicCheckpoints
+from ipvrm_lightning.models.checkpoints import newest_in
+from ipvrm_lightning.modules import IPVRMModule
+
+from .modules.conftest import InMemoryData, quiet_trainer, tiny
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one mebibyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(small_disk: Path) -> None:
+    target = small_disk / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(10)}, target)
+    with pytest.raises(OSError, match=r"last.ckpt could not be written, earlier ones are whole: .*"):
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.randn(1_000_000)}, target)
+    assert torch.equal(torch.load(target, weights_only=True)["weights"], torch.ones(10))
+    assert [path.name for path in small_disk.iterdir()] == ["last.ckpt"]
+
+
+def test_a_write_that_fails_half_way_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(checkpoint: object, file: object) -> None:
+        file.write(b"PK half of it")  # type: ignore[attr-defined]
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(OSError, match="No space left on device"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "a.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_left_half_written_is_not_the_newest(tmp_path: Path) -> None:
+    AtomicCheckpointIO().save_checkpoint({"n": 1}, tmp_path / "a.ckpt")
+    (tmp_path / ".b.ckpt.part").write_bytes(b"half")
+    assert newest_in(tmp_path) == tmp_path / "a.ckpt"
+    assert newest_in(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpoints_hold_adapters_alone_and_load_safely(tmp_path: Path, dropout: float) -> None:
+    module = IPVRMModule(language_model=tiny(lora=True, dropout=dropout), optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    saved = ModelCheckpoint(tmp_path, save_last=True)
+    trainer = quiet_trainer(tmp_path, callbacks=[saved, AtomicCheckpoints()], enable_checkpointing=True)
+    trainer.fit(module, datamodule=InMemoryData())
+    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert stored["state_dict"].keys() == module.trainable_parameters().keys()
+    adapter = sum(4 * parameter.numel() for parameter in module.trainable_parameters().values())
+    # weights and Adam's two moments, and a fixed part: names, loops, random states
+    assert (tmp_path / "last.ckpt").stat().st_size < 3 * adapter + 150_000

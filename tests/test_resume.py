@@ -1,0 +1,122 @@
+"""`ipvrm fit`, killed and started again with the same command, ends as if it had not been: real processes, kill -9."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ipvrm_lightning.worlds.arithmetic import ArithmeticWorld
+
+from .conftest import REPOSITORY
+
+#: Differ from run to run, and say nothing of what was computed.
+TIMED = ("seconds", "tokens_per_second")
+
+
+def overlay(world: ArithmeticWorld, config: str, folder: Path) -> Path:
+    """The micro world in place of a config's own, and a folder for its runs."""
+    place = {"size": "small", "seed": world.seed, "root": world.root, "overrides": world.overrides}
+    model: dict[str, Any] = {"language_model": {"init_args": place}}
+    data: dict[str, Any] = {**place, "batch_size": 8}
+    trainer: dict[str, Any] = {"default_root_dir": str(folder / "runs"), "log_every_n_steps": 1, "max_epochs": 2}
+    if config == "distrl_arithmetic.yaml":
+        model["reward"] = {"checkpoint": None}
+        model["sampling"] = {"group_size": 4, "max_new_tokens": 40}
+        model["evaluation"] = {"group_size": 2, "max_new_tokens": 40}
+        data["batch_size"] = 4
+        trainer |= {"limit_train_batches": 3, "val_check_interval": 3, "limit_val_batches": 1}
+    else:
+        cache = {"cache_dir": str(folder / "cache")}
+        model["reference"] = {"init_args": cache}
+    file = folder / f"{config}-overlay.yaml"
+    whole = {"model": {"init_args": model}, "data": {"init_args": data}, "trainer": trainer}
+    file.write_text(yaml.safe_dump(whole))
+    return file
+
+
+def start(config: str, extra: Path, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ipvrm_lightning", "fit", "--config", str(REPOSITORY / "configs" / config)]
+    command += ["--config", str(extra), "--checkpoint_minutes", "0.0001", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # a process group of its own: a kill reaches every process of the run
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """What the run's only metrics file says, without times."""
+    files = list(folder.glob("runs/*-fit/metrics.csv"))
+    if not files:
+        return []
+    (file,) = files
+    with file.open(newline="") as text:
+        found = list(csv.DictReader(text))
+    return [{k: v for k, v in row.items() if v and not any(part in k for part in TIMED)} for row in found]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = folder.glob("runs/*-fit/checkpoints/last.ckpt")
+    found: dict[str, torch.Tensor] = torch.load(file, weights_only=True)["state_dict"]
+    return found
+
+
+def kill_after(process: subprocess.Popen[bytes], folder: Path, count: int, delay: float) -> None:
+    """Kill a run some time after it has logged so many rows."""
+    while len(rows(folder)) < count:
+        assert process.poll() is None, process.communicate()[1].decode()[-2000:]
+        time.sleep(0.01)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "counts"),
+    [
+        ("ipvrm_arithmetic.yaml", (), (3, 9, 17)),
+        ("ipvrm_arithmetic.yaml", ("--trainer.strategy", "ddp", "--trainer.devices", "2"), (5, 15)),
+        ("distrl_arithmetic.yaml", (), (2, 4)),
+    ],
+    ids=["one process", "two processes", "distrl"],
+)
+def test_a_killed_fit_goes_on_with_the_same_command(
+    config: str, options: tuple[str, ...], counts: tuple[int, ...], tmp_path: Path, micro_world: ArithmeticWorld
+) -> None:
+    draw = random.Random(str(counts))
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole, killed = (overlay(micro_world, config, tmp_path / name) for name in ("whole", "killed"))
+    undisturbed = start(config, whole, *options)
+    for count in counts:
+        kill_after(start(config, killed, *options), tmp_path / "killed", count, draw.random() * 0.3)
+    last = start(config, killed, *options)
+    messages = last.communicate()[1].decode()
+    assert last.returncode == 0, messages[-2000:]
+    assert "This run has not ended: going on from" in messages
+    assert undisturbed.wait() == 0, undisturbed.communicate()[1].decode()[-2000:]
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole") != []
+    own, expected = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert own.keys() == expected.keys() and all(torch.equal(own[name], expected[name]) for name in own)
+
+
+def test_a_run_that_has_ended_or_another_config_is_not_continued(tmp_path: Path, micro_world: ArithmeticWorld) -> None:
+    extra = overlay(micro_world, "ipvrm_arithmetic.yaml", tmp_path)
+    for options in ((), (), ("--model.init_args.objective.init_args.margin", "1.0")):
+        process = start("ipvrm_arithmetic.yaml", extra, "--trainer.limit_train_batches", "2", *options)
+        messages = process.communicate()[1].decode()
+        assert process.returncode == 0, messages[-2000:]
+        assert "going on" not in messages
+    assert len(list(tmp_path.glob("runs/*-fit/checkpoints/last.ckpt"))) == 3
