@@ -8,8 +8,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Callable
 from typing import Any
+
+from ipvrm_lightning.config_checks import check_config_files
+from ipvrm_lightning.failures import exit_status, failure_line
 
 USAGE = """usage: ipvrm <command> [options]
 
@@ -36,7 +40,10 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: arguments after the program name, those of the process where none are given.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in given or ("LOCAL_RANK" in os.environ and os.environ.get("IPVRM_DEBUG") == "1")
+    os.environ["IPVRM_DEBUG"] = str(int(debug))  # tells the processes that Lightning starts, which lack the option
+    arguments = [argument for argument in given if argument != "--debug"]
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(USAGE)
         return
@@ -45,21 +52,22 @@ def main(argv: list[str] | None = None) -> None:
 
         print(f"ipvrm_lightning {__version__}")
         return
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        if arguments[0] not in COMMANDS and arguments[0] not in LIGHTNING and not arguments[0].startswith("-"):
+            raise ArgumentError(None, f"no such command; there are {', '.join((*LIGHTNING, *COMMANDS))}")
+        check_config_files(arguments)
         COMMANDS.get(arguments[0], _run_lightning)(arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except Exception as error:
         if debug:
             raise
-        print(f"ipvrm {arguments[0]}: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(1) from error
+        print(failure_line(arguments[0], error), file=sys.stderr)
+        raise SystemExit(exit_status(error)) from error
 
 
 def _run_judge(arguments: list[str]) -> None:
     from ipvrm_lightning.metrics.judge import main as judge
 
-    raise SystemExit(judge(arguments[1:]))
+    judge(arguments[1:])
 
 
 def _run_export(arguments: list[str]) -> None:
@@ -97,4 +105,5 @@ def _run_lightning(arguments: list[str]) -> None:
 #: What libraries tell each other, of no use to who runs a command.
 QUIET = (r".*isinstance\(treespec, LeafSpec\).*", ".*is_gradient_checkpointing.*", ".*does not have many workers.*")
 
+LIGHTNING = ("fit", "validate", "test", "predict")
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {"export": _run_export, "judge": _run_judge, "rollout": _run_rollout}

@@ -21,7 +21,8 @@ from ipvrm_lightning.callbacks.resume_point import ResumePoint, last_step
 from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
-from ipvrm_lightning.models.checkpoints import newest_checkpoint
+from ipvrm_lightning.config_checks import check_class_paths
+from ipvrm_lightning.models.checkpoints import newest_checkpoint, read_checkpoint
 from ipvrm_lightning.run_folders import config_fingerprint, new_run_name, unfinished_checkpoint
 from ipvrm_lightning.strategies import check_fit
 
@@ -51,6 +52,10 @@ class IPVRMCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
         )
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose errors are raised, for `cli.main` to tell them in one line."""
+        return super().init_parser(**{**kwargs, "exit_on_error": False})
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The command that was typed, or all of them: each costs half a second to prepare."""
@@ -78,11 +83,13 @@ class IPVRMCLI(LightningCLI):
         """Give the run its folder, or find the one to go on in; resolve `--ckpt_path last`."""
         command = str(self.subcommand)
         config = self.config[command]
+        check_class_paths(config.clone().as_dict())
         root = Path(config.trainer.default_root_dir or "outputs")
         fingerprint = config_fingerprint(json.loads(self._parser(command).dump(config, format="json")))
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest_checkpoint(root, what="--ckpt_path last"))
         resumed = self._checkpoint_to_resume(config, root, fingerprint) if command == "fit" else None
+        self._check_checkpoint(config)
         if config.trainer.logger in (None, True):
             run = resumed.parent.parent.name if resumed else new_run_name(root, command)
             run = os.environ.setdefault("IPVRM_RUN", run)
@@ -115,6 +122,29 @@ class IPVRMCLI(LightningCLI):
         """Make the trainer, unless its strategy and the module cannot work together."""
         check_fit(self._get(self.config_init, "trainer.strategy"), self.model)
         return super().instantiate_trainer(**kwargs)
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, module and data module: their constructors take nothing but the config.
+
+        Raises:
+            ValueError: one of them cannot be built; says why.
+        """
+        try:
+            super().instantiate_classes()
+        except (TypeError, AttributeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"this config cannot be built: {error}") from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as it is: Lightning would let a checkpoint's hyper-parameters override it."""
+
+    @staticmethod
+    def _check_checkpoint(config: Namespace) -> None:
+        """Refuse a checkpoint that cannot be loaded before anything is built, and pickles altogether."""
+        if config.get("weights_only") is False:
+            raise ValueError("weights_only: false would run whatever code a checkpoint holds; no checkpoint needs it")
+        config.weights_only = True  # Lightning leaves it off for addresses
+        if config.get("ckpt_path") and Path(config.ckpt_path).is_file():
+            read_checkpoint(Path(config.ckpt_path), mmap=True)
 
 
 def _loggers(root: Path, run: str, resumed: Path | None) -> list[Namespace]:

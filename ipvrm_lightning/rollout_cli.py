@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from tqdm import tqdm
 
+from ipvrm_lightning.config_checks import check_class_paths
 from ipvrm_lightning.data import PromptModule
 from ipvrm_lightning.rollouts.sources import Answered, ResponseSource, Sampling
 from ipvrm_lightning.rollouts.store import RolloutStore
@@ -163,7 +164,9 @@ def summarise(records: Iterable[Mapping[str, Any]], new_prompts: int, tokens_per
 def build_parser() -> ArgumentParser:
     """Arguments of `roll_out`, from configs that stack and the command line."""
     parser = ArgumentParser(
-        prog="ipvrm rollout", description="Sample responses to prompts, verify them, keep them as training data."
+        prog="ipvrm rollout",
+        description="Sample responses to prompts, verify them, keep them as training data.",
+        exit_on_error=False,
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML; later files and arguments win.")
     parser.add_function_arguments(roll_out, skip={"settings"})
@@ -194,8 +197,14 @@ def main(arguments: list[str]) -> None:
     """
     parser = build_parser()
     config = parser.parse_args(arguments)
+    if not isinstance(config.sampling, Namespace):  # jsonargparse takes anything for a group of keys in a file
+        raise ValueError(f"sampling: expected keys and values, found {config.sampling!r}")
+    check_class_paths(config.clone().as_dict())
     settings = deciding(config)
-    values = parser.instantiate_classes(config).as_dict()
+    try:
+        values = parser.instantiate_classes(config).as_dict()
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"this config cannot be built: {error}") from error
     values.pop("config", None)
     print(roll_out(**values, settings=settings))
     print(f"in {Path(values['output']) / 'rollouts.jsonl'}")

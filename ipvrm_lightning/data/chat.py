@@ -168,12 +168,10 @@ def _render_chat(
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any) -> str:
-    from jinja2 import TemplateError
-
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except TemplateError as error:
-        problem = f"the chat template refuses these messages ({error})"
+    except Exception as error:  # a template is a program: it raises what it likes
+        problem = f"the chat template refuses these messages ({type(error).__name__}: {error})"
         raise DataError(problem, field="prompt", found=messages) from error
 
 

@@ -90,6 +90,11 @@ class TrajectoryDataset(Dataset[Example]):
         return list(self._groups)
 
     @property
+    def largest_id(self) -> int:
+        """The largest token id, -1 where there is none: what a model's vocabulary has to hold."""
+        return int(self._ids.max(initial=-1))
+
+    @property
     def response_lengths(self) -> np.ndarray:
         """Response tokens of each example, [len(self)]."""
         return self.lengths - self.response_starts

@@ -10,6 +10,7 @@ from ipvrm_lightning.data.schema import (
     DataError,
     Prompt,
     answer_prompt,
+    check_characters,
     check_list,
     check_outcome,
     check_prompt,
@@ -120,6 +121,7 @@ def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, num
         DataError: with file, row and field.
     """
     try:
+        check_characters(row)
         for column in columns:
             if column not in row:
                 raise DataError("missing column", field=column, found=sorted(row))
@@ -141,7 +143,8 @@ def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, num
             source=source,
             row=number,
             pair=number if paired else None,
-            metadata={"id": name if len(answers) == 1 else f"{name}-{k}", "subset": subset, "answer": finals[k]},
+            metadata={"id": name if len(answers) == 1 else f"{name}-{k}", "subset": subset, "answer": finals[k]}
+            | {"place": f"{source}, row {number}"},
         )
         for k, (prompt, response, outcome) in enumerate(answers)
     ]

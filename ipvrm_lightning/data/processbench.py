@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
@@ -95,7 +96,10 @@ class ProcessBenchDataModule(TokenizedDataModule):
             return
         report = Report(self.on_bad_rows)
         solutions = [solution for subset, rows in self._sources() for solution in self._read(subset, rows, report)]
-        dataset = TrajectoryDataset(self._examples(solutions, self.load_tokenizer(), report))
+        examples = list(self._examples(solutions, self.load_tokenizer(), report))
+        if any(example.outcome is None for example in examples):  # known of some only, and not what is judged
+            examples = [replace(example, outcome=None) for example in examples]
+        dataset = TrajectoryDataset(examples)
         if not len(dataset):
             raise ValueError(f"no usable solution in {self.path}; left out: {dict(report.counts)}")
         self.test_sets = [dataset]
@@ -105,7 +109,10 @@ class ProcessBenchDataModule(TokenizedDataModule):
     def _sources(self) -> list[tuple[str, Iterator[Row]]]:
         if is_hub_name(self.path):
             return [(subset, read_hub(self.path, subset)) for subset in self.subsets or SUBSETS]
-        files = {file.stem: file for file in find_files(self.path)}
+        found = find_files(self.path)
+        files = {file.stem: file for file in found}
+        if len(files) < len(found):
+            raise DataError(f"two files of one subset: {', '.join(file.name for file in found)}", source=self.path)
         if self.subsets is None:
             return [(stem, read_file(file)) for stem, file in files.items()]
         if missing := [subset for subset in self.subsets if subset not in files]:
@@ -113,12 +120,16 @@ class ProcessBenchDataModule(TokenizedDataModule):
         return [(subset, read_file(files[subset])) for subset in self.subsets]
 
     def _read(self, subset: str, rows: Iterator[Row], report: Report) -> list[Solution]:
-        solutions = []
+        solutions, rows_of = [], dict[str, int]()
         for source, number, row in rows:
             try:
-                solutions.append(check_solution(row, source, number, subset))
+                solution = check_solution(row, source, number, subset)
+                if (first := rows_of.setdefault(solution.id, number)) != number:
+                    raise DataError(f"the id of row {first}", field="id", found=solution.id, source=source, row=number)
             except DataError as error:
                 report.bad_row(error)
+            else:
+                solutions.append(solution)
         if self.limit is None or self.limit >= len(solutions):
             return solutions
         chosen = sorted(random.Random(f"{self.seed}-{subset}").sample(range(len(solutions)), self.limit))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ipvrm_lightning.data.reading import read_rows
 from ipvrm_lightning.data.rollouts import Report
-from ipvrm_lightning.data.schema import DataError, Prompt, check_prompt
+from ipvrm_lightning.data.schema import DataError, Prompt, check_characters, check_prompt
 
 PROMPT_COLUMNS = ("prompt", "problem", "question")
 #: A dot leads into a column that is a mapping.
@@ -89,6 +89,7 @@ def check_prompt_row(row: Mapping[str, Any], columns: Columns, source: str, numb
         DataError: with file, row and field.
     """
     try:
+        check_characters(row)
         prompt = check_prompt(_field(row, columns.prompt), columns.prompt)
         truth = check_ground_truth(_field(row, columns.truth), columns.truth)
     except DataError as error:

@@ -93,7 +93,6 @@ def read_hub(name: str, split: str) -> Iterator[Row]:
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
@@ -103,8 +102,10 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
                 for record in table.read_row_group(group).to_pylist():
                     number += 1
                     yield number, record
-    except pa.ArrowException as error:
-        raise DataError(f"not readable as parquet ({str(error).splitlines()[0]})", source=str(file)) from error
+    except Exception as error:  # Arrow's own, and those of Python for what is not text, not a date, not a file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = f"not readable as parquet after row {number} ({reason})"
+        raise DataError(problem, source=str(file)) from error
 
 
 def _read_lines(file: Path) -> Iterator[tuple[int, Any]]:
@@ -114,7 +115,7 @@ def _read_lines(file: Path) -> Iterator[tuple[int, Any]]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+            except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError
                 text = line.strip().decode(errors="replace")
                 raise DataError(f"broken JSON ({error})", found=text, source=str(file), row=number) from error
             yield number, record
@@ -125,7 +126,7 @@ def _read_array(file: Path) -> Iterator[tuple[int, Any]]:
         records = json.loads(file.read_bytes())
     except json.JSONDecodeError as error:
         raise DataError(f"broken JSON in line {error.lineno} ({error.msg})", source=str(file)) from error
-    except UnicodeDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"broken JSON ({error})", source=str(file)) from error
     if not isinstance(records, list):
         raise DataError("neither a list of records nor one record a line", found=records, source=str(file))

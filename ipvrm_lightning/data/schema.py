@@ -73,6 +73,25 @@ def check_text(value: Any, field: str, *, what: str = "text") -> str:
     return value
 
 
+def check_characters(row: Any, field: str = "") -> None:
+    """Every text of a record is made of characters: half of a surrogate pair, which JSON can spell, is none.
+
+    It could be neither tokenised nor written.
+
+    Raises:
+        DataError: names the first field with one.
+    """
+    if isinstance(row, str):
+        if not row.isascii() and any("\ud800" <= character <= "\udfff" for character in row):
+            raise DataError("text holds half of a surrogate pair, which is no character", field=field, found=row)
+    elif isinstance(row, Mapping):
+        for name, value in row.items():
+            check_characters(value, f"{field}.{name}" if field else str(name))
+    elif isinstance(row, (list, tuple)):
+        for position, value in enumerate(row):
+            check_characters(value, f"{field}[{position}]")
+
+
 def check_list(value: Any, field: str) -> list[Any]:
     """A list with something in it.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ipvrm_lightning.data.schema import DataError, Prompt, check_list, check_prompt, check_text
+from ipvrm_lightning.data.schema import DataError, Prompt, check_characters, check_list, check_prompt, check_text
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def check_solution(row: Mapping[str, Any], source: str, number: int, subset: str
 
 
 def _parse(row: Mapping[str, Any], source: str, number: int, subset: str) -> Solution:
+    check_characters(row)
     stepwise = "completions" in row and "labels" in row
     names = ("prompt", "completions", "labels") if stepwise else ("problem", "steps", "label")
     for name in names:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningDataModule
 
 from ipvrm_lightning.data.batching import EvalLoader, TrajectoryDataset, WindowLoader, eval_loader, train_loader
+from ipvrm_lightning.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,9 +40,7 @@ class TokenizerDataModule(LightningDataModule):
         """
         if self._tokenizer is None:
             if self.tokenizer is not None:
-                from transformers import AutoTokenizer
-
-                self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+                self._tokenizer = load_tokenizer(self.tokenizer)
             else:
                 module = None if self.trainer is None else self.trainer.lightning_module
                 model: Any = getattr(module, "language_model", None)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import NoReturn
 
 from ipvrm_lightning.metrics.score_file import read_scores, write_atomically
 from ipvrm_lightning.metrics.step_f1_judge import judge_solutions
@@ -52,10 +52,15 @@ def parse_thresholds(texts: Sequence[str]) -> float | dict[str, float] | None:
     return numbers[""]
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise argparse.ArgumentError(None, message)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The options of `ipvrm judge`."""
+    """The options of `ipvrm judge`; mistakes are raised."""
     defaults = {field.name: field.default for field in fields(JudgeSettings)}
-    parser = argparse.ArgumentParser(prog="ipvrm judge", description=__doc__)
+    parser = _Parser(prog="ipvrm judge", description=__doc__)
     parser.add_argument("scores", help="score file (JSONL) as `ipvrm test` writes it")
     parser.add_argument(
         "--threshold",
@@ -77,35 +82,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> None:
     """Run `ipvrm judge`.
 
     Args:
-        argv: what follows `ipvrm judge` on the command line; that of this process if None.
+        argv: what follows `ipvrm judge` on the command line.
 
-    Returns:
-        The exit status: 0, or 2 after a line on standard error about bad input.
+    Raises:
+        ArgumentError: an option that does not exist or cannot be read.
+        ValueError: settings or a score file that cannot be used; `cli.main` tells it in one line.
+        OSError: a file that cannot be read or written.
     """
     arguments = build_parser().parse_args(argv)
-    try:
-        settings = JudgeSettings(
-            folds=arguments.folds,
-            resamples=arguments.resamples,
-            confidence=arguments.confidence,
-            random_seeds=arguments.random_seeds,
-            seed=arguments.seed,
-            fixed_threshold=parse_thresholds(arguments.threshold),
-        )
-        report = recompute(arguments.scores, settings)
-    except (ValueError, OSError) as error:
-        print(f"ipvrm judge: {error}", file=sys.stderr)
-        return 2
+    settings = JudgeSettings(
+        folds=arguments.folds,
+        resamples=arguments.resamples,
+        confidence=arguments.confidence,
+        random_seeds=arguments.random_seeds,
+        seed=arguments.seed,
+        fixed_threshold=parse_thresholds(arguments.threshold),
+    )
+    report = recompute(arguments.scores, settings)
     print_report(report)
     if arguments.json:
         path = write_atomically(arguments.json, report_to_json(report))
         output_console().print(f"Report: {path}", soft_wrap=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

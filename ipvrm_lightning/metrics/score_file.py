@@ -18,6 +18,7 @@ from typing import Any
 from ipvrm_lightning.types import ScoredSolution
 
 _REQUIRED = ("id", "subset", "problem", "label", "step_scores", "step_lengths")
+_LARGEST = 2**53  # integers up to here are floats too
 _KNOWN = frozenset(field.name for field in fields(ScoredSolution))
 
 
@@ -26,13 +27,20 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return _is_integer(value) and abs(value) <= _LARGEST
+
+
+def _is_text(value: Any) -> bool:
+    # JSON can spell half of a surrogate pair, which could be neither printed nor written
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _check_steps(solution: ScoredSolution, where: str) -> None:
     lengths, scores = solution.step_lengths, solution.step_scores
-    if not isinstance(lengths, list) or not lengths or not all(_is_integer(length) for length in lengths):
-        raise ValueError(f"{where}: step_lengths: expected one integer per step and at least one, found {lengths!r}")
+    if not isinstance(lengths, list) or not lengths or not all(_is_integer(n) and 0 <= n <= _LARGEST for n in lengths):
+        raise ValueError(f"{where}: step_lengths: expected one length per step and at least one, found {lengths!r}")
     if not isinstance(scores, dict) or not scores:
         raise ValueError(f"{where}: step_scores: expected at least one protocol with scores, found {scores!r}")
     for protocol, values in scores.items():
@@ -56,7 +64,7 @@ def check_solution(solution: ScoredSolution, where: str) -> None:
         ValueError: naming place, field and what was found.
     """
     for name in ("id", "subset", "problem"):
-        if not isinstance(getattr(solution, name), str):
+        if not _is_text(getattr(solution, name)):
             raise ValueError(f"{where}: {name}: expected text, found {getattr(solution, name)!r}")
     _check_steps(solution, where)
     if not _is_integer(solution.label) or not -1 <= solution.label < len(solution.step_lengths):
@@ -91,6 +99,8 @@ def solution_from_line(line: str, where: str) -> ScoredSolution:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno}): {line.strip()[:60]!r}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise ValueError(f"{where}: not JSON ({error}): {line.strip()[:60]!r}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected an object, found {line.strip()[:60]!r}")
     missing = [name for name in _REQUIRED if name not in record]
@@ -162,10 +172,16 @@ def read_scores(path: str | Path) -> list[ScoredSolution]:
         FileNotFoundError: there is no such file.
         ValueError: a bad line (file, line, field and what was found), or no line at all.
     """
-    with open(path, encoding="utf-8") as file:
-        solutions = [
-            solution_from_line(line, f"{path}, line {number}") for number, line in enumerate(file, 1) if line.strip()
-        ]
+    solutions = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}, line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
+            if text.strip():
+                solutions.append(solution_from_line(text, where))
     if not solutions:
         raise ValueError(f"{path}: no scored solutions")
     return solutions

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ipvrm_lightning.failures import library_errors
 
 
 def check_same_parameters(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], *, what: str) -> None:
@@ -73,6 +76,27 @@ def newest_in(folder: Path, pattern: str = "*.ckpt") -> Path | None:
         pattern: of names.
     """
     return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """A checkpoint of Lightning, tensors and plain values alone: nothing in it can run code.
+
+    Args:
+        path: file.
+        mmap: leave the weights on the disk until they are used.
+
+    Raises:
+        ValueError: it is none, is broken, or holds other objects; names the file.
+    """
+    with library_errors(f"{path}: not a checkpoint that can be read"):
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except UnpicklingError as error:
+            # torch's own text goes on for a screen and advises to load it all the same
+            raise ValueError("more than tensors and plain values is in it, which could run code") from error
+    if not isinstance(stored, dict) or not isinstance(stored.get("state_dict"), dict):
+        raise ValueError(f"{path}: not a checkpoint of Lightning: it has no state_dict")
+    return stored
 
 
 def newest_checkpoint(root: Path, *, what: str) -> Path:

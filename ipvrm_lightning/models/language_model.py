@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.preparation import (
     check_quantization,
     check_sharded_adapters,
     empty_model,
     prepare_for_training,
 )
+from ipvrm_lightning.pretrained import load_config, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -144,16 +146,14 @@ class PretrainedLanguageModel(LanguageModelFactory):
         """Load the model.
 
         Raises:
-            ValueError: the folder holds an adapter rather than a model.
+            ValueError: the folder holds an adapter rather than a model, or no model that can be loaded.
         """
-        from transformers import AutoModelForCausalLM
-
         self._refuse_adapter_folder()
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "revision": self.revision}
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
         options.update(self._quantization_options())
-        model = AutoModelForCausalLM.from_pretrained(
+        model = load_model(
             self.name, trust_remote_code=self.trust_remote_code, **{k: v for k, v in options.items() if v is not None}
         )
         return prepare_for_training(
@@ -202,10 +202,8 @@ class PretrainedLanguageModel(LanguageModelFactory):
 
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
-        from transformers import AutoTokenizer
-
         options = {"gguf_file": self.gguf_file} if self.gguf_file else {}
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = load_tokenizer(
             self.name, revision=self.revision or "main", trust_remote_code=self.trust_remote_code, **options
         )
         if self.chat_template is not None:
@@ -282,14 +280,17 @@ class RandomLanguageModel(LanguageModelFactory):
         return self.lora is not None
 
     def build_model(self) -> PreTrainedModel:
-        """Make the model from its config, the same for the same seed."""
+        """Make the model from its config, the same for the same seed.
+
+        Raises:
+            ValueError: no model can be made of the config.
+        """
         from transformers import AutoModelForCausalLM
 
-        config = self._model_config()
         options = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
-        with torch.random.fork_rng():
+        with library_errors("RandomLanguageModel.config describes no model"), torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, self.dtype), **options)
+            model = AutoModelForCausalLM.from_config(self._model_config(), dtype=getattr(torch, self.dtype), **options)
         return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
 
     def check_sharding(self) -> None:
@@ -315,7 +316,7 @@ class RandomLanguageModel(LanguageModelFactory):
         from transformers import AutoConfig
 
         if isinstance(self.config, str):
-            return AutoConfig.from_pretrained(self.config)
+            return load_config(self.config)
         fields = dict(self.config)
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
@@ -325,8 +326,6 @@ class RandomLanguageModel(LanguageModelFactory):
         Raises:
             ValueError: none is configured.
         """
-        from transformers import AutoTokenizer
-
         if self.tokenizer is None:
             raise ValueError("RandomLanguageModel needs the argument tokenizer to read text")
-        return AutoTokenizer.from_pretrained(self.tokenizer)
+        return load_tokenizer(self.tokenizer)

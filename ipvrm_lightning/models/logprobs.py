@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.sharding import inside
 from ipvrm_lightning.types import TrajectoryBatch
 
@@ -118,10 +119,11 @@ def check_output_head(model: nn.Module) -> None:
     head = output_head(model)
     if head.weight.device.type == "meta":
         return
+    name = type(language_model).__name__
     input_ids = torch.arange(6, device=head.weight.device)[None] % head.weight.shape[0]
     was_training = language_model.training
     language_model.eval()
-    with torch.no_grad():
+    with library_errors(f"{name} cannot run as its config describes it"), torch.no_grad():
         expected = language_model(input_ids=input_ids, use_cache=False).logits.float()
         actual = inside(language_model, lambda: head_logits(_hidden_states(model, input_ids), output_head(model)))
     language_model.train(was_training)
@@ -129,8 +131,26 @@ def check_output_head(model: nn.Module) -> None:
     difference = (expected - actual).abs().max().item()
     if not difference <= tolerance * max(1.0, expected.abs().max().item()):
         raise ValueError(
-            f"{type(language_model).__name__} changes its logits after the output head in a way this package does not"
+            f"{name} changes its logits after the output head in a way this package does not"
             f" know (difference {difference:.3g}); its log-probabilities would be wrong"
+        )
+
+
+def check_vocabulary(model: nn.Module, largest_id: int) -> None:
+    """Refuse token ids that a model has no embedding for; a GPU would stop with an assertion and no reason.
+
+    Args:
+        model: causal language model.
+        largest_id: of the data it is to read.
+
+    Raises:
+        ValueError: there is no such embedding.
+    """
+    rows = base_language_model(model).get_input_embeddings().weight.shape[0]
+    if largest_id >= rows:
+        raise ValueError(
+            f"the data holds token {largest_id}, but the model has embeddings for {rows} tokens: its tokenizer is not"
+            " the model's"
         )
 
 

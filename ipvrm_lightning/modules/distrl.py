@@ -43,7 +43,7 @@ from ipvrm_lightning.modules.online_reward import OnlineReward, load_checkpoint
 from ipvrm_lightning.modules.policy import PolicyModule
 from ipvrm_lightning.modules.policy_loss import policy_loss
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
-from ipvrm_lightning.modules.updates import GuardedUpdates, check_optimizer
+from ipvrm_lightning.modules.updates import GuardedUpdates, LossesOfRows, check_optimizer
 from ipvrm_lightning.rollouts.groups import Collection, Group, PromptSource, collect_mixed
 from ipvrm_lightning.rollouts.sources import Sampling
 from ipvrm_lightning.rollouts.verifiers import Verifier
@@ -175,7 +175,7 @@ class DistRLModule(PolicyModule):
             batch_idx: unused.
 
         Raises:
-            FloatingPointError: too many updates in a row had a gradient that is not finite.
+            FloatingPointError: too many updates in a row were not finite.
         """
         started = time.perf_counter()
         metrics: dict[str, Tensor | float] = {}
@@ -233,7 +233,7 @@ class DistRLModule(PolicyModule):
         metrics |= score_metrics(scored, processes)
         if self.reward is None:
             self._set_advantages(mini_batches)
-            self._update_policy(mini_batches, metrics)
+            self._update_policy(dataset, mini_batches, metrics)
             return
         if self.reward.update == "before":
             self._update_reward(dataset, scored, metrics)
@@ -242,7 +242,7 @@ class DistRLModule(PolicyModule):
                 self.online_reward.score(part)
         metrics |= reward_metrics(scored, self.reward.objective, processes)
         self._set_advantages(mini_batches)
-        self._update_policy(mini_batches, metrics)
+        self._update_policy(dataset, mini_batches, metrics)
         if self.reward.update == "after":
             self._update_reward(dataset, scored, metrics)
 
@@ -271,12 +271,15 @@ class DistRLModule(PolicyModule):
         for mini_batch in mini_batches:
             set_advantages(mini_batch, self.processes, self.advantages.compute)
 
-    def _update_policy(self, mini_batches: Sequence[Sequence[ScoredBatch]], metrics: dict[str, Tensor | float]) -> None:
+    def _update_policy(
+        self, dataset: TrajectoryDataset, mini_batches: Sequence[Sequence[ScoredBatch]], metrics: dict[str, Any]
+    ) -> None:
         sums: dict[str, Tensor] = {}
         updates = self.update.epochs * len(mini_batches)
         with self._timed("policy", metrics):
             for mini_batch in [m for _ in range(self.update.epochs) for m in mini_batches]:
                 divisors = totals(mini_batch, self.processes)
+                losses: list[tuple[Tensor, Tensor]] = []
                 for part in mini_batch:
                     with self.roles.use("policy") as model:
                         loss, values = policy_loss(
@@ -288,9 +291,10 @@ class DistRLModule(PolicyModule):
                             chunk_size=self.chunk_size,
                         )
                         self._backward(loss, "policy")
+                    losses.append((loss.detach(), part.batch.index))
                     for name, value in values.items():
                         sums[name] = sums.get(name, torch.zeros_like(value)) + value / updates
-                norm = self._step(0, self.roles.trained("policy"), self.update.gradient_clip_val)
+                norm = self._step("policy", self.update.gradient_clip_val, losses, dataset)
                 sums["gradient_norm"] = sums.get("gradient_norm", torch.zeros_like(norm)) + norm / (
                     updates * self.processes.count
                 )
@@ -304,15 +308,15 @@ class DistRLModule(PolicyModule):
         reference = self.online_reward.reference_rows(scored, len(dataset), processes)
         with self._timed("reward_update", metrics):
             for _ in range(self.reward.epochs):
-                total = torch.zeros((), device=self.device)
-                for loss in self.online_reward.losses(
+                losses: list[tuple[Tensor, Tensor]] = []
+                for loss, rows in self.online_reward.losses(
                     dataset, reference, processes, self._to_device, seed=self._step_seed
                 ):
                     self._backward(loss, "reward")
-                    total += loss.detach()
-                parameters = self.roles.trained("reward")
-                metrics["reward/gradient_norm"] = self._step(1, parameters, self.reward.gradient_clip_val)
-                metrics["reward/loss"] = processes.total(total)
+                    losses.append((loss.detach(), rows))
+                clip = self.reward.gradient_clip_val
+                metrics["reward/gradient_norm"] = self._step("reward", clip, losses, dataset)
+                metrics["reward/loss"] = processes.total(torch.stack([loss for loss, _ in losses]).sum())
 
     # -- plumbing
 
@@ -326,13 +330,13 @@ class DistRLModule(PolicyModule):
         with block():  # gradients are summed over the processes once, when all micro-batches are done
             self.manual_backward(loss)
 
-    def _step(self, number: int, parameters: dict[str, nn.Parameter], clip: float | None) -> Tensor:
-        """One step of an optimiser; returns the gradient's norm."""
-        optimizer = self._as_list(self.optimizers())[number]
-        if number:
+    def _step(self, role: Role, clip: float | None, losses: LossesOfRows, dataset: TrajectoryDataset) -> Tensor:
+        """One step of a role's optimiser; returns the gradient's norm."""
+        optimizer = self._as_list(self.optimizers())[role == "reward"]
+        if role == "reward":
             # Lightning's global step counts every optimiser that it sees stepping: it is to count the policy's alone
             optimizer._on_before_step = optimizer._on_after_step = lambda: None
-        return self.updates.step(optimizer, parameters, clip, self.processes)
+        return self.updates.step(optimizer, self.roles.trained(role), clip, self.processes, losses, dataset)
 
     def _log(self, metrics: dict[str, Tensor | float], *, skipped: bool) -> None:
         metrics["skipped_step"] = float(skipped)

@@ -69,6 +69,7 @@ def to_dataset(groups: Sequence[Group]) -> TrajectoryDataset:
             len(group.prompt.input_ids),
             group=str(number),
             outcome=attempt.outcome,
+            metadata={"id": group.prompt.id},
         )
         for number, group in enumerate(groups)
         for attempt in group.attempts

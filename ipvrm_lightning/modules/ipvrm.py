@@ -6,7 +6,7 @@ is the same for every objective, so that a comparison changes one class and noth
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -59,6 +59,8 @@ class IPVRMModule(WindowedModule):
         scheduler: learning rate over the run.
         gradient_clip_val: largest norm of the gradient, None for no limit.
         chunk_size: response tokens whose logits exist at one time.
+        on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" the update; either names the rows.
+        max_skipped_updates: updates in a row that may be skipped before the run stops all the same.
         threshold: fixed threshold of the step F1 that `test` reports beside oracle and cross-fitted ones.
     """
 
@@ -72,6 +74,8 @@ class IPVRMModule(WindowedModule):
         scheduler: Schedule | None = None,
         gradient_clip_val: float | None = 1.0,
         chunk_size: int = 256,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        max_skipped_updates: int = 3,
         threshold: float | None = None,
     ) -> None:
         super().__init__(
@@ -80,6 +84,8 @@ class IPVRMModule(WindowedModule):
             scheduler=scheduler,
             gradient_clip_val=gradient_clip_val,
             chunk_size=chunk_size,
+            on_nonfinite=on_nonfinite,
+            max_skipped_updates=max_skipped_updates,
         )
         self.objective = objective or IPVRM()
         self.reference = reference or default_reference(language_model)

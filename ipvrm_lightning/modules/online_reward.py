@@ -18,7 +18,7 @@ from ipvrm_lightning.data.planning import cut_by_tokens, pair_rows, split_to_mul
 from ipvrm_lightning.data.rollouts import build_pairs
 from ipvrm_lightning.functional import balance_outcomes, td_advantages
 from ipvrm_lightning.models.candidates import candidate_log_probs
-from ipvrm_lightning.models.checkpoints import newest_checkpoint
+from ipvrm_lightning.models.checkpoints import newest_checkpoint, read_checkpoint
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.roles import Roles
 from ipvrm_lightning.modules.distrl_settings import RewardModel
@@ -38,7 +38,7 @@ def load_checkpoint(roles: Roles, settings: RewardModel) -> None:
         return
     path = Path(settings.checkpoint)
     path = path if path.is_file() else newest_checkpoint(path, what="reward.checkpoint")
-    stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    stored = read_checkpoint(path, mmap=True)
     own, other = settings.objective.describe(), stored.get("objective")
     if other is not None:
         trained = (other["class_path"], other["init_args"].get("beta"))
@@ -104,8 +104,10 @@ class OnlineReward:
         to_device: Callable[[TrajectoryBatch], TrajectoryBatch],
         *,
         seed: int,
-    ) -> Iterator[Tensor]:
-        """Each micro-batch's share of the objective's mean over the step, with gradient; they add up to it.
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each micro-batch's share of the objective's mean over the step, with gradient, and its rows [B].
+
+        The shares add up to the mean.
 
         Backward belongs within the iteration: the reward model is active only until the next share is asked for.
 
@@ -123,9 +125,8 @@ class OnlineReward:
             with self.roles.use("reward") as model:
                 own = response_scores(model, batch, temperature=self.temperature, chunk_size=self.chunk_size)
                 scores = own.log_probs - reference[batch.index, : own.mask.shape[1]]
-                yield objective(scores, own.mask, self._balanced(batch, dataset)) * (
-                    batch.count(objective.unit) / count
-                )
+                share = batch.count(objective.unit) / count
+                yield objective(scores, own.mask, self._balanced(batch, dataset)) * share, batch.index
 
     def _batches(self, dataset: TrajectoryDataset, processes: Processes, seed: int) -> list[TrajectoryBatch]:
         """This process's micro-batches, of rows or of pairs."""

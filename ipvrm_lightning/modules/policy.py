@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 
 from ipvrm_lightning.metrics import AverageAtK, AverageAtKReport
 from ipvrm_lightning.models.language_model import LanguageModelFactory
-from ipvrm_lightning.models.logprobs import base_language_model
+from ipvrm_lightning.models.logprobs import base_language_model, check_vocabulary
 from ipvrm_lightning.models.roles import build_roles
 from ipvrm_lightning.models.sharding import gathered, placed
 from ipvrm_lightning.modules.processes import Processes
@@ -70,6 +70,8 @@ class PolicyModule(LightningModule):
         if self.roles is None:
             self.roles = build_roles(placed(self.language_model, self.device_mesh))
             self.tokenizer = self.language_model.build_tokenizer()
+            with self.roles.use("policy") as model:
+                check_vocabulary(model, self._largest_id())
 
     def answer(self, prompts: list[PromptExample], sampling: Sampling, *, seed: int, batch_size: int) -> list[Group]:
         """Sample the policy's responses to prompts and verify them."""
@@ -115,6 +117,12 @@ class PolicyModule(LightningModule):
     def teardown(self, stage: str) -> None:
         """Stop the verifier's workers."""
         self.verifier.close()
+
+    def _largest_id(self) -> int:
+        """The largest token id of the run's prompts, -1 where they are not known beforehand."""
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        parts = [getattr(data, name, []) for name in ("train_prompts", "val_prompts", "test_prompts")]
+        return max((max(prompt.input_ids) for part in parts for prompt in part), default=-1)
 
     def _forget(self) -> None:
         self.judge.reset()

@@ -1,16 +1,26 @@
-"""Optimiser steps that a gradient which is not finite cannot spoil."""
+"""Optimiser steps that a number which is not finite cannot spoil: skipped and counted, or the end of the run.
+
+Every process decides alike, because each looks at the numbers of all: one that stopped alone would leave the others
+waiting.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.models.sharding import is_sharded, whole
 from ipvrm_lightning.modules.processes import Processes
+
+_NAMED = 8
+
+#: Losses of micro-batches, each with the rows [B] of the data set it was made of.
+LossesOfRows = Sequence[tuple[Tensor, Tensor]]
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -48,11 +58,11 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float, norm: Ten
     torch.nn.utils.clip_grads_with_norm_(list(parameters), largest, norm)
 
 
-class GuardedUpdates:
-    """Sums gradients over the processes, clips, steps; skips, counts and finally refuses those that are not finite.
+class Skips:
+    """Counts updates that were left out because a number was not finite; too many in a row end the run.
 
     Args:
-        max_in_a_row: updates in a row that may be skipped.
+        max_in_a_row: updates in a row that may be left out; 0 ends the run at the first.
     """
 
     def __init__(self, max_in_a_row: int) -> None:
@@ -60,38 +70,25 @@ class GuardedUpdates:
         self.skipped = 0
         self.in_a_row = 0
 
-    def step(
-        self, optimizer: Any, parameters: dict[str, nn.Parameter], clip: float | None, processes: Processes
-    ) -> Tensor:
-        """Update parameters and clear their gradients.
+    def went_well(self) -> None:
+        """An update was made."""
+        self.in_a_row = 0
+
+    def skip(self, reason: str) -> None:
+        """An update is left out.
 
         Args:
-            optimizer: of these parameters.
-            parameters: by name.
-            clip: largest norm of the gradient, None for no limit.
-            processes: of the run.
-
-        Returns:
-            The norm before clipping.
+            reason: what was not finite, and where.
 
         Raises:
-            FloatingPointError: too many updates in a row had a gradient that is not finite.
+            FloatingPointError: too many in a row.
         """
-        processes.add_gradients(parameters.values())
-        norm = gradient_norm(parameters.values())
-        if torch.isfinite(norm):
-            if clip is not None:
-                clip_gradients(parameters.values(), clip, norm)
-            optimizer.step()
-            self.in_a_row = 0
-        else:
-            self.skipped += 1
-            self.in_a_row += 1
-            rank_zero_warn(f"the norm of a gradient is {norm.item()}: update skipped")
-            if self.in_a_row > self.max_in_a_row:
-                raise FloatingPointError(f"{self.in_a_row} updates in a row had a gradient that is not finite")
-        optimizer.zero_grad()
-        return norm.detach()
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row > self.max_in_a_row:
+            end = f"; {self.in_a_row} updates in a row were not finite" if self.max_in_a_row else ""
+            raise FloatingPointError(reason + end)
+        rank_zero_warn(f"{reason}: update skipped")
 
     def state_dict(self) -> dict[str, int]:
         """Counts."""
@@ -100,3 +97,86 @@ class GuardedUpdates:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on counting."""
         self.skipped, self.in_a_row = int(state["skipped"]), int(state["in_a_row"])
+
+
+def problem(norm: Tensor, losses: LossesOfRows, dataset: TrajectoryDataset | None, processes: Processes) -> str | None:
+    """What is not finite in an update, with the rows that made it so; to be called by all processes together.
+
+    Args:
+        norm: of the gradient.
+        losses: of this process.
+        dataset: names the rows.
+        processes: of the run.
+
+    Returns:
+        None where everything is finite on every process, else the same text on each.
+    """
+    spoilt = [rows for loss, rows in losses if not torch.isfinite(loss)]
+    if not processes.largest([int(bool(spoilt) or not torch.isfinite(norm))])[0]:
+        return None
+    own = [row for rows in spoilt for row in rows.tolist()]
+    rows = sorted({row for part in processes.objects(own) for row in part})
+    if rows:
+        return f"a loss is not finite, training rows {named_rows(rows, dataset)}"
+    own = [row for _, part in losses for row in part.tolist()]
+    rows = sorted({row for part in processes.objects(own) for row in part})
+    what = "the gradient is not finite"
+    return what if not rows else f"{what} though its losses are, training rows {named_rows(rows, dataset)}"
+
+
+def named_rows(rows: Sequence[int], dataset: TrajectoryDataset | None) -> str:
+    """Rows with what is known of each: its file and row there, and its id.
+
+    Args:
+        rows: of the data set.
+        dataset: where they are from, if that is known.
+    """
+    names = []
+    for row in rows[:_NAMED]:
+        known = {} if dataset is None else dataset.metadata(row)
+        parts = [f"{name}{known[key]}" for key, name in (("place", ""), ("id", "id ")) if key in known]
+        names.append(f"{row} ({', '.join(parts)})" if parts else str(row))
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return ", ".join(names) + more
+
+
+class GuardedUpdates(Skips):
+    """Sums gradients over the processes, clips, steps; skips, counts and finally refuses those that are not finite."""
+
+    def step(
+        self,
+        optimizer: Any,
+        parameters: dict[str, nn.Parameter],
+        clip: float | None,
+        processes: Processes,
+        losses: LossesOfRows = (),
+        dataset: TrajectoryDataset | None = None,
+    ) -> Tensor:
+        """Update parameters and clear their gradients.
+
+        Args:
+            optimizer: of these parameters.
+            parameters: by name.
+            clip: largest norm of the gradient, None for no limit.
+            processes: of the run.
+            losses: that the gradients are of, to name their rows where one is not finite.
+            dataset: names the rows.
+
+        Returns:
+            The norm before clipping.
+
+        Raises:
+            FloatingPointError: too many updates in a row were not finite.
+        """
+        processes.add_gradients(parameters.values())
+        norm = gradient_norm(parameters.values())
+        reason = problem(norm, losses, dataset, processes)
+        if reason is None:
+            if clip is not None:
+                clip_gradients(parameters.values(), clip, norm)
+            optimizer.step()
+            self.went_well()
+        optimizer.zero_grad()
+        if reason is not None:
+            self.skip(reason)
+        return norm.detach()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,11 +19,11 @@ from torchmetrics import MeanMetric
 
 from ipvrm_lightning.models.checkpoints import check_same_parameters, check_same_settings, optimizer_class
 from ipvrm_lightning.models.language_model import LanguageModelFactory
-from ipvrm_lightning.models.logprobs import check_output_head
+from ipvrm_lightning.models.logprobs import check_output_head, check_vocabulary
 from ipvrm_lightning.models.sharding import is_sharded, placed
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
-from ipvrm_lightning.modules.updates import check_optimizer, clip_gradients, gradient_norm
+from ipvrm_lightning.modules.updates import Skips, check_optimizer, clip_gradients, gradient_norm, problem
 from ipvrm_lightning.strategies import check_fit
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
@@ -37,6 +37,11 @@ class WindowedModule(LightningModule):
         scheduler: learning rate over the run.
         gradient_clip_val: largest norm of the gradient, None for no limit.
         chunk_size: response tokens whose logits exist at one time.
+        on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" the update; either names the rows.
+        max_skipped_updates: updates in a row that may be skipped before the run stops all the same.
+
+    Raises:
+        ValueError: a bound that cannot work.
     """
 
     unit: Unit
@@ -49,8 +54,15 @@ class WindowedModule(LightningModule):
         scheduler: Schedule | None = None,
         gradient_clip_val: float | None = 1.0,
         chunk_size: int = 256,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        max_skipped_updates: int = 3,
     ) -> None:
         super().__init__()
+        if gradient_clip_val is not None and not gradient_clip_val > 0:
+            raise ValueError(f"gradient_clip_val must be above 0, or null for no limit, not {gradient_clip_val}")
+        if chunk_size < 1 or max_skipped_updates < 0:
+            found = f"{chunk_size} and {max_skipped_updates}"
+            raise ValueError(f"chunk_size must be at least 1 and max_skipped_updates at least 0, not {found}")
         self.automatic_optimization = False
         self.strict_loading = False
         self.language_model = language_model
@@ -59,6 +71,7 @@ class WindowedModule(LightningModule):
         self.gradient_clip_val = gradient_clip_val
         self.chunk_size = chunk_size
         self.model: Any = None
+        self.skips = Skips(max_skipped_updates if on_nonfinite == "skip" else 0)
         self.val_loss = MeanMetric()
 
     @property
@@ -83,6 +96,7 @@ class WindowedModule(LightningModule):
         if self.model is None:
             self.model = placed(self.language_model, self.device_mesh).build_model()
             check_output_head(self.model)
+            check_vocabulary(self.model, self._largest_id())
 
     def configure_optimizers(self) -> Any:
         """Optimiser over what is trained, and its schedule."""
@@ -102,36 +116,40 @@ class WindowedModule(LightningModule):
             batch_idx: unused.
 
         Raises:
-            FloatingPointError: a loss is not finite (names the rows of the training set), or the gradient is not.
+            FloatingPointError: a loss or the gradient is not finite, on any process; names the rows.
         """
         optimizer: Any = self.optimizers()
         processes = self.trainer.world_size
         replicated = self._replicated_parameters()
-        total = torch.zeros((), device=self.device)
+        losses: list[tuple[Tensor, Tensor]] = []
         last = len(window.micro_batches) - 1
         for position, batch in enumerate(window.micro_batches):
             share = batch.count(self.unit) / window.counts[self.unit]
             with self._gradients_synchronised(position == last):
                 loss = self.batch_loss(batch) * share
-                if not torch.isfinite(loss):
-                    rows = batch.index.tolist()
-                    raise FloatingPointError(f"loss is {loss.item()} at step {self.global_step}, training rows {rows}")
                 # a strategy averages gradients over the processes; those it does not know are added here
                 self.manual_backward(loss if replicated else loss * processes)
-            total += loss.detach()
-        Processes(self.global_rank, processes, self.device).add_gradients(replicated)
+            losses.append((loss.detach(), batch.index))
+        together = Processes(self.global_rank, processes, self.device)
+        together.add_gradients(replicated)
         parameters = list(self.trainable_parameters().values())
         norm = gradient_norm(parameters)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {self.global_step}")
-        if self.gradient_clip_val is not None:
-            clip_gradients(parameters, self.gradient_clip_val, norm)
-        optimizer.step()
+        # only now, when every process is done: one that stopped by itself would leave the others waiting
+        reason = problem(norm, losses, getattr(self.data, "train_set", None), together)
+        if reason is None:
+            if self.gradient_clip_val is not None:
+                clip_gradients(parameters, self.gradient_clip_val, norm)
+            optimizer.step()
+            self.skips.went_well()
         optimizer.zero_grad()
+        if reason is not None:
+            self.skips.skip(f"step {self.global_step}: {reason}")
         scheduler: Any = self.lr_schedulers()
         self.log("train/lr", scheduler.get_last_lr()[0])
         scheduler.step()
+        total = torch.stack([loss for loss, _ in losses]).sum()
         self.log("train/loss", total * processes, prog_bar=True, sync_dist=True)
+        self.log("train/skipped_updates", float(self.skips.skipped))
         self.log("train/gradient_norm", norm)
 
     def log_validation_loss(self, loss: Tensor, batch: TrajectoryBatch) -> None:
@@ -147,6 +165,7 @@ class WindowedModule(LightningModule):
         trained = self.trainable_parameters()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["settings"] = self.settings_to_keep()
+        checkpoint["skips"] = self.skips.state_dict()
 
     def settings_to_keep(self) -> dict[str, Any]:
         """What a checkpoint and a config must agree on to go on training: primitives only."""
@@ -161,6 +180,13 @@ class WindowedModule(LightningModule):
         if self.trainer.state.fn == "fit":
             check_same_settings(self.settings_to_keep(), checkpoint.get("settings", {}), what="the checkpoint")
         check_same_parameters(self.trainable_parameters(), checkpoint["state_dict"], what="the checkpoint")
+        self.skips.load_state_dict(checkpoint.get("skips", self.skips.state_dict()))
+
+    def _largest_id(self) -> int:
+        """The largest token id of the run's data, -1 where it is not known beforehand."""
+        data = None if self._trainer is None else self.data
+        sets = [getattr(data, "train_set", None), getattr(data, "val_set", None), *getattr(data, "test_sets", [])]
+        return max((dataset.largest_id for dataset in sets if dataset is not None), default=-1)
 
     def _planned_steps(self) -> int:
         """Optimiser steps of the whole run."""

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from ipvrm_lightning.pretrained import load_tokenizer
 from ipvrm_lightning.rollouts.sources import Answered, Response, ResponseSource, Sampling
 from ipvrm_lightning.types import PromptExample
 
@@ -86,9 +87,7 @@ class Endpoint(ResponseSource):
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         """That of the model served, from the hub or a folder."""
         if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer or self.model)
+            self._tokenizer = load_tokenizer(self.tokenizer or self.model)
         return self._tokenizer
 
     def respond(self, prompts: Sequence[PromptExample], sampling: Sampling) -> Iterator[Answered]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.types import PromptExample
 
 if TYPE_CHECKING:
@@ -128,11 +129,13 @@ class InProcess(ResponseSource):
         Raises:
             ValueError: a stop token that the tokenizer does not have.
         """
+        from ipvrm_lightning.models.logprobs import check_vocabulary
         from ipvrm_lightning.rollouts.ends import end_token_ids
         from ipvrm_lightning.rollouts.sampler import Rollout, sample_responses
 
         tokenizer = self.build_tokenizer()
         model = self._model()
+        check_vocabulary(model, max(max(prompt.input_ids) for prompt in prompts))
         ends = end_token_ids(tokenizer, model, self.stop_tokens)
         room = max(1, self.batch_size // sampling.group_size)
 
@@ -165,4 +168,7 @@ class InProcess(ResponseSource):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model: Any = self.language_model.build_model()
-        return model.to(device).eval()
+        model.to(device).eval()
+        with library_errors(f"{type(model).__name__} cannot run as its config describes it"), torch.no_grad():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device))
+        return model

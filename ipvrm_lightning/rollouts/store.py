@@ -138,8 +138,9 @@ class RolloutStore:
 
     def _check_manifest(self) -> None:
         path = self.folder / MANIFEST
-        if not path.exists():
-            if self.path.exists():
+        empty = not self.path.exists() or not self.path.stat().st_size
+        if not path.exists() or empty:  # a run that answered no prompt, for want of a model say, binds no other
+            if not empty:
                 raise StoreError(f"{self.folder} has {ROLLOUTS} but no {MANIFEST}: nothing says what made them")
             _replace(path, {"settings": self.settings, "versions": [_versions()]})
             return

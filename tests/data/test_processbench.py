@@ -101,7 +101,7 @@ def test_over_long_solutions_are_an_error_or_dropped_but_never_cut(tmp_path: Pat
     path = write(tmp_path, [GOOD, {**GOOD, "steps": ["long " * 100]}, {**GOOD, "steps": ["x", "y"]}])
     with pytest.raises(DataError, match=r"row 2.*label is not a step number"):
         module(path)
-    path = write(tmp_path, [GOOD, {**GOOD, "steps": ["a", "long " * 100]}])
+    path = write(tmp_path, [GOOD, {**GOOD, "id": "math-1", "steps": ["a", "long " * 100]}])
     with pytest.raises(DataError, match=r"row 2, field 'steps': solution is longer than max_length 150"):
         module(path, max_length=150)
     data = module(path, max_length=150, over_length="drop")
@@ -153,3 +153,22 @@ def test_real_processbench(shared_dir: Path) -> None:
         assert len(set(steps.tolist())) - 1 == len(dataset.metadata(i)["step_lengths"])
     (loader,) = data.test_dataloader()
     assert sorted(row for batch in loader.batches for row in batch) == list(range(2400))
+
+
+def test_an_id_that_comes_twice_is_refused_before_anything_is_scored(tmp_path: Path) -> None:
+    row = {"id": "x", "problem": "p", "steps": ["a", "b"], "label": -1}
+    file = tmp_path / "gsm8k.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in (row, {**row, "id": "y"}, row)))
+    with pytest.raises(DataError) as caught:
+        ProcessBenchDataModule(path=str(file)).with_tokenizer(byte_level()).setup()
+    assert str(caught.value) == f"{file}, row 3, field 'id': the id of row 1, found 'x'"
+    (tmp_path / "gsm8k.json").write_text("[]")
+    with pytest.raises(DataError, match="two files of one subset"):
+        ProcessBenchDataModule(path=str(tmp_path)).with_tokenizer(byte_level()).setup()
+
+
+def test_final_answers_known_of_some_solutions_only_are_no_reason_to_refuse_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, [GOOD, {**GOOD, "id": "math-1", "final_answer_correct": None}])
+    dataset = module(path).test_sets[0]
+    assert dataset.outcomes is None
+    assert [dataset.metadata(i)["final_answer_correct"] for i in range(2)] == [GOOD["final_answer_correct"], None]

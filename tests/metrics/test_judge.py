@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test_the_command_prints_and_writes_json(
     tmp_path: Path, make_solutions: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_scores(tmp_path / "scores.jsonl", make_solutions(60))
-    assert main([str(path), "--threshold", "step_sum=0.25", "--json", str(tmp_path / "report.json")]) == 0
+    main([str(path), "--threshold", "step_sum=0.25", "--json", str(tmp_path / "report.json")])
     assert "longest step (floor)" in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
     protocols = report["subsets"]["alpha"]["protocols"]
@@ -80,15 +81,18 @@ def test_the_command_prints_and_writes_json(
     assert report["average"]["protocols"]["step_sum"]["oracle"]["threshold"] is None
 
 
-def test_bad_input_is_one_line_and_status_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_named(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     path.write_text("{}\n")
-    assert main([str(path)]) == 2
-    assert main([str(tmp_path / "missing.jsonl")]) == 2
-    assert main([str(path), "--folds", "1"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.startswith("ipvrm judge: ") for line in lines] == [True] * 3
-    assert "line 1: id: missing" in lines[0]
+    for arguments, kind, message in (
+        ([str(path)], ValueError, "scores.jsonl, line 1: id: missing"),
+        ([str(tmp_path / "missing.jsonl")], FileNotFoundError, "missing.jsonl"),
+        ([str(path), "--folds", "1"], ValueError, "folds: expected at least 2"),
+        ([str(path), "--folds", "many"], ArgumentError, "argument --folds: invalid int value"),
+        ([], ArgumentError, "required: scores"),
+    ):
+        with pytest.raises(kind, match=message):
+            main(arguments)
 
 
 def test_thresholds_as_typed() -> None:

@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_names_its_rows(tmp_path: Path) -> None:
             return super().forward(scores, mask, batch) * float("nan")
 
     module = IPVRMModule(language_model=tiny(lora=True), objective=Broken())
-    with pytest.raises(FloatingPointError, match=r"loss is nan at step 0, training rows \[\d+"):
+    with pytest.raises(FloatingPointError, match=r"step 0: a loss is not finite, training rows \d+ \(id \d+\)"):
         quiet_trainer(tmp_path).fit(module, datamodule=InMemoryData())
 
 

@@ -131,3 +131,10 @@ def test_two_processes_cannot_write_one_store(tmp_path: Path) -> None:
     with RolloutStore(tmp_path, SETTINGS):
         done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path}: another process is writing rollouts here\n"
+
+
+def test_a_store_without_rollouts_binds_nobody(tmp_path: Path) -> None:
+    fill(tmp_path, [])
+    assert fill(tmp_path, PROMPTS[:1], {**SETTINGS, "verifier": {"strict": True}}) == ["p0"]
+    with pytest.raises(StoreError, match=r"verifier.strict True, now it is not set"):
+        fill(tmp_path, PROMPTS)

@@ -1,0 +1,112 @@
+"""What the parser of configs lets through or tells without the place: broken files, functions in place of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import yaml
+
+_MOST_VALUES = 100_000
+#: What the parser reads with: stricter than the one in Python, where there is one in C.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def check_config_files(arguments: Sequence[str]) -> None:
+    """Refuse config files that are no YAML mapping, give a key twice, or expand without end.
+
+    Args:
+        arguments: of a command; those after `--config` and `-c` are files.
+
+    Raises:
+        ValueError: names file, line and column.
+    """
+    for file in _config_files(arguments):
+        if file.is_file():  # what is not there, the parser says
+            _check(file)
+
+
+def _config_files(arguments: Sequence[str]) -> Iterator[Path]:
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, is_pair, value = word.partition("=")
+        if name in ("--config", "-c") and (value if is_pair else following):
+            yield Path(value if is_pair else following)
+
+
+def _check(file: Path) -> None:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = 0 if root is None else _count(root, {})
+        if values <= _MOST_VALUES:
+            yaml.load(text, Loader=_LOADER)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    except RecursionError as error:
+        raise ValueError(f"{file}: nested too deeply, or within itself") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{file}: {place}{error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: not YAML ({error})") from error
+    except (ValueError, TypeError) as error:  # a date in month 13, a key that is a list
+        raise ValueError(f"{file}: a value that cannot be read ({error})") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"{file}: expected keys and values, found {'nothing' if root is None else root.id}")
+    if values > _MOST_VALUES:
+        raise ValueError(f"{file}: expands to {values} values, more than {_MOST_VALUES}")
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values a node expands to; each node is visited once however often aliases name it.
+
+    Raises:
+        RecursionError: it contains itself.
+        MarkedYAMLError: a key comes twice.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = -1
+        children = node.value
+        if isinstance(node, yaml.MappingNode):
+            _refuse_repeated_keys(node)
+            children = [value for _, value in node.value]
+        known[id(node)] = 1 + sum(_count(child, known) for child in children)
+    if known[id(node)] < 0:
+        raise RecursionError
+    return known[id(node)]
+
+
+def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            raise yaml.MarkedYAMLError(problem=f"key '{key.value}' comes twice", problem_mark=key.start_mark)
+        seen.add(str(key.value))
+
+
+def check_class_paths(config: Any, key: str = "") -> None:
+    """Refuse a `class_path` that names a function: it would be called with whatever `init_args` say, `os.system` too.
+
+    Args:
+        config: parsed, nothing in it built yet.
+        key: where it stands.
+
+    Raises:
+        ValueError: names the key.
+    """
+    if isinstance(config, (list, tuple)):
+        for position, value in enumerate(config):
+            check_class_paths(value, f"{key}[{position}]")
+    values = config if isinstance(config, dict) else getattr(config, "__dict__", None)
+    if not isinstance(values, dict) or isinstance(config, type):
+        return
+    path = values.get("class_path")
+    if isinstance(path, str) and not isinstance(resolve_name(path), type):
+        raise ValueError(f"{key}: class_path {path} is no class")
+    for name, value in values.items():
+        check_class_paths(value, f"{key}.{name}".lstrip("."))

@@ -1,0 +1,94 @@
+"""What a user is told when a command fails: one line. `--debug` shows the traceback instead.
+
+Errors that say what is wrong with the input are raised where it is known (file, row, field, key) and only printed here.
+Anything else is a defect, or a machine that gave out: the line says so and names a file with the traceback, so that
+nothing is lost of a run that took a day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LONGEST = 600
+
+#: Errors whose message is meant for whoever wrote the input; some by name, for their libraries load slowly.
+_EXPECTED = (ValueError, OSError, FloatingPointError, argparse.ArgumentError)
+_EXPECTED_NAMES = frozenset({"MisconfigurationException", "OutOfMemoryError"})
+
+#: Lines of jsonargparse that say nothing about the mistake.
+_NOISE = re.compile(
+    r"Does not validate against any|Subtypes: |Errors:$|Expected a <class 'NoneType'>"
+    r"|Given value type|Given value: (?:NestedArg|Namespace|\{)"
+    r"|Expected a path but .* either not accessible or invalid"
+)
+
+
+def failure_line(command: str, error: BaseException) -> str:
+    """The line that tells of an error.
+
+    Args:
+        command: of `ipvrm`.
+        error: that ended it.
+    """
+    if isinstance(error, argparse.ArgumentError):
+        return f"ipvrm {command}: {one_line(_mistakes(str(error)))} (see --help)"
+    if isinstance(error, _EXPECTED) or type(error).__name__ in _EXPECTED_NAMES:
+        return f"ipvrm {command}: {one_line(str(error)) or type(error).__name__}"
+    kept = _keep_traceback(command, error)
+    return f"ipvrm {command}: unexpected {type(error).__name__}: {one_line(str(error))} (traceback in {kept})"
+
+
+def exit_status(error: BaseException) -> int:
+    """2 for arguments and configs that cannot be parsed, 1 for everything else."""
+    return 2 if isinstance(error, argparse.ArgumentError) else 1
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Whatever a library raises within, as a ValueError that says what could not be done, with the reason in brackets.
+
+    For calls that take nothing but the user's input, so that the input is at fault whichever kind of error it is.
+
+    Args:
+        what: could not be done, to what; begins the message.
+
+    Raises:
+        ValueError: in place of any error.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} ({type(error).__name__}: {one_line(str(error), 400)})") from error
+
+
+def one_line(text: str, longest: int = _LONGEST) -> str:
+    """A text without line breaks and control characters, its middle left out where it is long.
+
+    Args:
+        text: anything, also from files that mean harm to a terminal.
+        longest: characters kept, at most.
+    """
+    text = " ".join(text.split())
+    if len(text) > longest:
+        text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _mistakes(message: str) -> str:
+    """What jsonargparse says in a paragraph of nested reasons, as one sentence."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    kept = [line.rstrip(".") for line in lines if not _NOISE.match(line)]
+    return re.sub(r":\W*; ", ": ", "; ".join(kept)).replace("Parser key ", "key ").rstrip(": ")
+
+
+def _keep_traceback(command: str, error: BaseException) -> str:
+    handle, name = tempfile.mkstemp(prefix=f"ipvrm-{re.sub(r'[^a-z]', '', command)}-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(traceback.format_exception(error))
+    return name

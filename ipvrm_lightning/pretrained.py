@@ -1,0 +1,128 @@
+"""Tokenizers, models and configs of the hub or a folder: their code is not run, their pickles are not read.
+
+Whatever comes from elsewhere is loaded here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ipvrm_lightning.failures import library_errors
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedTokenizerBase:
+    """A tokenizer.
+
+    Args:
+        name: repository on the hub, or a folder.
+        trust_remote_code: run code that the repository brings.
+        options: of `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        ValueError: it cannot be loaded; names the folder and the reason.
+    """
+    from transformers import AutoTokenizer
+
+    _check_place(name)
+    with library_errors(f"{name}: the tokenizer cannot be loaded"), _quietly():
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+        # a folder without a vocabulary gives a tokenizer that knows nothing, and no error
+        if not tokenizer("1 + 1")["input_ids"]:
+            raise ValueError("it has no vocabulary: is a tokenizer.json there?")
+        own = (tokenizer.init_kwargs.get("auto_map") or {}).get("AutoTokenizer")
+        if own and not trust_remote_code:  # transformers takes another class in its place and says nothing
+            raise ValueError(f"it is code of its own ({own}), which is run with trust_remote_code: true alone")
+    return tokenizer
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """A model's config; see `load_tokenizer`."""
+    from transformers import AutoConfig
+
+    _check_place(name)
+    with library_errors(f"{name}: the config cannot be loaded"), _quietly():
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+
+
+def load_model(
+    name: str, *, trust_remote_code: bool = False, gguf_file: str | None = None, **options: Any
+) -> PreTrainedModel:
+    """A causal language model, all of whose weights are in its files.
+
+    Args:
+        name: repository on the hub, or a folder.
+        trust_remote_code: run code that the repository brings.
+        gguf_file: GGUF file in it.
+        options: of `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        ValueError: it cannot be loaded, or weights are missing, of other shapes or in a pickle; names the folder and
+            the reason.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _check_place(name)
+    if gguf_file is None:
+        _refuse_pickles(Path(name))
+        options["use_safetensors"] = True
+    else:
+        options["gguf_file"] = gguf_file
+    with library_errors(f"{name}: the model cannot be loaded"), _quietly():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    model, found = loaded
+    # transformers would fill both with random values and go on
+    if mismatched := sorted(found["mismatched_keys"]):
+        parameter, stored, wanted = mismatched[0]
+        raise ValueError(
+            f"{name}: {len(mismatched)} weights have other shapes than config.json says: {parameter} is"
+            f" {tuple(stored)}, should be {tuple(wanted)}"
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{name}: {len(missing)} weights that config.json asks for are missing: {missing[0]}, ...")
+    if unexpected := sorted(found["unexpected_keys"]):
+        log.warning("%s: %d weights are not part of the model: %s, ...", name, len(unexpected), unexpected[0])
+    return model
+
+
+def _check_place(name: str) -> None:
+    """Say at once that a folder is not there, where the hub would be asked for a repository of that name."""
+    if not Path(name).exists() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise FileNotFoundError(f"{name}: no such folder")
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors*")):
+        return
+    if pickles := sorted(folder.glob("pytorch_model*.bin")):
+        raise ValueError(
+            f"{folder}: its weights are pickles ({pickles[0].name}), which can run code and are not loaded;"
+            " convert them where you trust them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
+        )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep transformers' warnings and tables from the screen: what matters is an error or a line of ours."""
+    from transformers.utils import logging as messages
+
+    before = messages.get_verbosity()
+    messages.set_verbosity_error()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(before)

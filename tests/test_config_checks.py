@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipvrm_lightning.config_checks import check_class_paths, check_config_files
+
+from .fuzz.config_values import TEXTS
+
+EXPECTED = {
+    "unclosed": "line 2, column 5",
+    "runs a command": "line 1, column 8: could not determine a constructor for the tag",
+    "contains itself": "nested too deeply, or within itself",
+    "grows": f"expands to {1 + sum((8**k - 1) // 7 for k in range(2, 11))} values, more than 100000",
+    "deep": "nested too deeply",
+    "two documents": "line 2, column 1: but found another document",
+    "a list": "expected keys and values, found sequence",
+    "a number": "expected keys and values, found scalar",
+    "a key twice": "line 1, column 25: key 'max_steps' comes twice",
+    "a date": "a value that cannot be read",
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("option", ["--config", "-c", "--config="])
+def test_a_broken_config_is_named_with_the_place(name: str, option: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(TEXTS[name])
+    words = [f"{option}{file}"] if option.endswith("=") else [option, str(file)]
+    with pytest.raises(ValueError) as caught:
+        check_config_files(["fit", *words])
+    assert str(caught.value).startswith(f"{file}: ") and EXPECTED[name] in str(caught.value)
+
+
+def test_sound_configs_pass(tmp_path: Path) -> None:
+    file = tmp_path / "sound.yaml"
+    file.write_text("\ufeffa: &a {b: 1}\nc: *a\nd: [*a, *a]\n")
+    check_config_files(["fit", "--config", str(file), "--config", "not/there.yaml", "--config"])
+    file.write_text("")
+    with pytest.raises(ValueError, match="found nothing"):
+        check_config_files(["-c", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"model": {"class_path": "os.system", "init_args": {"command": "true"}}}, "model"),
+        ({"model": {"init_args": {"optimizer": {"class_path": "builtins.exec"}}}}, "model.init_args.optimizer"),
+        ({"trainer": {"callbacks": [{"class_path": "os.system"}]}}, r"trainer.callbacks\[0\]"),
+    ],
+)
+def test_a_function_is_no_class(config: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=f"^{key}: class_path .* is no class$"):
+        check_class_paths(config)
+    check_class_paths({"model": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0, "betas": (0.1, 0.2)}}})

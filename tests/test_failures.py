@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from ipvrm_lightning.failures import exit_status, failure_line, library_errors, one_line
+
+
+def test_an_error_of_the_input_is_its_message_alone() -> None:
+    assert failure_line("fit", ValueError("a.jsonl, row 1:\n  bad")) == "ipvrm fit: a.jsonl, row 1: bad"
+    assert failure_line("fit", ValueError()) == "ipvrm fit: ValueError"
+    assert exit_status(ValueError()) == 1 and exit_status(argparse.ArgumentError(None, "x")) == 2
+
+
+def test_an_error_nobody_expected_keeps_its_traceback() -> None:
+    try:
+        raise KeyError("x")
+    except KeyError as error:
+        line = failure_line("rollout", error)
+    assert line.startswith("ipvrm rollout: unexpected KeyError: 'x' (traceback in ")
+    file = Path(line.rpartition("traceback in ")[2].rstrip(")"))
+    assert "raise KeyError" in file.read_text()
+    file.unlink()
+
+
+def test_a_line_harms_no_terminal_and_is_not_endless() -> None:
+    assert one_line("a\n\tb\0\x1b[31m\ud800") == r"a b\x00\x1b[31m\ud800"
+    assert one_line("a" * 5000 + "end", 20) == "aaaaaaaaaa ... aaaaaaaend"
+
+
+def test_what_the_parser_says_becomes_one_sentence() -> None:
+    message = """Parser key "data":
+      Does not validate against any of the Union subtypes
+      Subtypes: [<class 'LightningDataModule'>, <class 'NoneType'>]
+      Errors:
+        - Problem with given class_path 'a.B':
+            Option 'bogus' is not accepted
+        - Expected a <class 'NoneType'>
+      Given value type: <class 'jsonargparse._util.NestedArg'>
+      Given value: NestedArg(key='bogus', val='x')"""
+    line = failure_line("fit", argparse.ArgumentError(None, message))
+    assert (
+        line
+        == "ipvrm fit: key \"data\": Problem with given class_path 'a.B': Option 'bogus' is not accepted (see --help)"
+    )
+
+
+def test_errors_of_libraries_say_what_could_not_be_done() -> None:
+    expected = r"^model: cannot be read \(RuntimeError: in two lines\)$"
+    with pytest.raises(ValueError, match=expected), library_errors("model: cannot be read"):
+        raise RuntimeError("in two\nlines")

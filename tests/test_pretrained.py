@@ -1,0 +1,77 @@
+"""What a model folder may lack; `tests/fuzz` damages every file of one, `tests/test_security.py` puts code into it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from ipvrm_lightning.models.logprobs import check_vocabulary
+from ipvrm_lightning.pretrained import load_config, load_model, load_tokenizer
+
+from .fuzz.bases import MODEL, write_bases
+from .fuzz.driver import write_files
+from .fuzz.folders import CHANGES, model_files
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_bases(tmp_path_factory.mktemp("bases"))
+
+
+def changed(name: str, bases: str, folder: Path) -> str:
+    files = model_files(bases)
+    CHANGES[name](files)
+    write_files(files, folder)
+    return str(folder / "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("weights missing", r"3 weights that config.json asks for are missing: model.layers.0.mlp.down_proj.weight"),
+        (
+            "weights of another shape",
+            r"1 weights .* model.layers.0.mlp.up_proj.weight is \(5, 16\), should be \(24, 16\)",
+        ),
+        ("weights pickled", r"pickles \(pytorch_model.bin\)"),
+        ("no weights", "the model cannot be loaded"),
+        ("config of no model", "the model cannot be loaded"),
+    ],
+)
+def test_no_weight_is_ever_made_up(change: str, message: str, bases: str, tmp_path: Path) -> None:
+    name = changed(change, bases, tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(name)
+    assert str(caught.value).startswith(f"{name}: ") and "\n" not in str(caught.value)
+
+
+def test_a_sound_folder_gives_its_weights(bases: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "ipvrm_lightning"):
+        model = load_model(changed("weights too many", bases, tmp_path))
+    assert "1 weights are not part of the model: extra" in caplog.text
+    sound = load_model(f"{bases}/model")
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), sound.parameters(), strict=True))
+    assert load_config(f"{bases}/model").hidden_size == MODEL["hidden_size"]
+
+
+@pytest.mark.parametrize("change", ["no tokenizer", "no tokenizer.json", "own tokenizer"])
+def test_a_tokenizer_that_is_not_all_there_is_refused(change: str, bases: str, tmp_path: Path) -> None:
+    name = changed(change, bases, tmp_path)
+    with pytest.raises(ValueError, match=f"^{name}: the tokenizer cannot be loaded"):
+        load_tokenizer(name)
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_so() -> None:
+    for name in ("./nowhere", "/nowhere/model", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match=f"^{name}: no such folder$"):
+            load_tokenizer(name)
+
+
+def test_tokens_without_an_embedding_are_refused(bases: str) -> None:
+    model = load_model(f"{bases}/model")
+    check_vocabulary(model, 299)
+    with pytest.raises(ValueError, match="token 300, but the model has embeddings for 300 tokens"):
+        check_vocabulary(model, 300)
