@@ -21,7 +21,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \

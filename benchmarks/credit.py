@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from objectives import spread, versions
+from measuring import versions
+from objectives import spread
 from policy import OBJECTIVES, WORLD, reward_model
 
 

@@ -4,7 +4,7 @@ python benchmarks/fuzz.py --cases 250      # of each kind; writes benchmarks/res
 
 A case is refused well when `ipvrm` ends with a status above 0 and one printable line that names the file or the key,
 leaves nothing half-written and nothing outside of its output folder; it fails when there is a traceback, an error
-nobody expected, several lines, or no end within a minute. `tests/fuzz` holds the cases and runs a part of them.
+nobody expected, several lines, or no end within two minutes. `tests/fuzz` holds the cases and runs a part of them.
 """
 
 from __future__ import annotations

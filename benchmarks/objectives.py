@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from measuring import versions
+
 Reports = dict[str, Any]
 OBJECTIVES = ("IPVRM", "ImplicitPRM", "DPORM", "QRM")
 PAIRWISE = ("DPORM", "QRM")
@@ -58,8 +60,9 @@ def main() -> None:
 
 
 def read(store: Path) -> list[dict[str, Any]]:
-    """Finished runs."""
-    return [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
+    """Finished runs; one that two processes made at the same time counts once."""
+    lines = store.read_text().splitlines() if store.exists() else []
+    return list({json.dumps(run["key"]): run for run in map(json.loads, lines)}.values())
 
 
 def best_try(runs: list[dict[str, Any]], arguments: argparse.Namespace, objective: str) -> int:
@@ -132,14 +135,6 @@ def train(
     if module.objective.trainable:
         trainer.fit(module, datamodule=data)
     return module, data, trainer
-
-
-def versions() -> dict[str, Any]:
-    """Of the packages that matter."""
-    from ipvrm_lightning.callbacks.run_record import run_facts
-
-    found: dict[str, Any] = run_facts()["versions"]
-    return found
 
 
 def make_table(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> str:

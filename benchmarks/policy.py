@@ -4,10 +4,12 @@
 
 Each seed is a world of its own. Every row starts from the same supervised policy and draws the same number of
 responses; its policy is judged on held-out problems while it trains. Reward models are trained first, on the world's
-4,800 labelled rollouts, with the learning rate that `benchmarks/objectives.py` chose on another world; the row "no
+4,800 labelled rollouts, with the learning rates that `benchmarks/objectives.py` chose on another world; the row "no
 pretraining" starts its reward model from the supervised policy and so has seen the labels that GRPO has seen; "exact
 credit" has the world's rules in place of a reward model, and shows what the candidate branch is worth when its credit
 is right. Every finished run is a line of `<out>/policy.jsonl`; the tables are made from that file.
+
+    python benchmarks/policy.py --time 6       # on an idle machine: seconds a step, for the comparison at equal time
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from objectives import spread, train, versions
+from measuring import versions
+from objectives import read, spread, train
 
 #: A world whose errors a policy can unlearn within minutes: operations it masters, errors that were planted. Wrong
 #: lines name the other operand, so that the alternative is one token, and some of them change no answer.
@@ -62,7 +65,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "DistRL + exact credit": {"reward": EXACT},
     "DistRL + exact credit, alpha 0.5": {"reward": EXACT, "distribution_coef": 0.5},
 }
-LEARNING_RATE = 1e-3  # of reward models before reinforcement learning: chosen by objectives.py for all three
+#: Of reward models before reinforcement learning, chosen by `objectives.py` on another world.
+LEARNING_RATES = {"IPVRM": 1e-3, "ImplicitPRM": 1e-3, "DPORM": 3e-4}
+#: Rows that are compared at equal time; GRPO is the first.
+TIMED = ("GRPO", "GRPO + IPVRM", "DistRL + IPVRM")
 
 
 def main() -> None:
@@ -73,8 +79,11 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=8, help="steps between two judgements of the policy")
     parser.add_argument("--prompts", type=int, default=8, help="prompts with both outcomes per step")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate of policy and online reward model")
+    parser.add_argument("--time", type=int, metavar="STEPS", help="measure seconds a step of the rows that are timed")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
     arguments = parser.parse_args()
+    if arguments.time:
+        measure_seconds(arguments)
     store = Path(arguments.out) / "policy.jsonl"
     store.parent.mkdir(parents=True, exist_ok=True)
     for variant in arguments.variants:
@@ -83,11 +92,6 @@ def main() -> None:
     table = make_tables(read(store), arguments)
     (Path(arguments.out) / "policy.md").write_text(table, encoding="utf-8")
     print(table)
-
-
-def read(store: Path) -> list[dict[str, Any]]:
-    """Finished runs."""
-    return [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
 
 
 def settings_of(arguments: argparse.Namespace) -> list[Any]:
@@ -100,7 +104,35 @@ def run_once(store: Path, arguments: argparse.Namespace, variant: str, seed: int
     key = [variant, seed, *settings_of(arguments)]
     if any(run["key"] == key for run in read(store)):
         return
-    from lightning.pytorch import Trainer, seed_everything
+    module, data = prepare(arguments, variant, seed)
+    curve = recorder()
+    trainer = quiet_trainer(limit_train_batches=arguments.steps, val_check_interval=arguments.every, callbacks=[curve])
+    started = time.monotonic()
+    trainer.validate(module, datamodule=data, verbose=False)
+    trainer.fit(module, datamodule=data)
+    result = {"key": key, "curve": curve.points, "seconds": round(time.monotonic() - started, 1)}
+    with store.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**result, "steps": curve.steps, "versions": versions()}) + "\n")
+
+
+def measure_seconds(arguments: argparse.Namespace) -> None:
+    """Median seconds of a step but the first, of the timed rows on seed 0, in turns; kept beside the runs."""
+    seconds: dict[str, list[float]] = {name: [] for name in TIMED}
+    for _ in range(2):
+        for name in TIMED:
+            module, data = prepare(arguments, name, 0)
+            curve = recorder()
+            quiet_trainer(limit_train_batches=arguments.time, limit_val_batches=0, callbacks=[curve]).fit(
+                module, datamodule=data
+            )
+            seconds[name] += [step["seconds/step"] for step in curve.steps[1:]]
+    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    (Path(arguments.out) / "policy_seconds.json").write_text(json.dumps(medians, indent=2) + "\n", encoding="utf-8")
+
+
+def prepare(arguments: argparse.Namespace, variant: str, seed: int) -> tuple[Any, Any]:
+    """The module of a row, and its prompts."""
+    from lightning.pytorch import seed_everything
 
     from ipvrm_lightning.worlds.arithmetic import ArithmeticPromptData
 
@@ -110,18 +142,16 @@ def run_once(store: Path, arguments: argparse.Namespace, variant: str, seed: int
     data.prepare_data()
     data.with_tokenizer(module.language_model.build_tokenizer()).setup()
     data.val_prompts = data.test_prompts
-    curve = recorder()
-    trainer = Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, limit_train_batches=arguments.steps,
-        val_check_interval=arguments.every, num_sanity_val_steps=0, enable_model_summary=False,
-        enable_checkpointing=False, logger=False, use_distributed_sampler=False, callbacks=[curve],
+    return module, data
+
+
+def quiet_trainer(**options: Any) -> Any:
+    from lightning.pytorch import Trainer
+
+    return Trainer(
+        accelerator="cpu", devices=1, max_epochs=1, num_sanity_val_steps=0, enable_model_summary=False,
+        enable_checkpointing=False, logger=False, use_distributed_sampler=False, **options,
     )  # fmt: skip
-    started = time.monotonic()
-    trainer.validate(module, datamodule=data, verbose=False)
-    trainer.fit(module, datamodule=data)
-    result = {"key": key, "curve": curve.points, "seconds": round(time.monotonic() - started, 1)}
-    with store.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**result, "steps": curve.steps, "versions": versions()}) + "\n")
 
 
 def build_module(arguments: argparse.Namespace, settings: dict[str, Any], seed: int) -> Any:
@@ -167,7 +197,7 @@ def reward_model(objective: str, seed: int) -> Path:
     """A reward model trained on the world's labelled rollouts; made where it is absent."""
     path = Path("outputs/policy_benchmark") / f"{objective}-{seed}.ckpt"
     if not path.exists():
-        _, _, trainer = train(objective, LEARNING_RATE, {}, world={**WORLD, "seed": seed}, epochs=1)
+        _, _, trainer = train(objective, LEARNING_RATES[objective], {}, world={**WORLD, "seed": seed}, epochs=1)
         trainer.save_checkpoint(path)
     return path
 
@@ -211,7 +241,7 @@ def make_tables(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> st
         gains = [area(run) - grpo[run["key"][1]] for run in found if run["key"][1] in grpo]
         gain = spread(gains) if gains and name != "GRPO" else ""
         lines.append(f"| {name} | {len(found)} | {' | '.join(cells)} | {spread([area(r) for r in found])} | {gain} |")
-    shown = ["seconds/step", "candidates", "candidate_mass", "loss/token", "loss/candidate", "reward/accuracy",
+    shown = ["candidates", "candidate_mass", "loss/token", "loss/candidate", "reward/accuracy",
              "reward/correlation", "kept_prompts", "entropy", "gradient_norm"]  # fmt: skip
     lines += [
         "",
@@ -222,7 +252,40 @@ def make_tables(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> st
     ]
     for name, found in rows.items():
         lines.append(f"| {name} | {' | '.join(mean_of(found, measure) for measure in shown)} |")
+    timing = Path(arguments.out) / "policy_seconds.json"
+    if timing.exists():
+        lines += ["", *equal_time(rows, json.loads(timing.read_text(encoding="utf-8")))]
     return "\n".join(lines) + "\n"
+
+
+def equal_time(rows: dict[str, list[dict[str, Any]]], seconds: dict[str, float]) -> list[str]:
+    """Markdown: pass rates once every row has had the time that the fastest needs for all its steps."""
+    timed = {name: rows[name] for name in TIMED if name in rows}
+    last = min(run["curve"][-1][0] for found in timed.values() for run in found)
+    budget = min(last * seconds[name] for name in timed)
+    steps = {name: min(last, budget / seconds[name]) for name in timed}
+    lines = [
+        f"At equal time, that of {last} steps of {min(timed, key=lambda name: seconds[name])} ({budget:.0f} s of"
+        " training; seconds a step are medians on an idle machine, pass rates between two judgements interpolated):",
+        "",
+        "| | seconds a step | steps | pass rate | minus GRPO's, same seed |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    grpo = {run["key"][1]: at_step(run, steps["GRPO"]) for run in timed.get("GRPO", [])}
+    for name, found in timed.items():
+        rates = {run["key"][1]: at_step(run, steps[name]) for run in found}
+        gains = [rate - grpo[seed] for seed, rate in rates.items() if seed in grpo]
+        gain = spread(gains) if gains and name != "GRPO" else ""
+        lines.append(f"| {name} | {seconds[name]:.2f} | {steps[name]:.1f} | {spread(list(rates.values()))} | {gain} |")
+    return lines
+
+
+def at_step(run: dict[str, Any], step: float) -> float:
+    """Pass rate in percent at a step, on the line between the judgements around it."""
+    for (left, low), (right, high) in pairwise(run["curve"]):
+        if left <= step <= right:
+            return float(100 * (low + (high - low) * (step - left) / (right - left)))
+    raise ValueError(f"step {step} is not within the run")
 
 
 def area(run: dict[str, Any]) -> float:

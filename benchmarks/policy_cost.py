@@ -12,16 +12,12 @@ anonymous memory (`RssAnon`) of the process, or the GPU's allocated maximum.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import statistics
-import subprocess
-import sys
-import threading
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from measuring import Clock, Found, Peak, compare, memory_of, ratio, seconds_of, table
 
 VARIANTS = ("GRPO", "GRPO + IPVRM", "DistRL + IPVRM", "DistRL + IPVRM, all 5 count")
 
@@ -34,30 +30,13 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="longest response, tokens")
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--variant", choices=VARIANTS, help="run one and print its numbers as JSON")
-    parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
-    arguments = parser.parse_args()
-    if arguments.variant:
-        print(json.dumps(measure(arguments)))
-        return
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
-    for _ in range(arguments.rounds):
-        for name in VARIANTS:
-            command = [sys.executable, __file__, *sys.argv[1:], "--variant", name]
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found[name].append(json.loads(output.splitlines()[-1]))
-    table = make_table(found, arguments)
-    Path(arguments.out).mkdir(parents=True, exist_ok=True)
-    (Path(arguments.out) / "policy_cost.md").write_text(table, encoding="utf-8")
-    print(table)
+    compare(parser, "policy_cost", VARIANTS, measure, make_table, rounds=3)
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Seconds of each step but the first, and peak memory, of one variant."""
     import torch
-    from lightning.pytorch import Callback, Trainer
-    from objectives import versions
+    from trainers import bare_trainer
 
     from ipvrm_lightning.data import PromptModule
     from ipvrm_lightning.models import RandomLanguageModel
@@ -96,12 +75,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         def setup(self, stage: str | None = None) -> None:
             self.train_prompts = [PromptExample([5] * 64, "text", "1", "given", str(n)) for n in range(64)]
 
-    times: list[float] = []
-
-    class Clock(Callback):
-        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            times.append(float(trainer.callback_metrics["train/seconds/step"]))
-
     adam = partial(torch.optim.AdamW, lr=1e-5)
     reward = None if arguments.variant == "GRPO" else RewardModel(objective=IPVRM(), optimizer=adam)
     module = Given(
@@ -115,54 +88,29 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         ),
         optimizer=adam,
     )
-    peak = Peak()
-    trainer = Trainer(
-        devices=1, max_epochs=1, limit_train_batches=arguments.steps + 1, limit_val_batches=0, logger=False,
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, callbacks=[Clock()],
-        use_distributed_sampler=False,
-    )  # fmt: skip
+    peak, clock = Peak(), Clock()
+    trainer = bare_trainer(clock, max_epochs=1, limit_train_batches=arguments.steps + 1, limit_val_batches=0)
     trainer.fit(module, datamodule=Prompts(batch_size=arguments.prompts))
-    on_gpu = torch.cuda.is_available()
-    memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak.mebibytes
-    return {"seconds": times[1:], "memory": memory, "versions": versions()}
+    return {"seconds": clock.seconds, "memory": peak.mebibytes}
 
 
-class Peak:
-    """Highest anonymous memory of this process from now on, MiB, looked at every 5 milliseconds."""
-
-    def __init__(self) -> None:
-        self.mebibytes = 0.0
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        while True:
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("RssAnon"):
-                    self.mebibytes = max(self.mebibytes, int(line.split()[1]) / 1024)
-            time.sleep(0.005)
-
-
-def make_table(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> str:
-    """Markdown: medians, and ratios to GRPO + IPVRM and to GRPO."""
-    seconds = {name: statistics.median(s for r in rounds for s in r["seconds"]) for name, rounds in found.items()}
-    memory = {name: statistics.median(r["memory"] for r in rounds) for name, rounds in found.items()}
-    lines = [
+def make_table(found: Found, arguments: argparse.Namespace) -> list[str]:
+    """Medians, and ratios to GRPO + IPVRM and to GRPO."""
+    rows = []
+    for name in found:
+        cells = [name]
+        for measure, form in ((seconds_of, ".2f"), (memory_of, ".0f")):
+            ratios = [ratio(measure, found, name, other, 3) for other in ("GRPO + IPVRM", "GRPO")]
+            cells += [f"{measure(found, name):{form}}", *ratios]
+        rows.append(cells)
+    over = ["over GRPO + IPVRM", "over GRPO"]
+    return [
         f"Qwen3 shape, hidden {arguments.hidden}, {arguments.layers} layers, vocabulary {arguments.vocabulary}; "
         f"{arguments.prompts} prompts x 8 responses of up to {arguments.length} tokens; {arguments.rounds} rounds of "
         f"{arguments.steps} steps.",
         "",
-        "| | seconds a step | over GRPO + IPVRM | over GRPO | peak memory, MiB | over GRPO + IPVRM | over GRPO |",
-        "| --- " * 7 + "|",
+        *table(["", "seconds a step", *over, "peak memory, MiB", *over], rows),
     ]
-    with_reward, plain = "GRPO + IPVRM", "GRPO"
-    for name in found:
-        cells = [f"{seconds[name]:.2f}", f"{seconds[name] / seconds[with_reward]:.3f}",
-                 f"{seconds[name] / seconds[plain]:.3f}", f"{memory[name]:.0f}",
-                 f"{memory[name] / memory[with_reward]:.3f}", f"{memory[name] / memory[plain]:.3f}"]  # fmt: skip
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    command = " ".join(["python benchmarks/policy_cost.py", *sys.argv[1:]])
-    lines += ["", f"`{command}`", "", f"{found[plain][0]['versions']}"]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class IPVRMCLI(LightningCLI):
             config.trainer.logger = _loggers(root, run, resumed)
         callbacks: list[Any] = [RunRecord(config=fingerprint)]
         if command == "fit" and config.trainer.enable_checkpointing is not False:
-            callbacks += self._checkpoint_callbacks(config)
+            callbacks += self._checkpoint_callbacks(config, continues=resumed is not None)
         self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], *callbacks]
 
     @staticmethod
@@ -112,11 +112,12 @@ class IPVRMCLI(LightningCLI):
         return found
 
     @staticmethod
-    def _checkpoint_callbacks(config: Namespace) -> list[Any]:
+    def _checkpoint_callbacks(config: Namespace, *, continues: bool) -> list[Any]:
         """Checkpoints by the clock, and at the end of a run whose config asks for none."""
         chosen = config.trainer.callbacks or []
         asked = any("Checkpoint" in str(callback.get("class_path")) for callback in chosen)
-        return [ResumePoint(minutes=config.checkpoint_minutes), *([] if asked else [ModelCheckpoint(save_last=True)])]
+        by_clock = ResumePoint(minutes=config.checkpoint_minutes, continues=continues)
+        return [by_clock, *([] if asked else [ModelCheckpoint(save_last=True)])]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, unless its strategy and the module cannot work together."""

@@ -32,7 +32,7 @@ class MetricsFile(CSVLogger):
     @property
     def experiment(self) -> Any:
         """The writer of the file, on the first process."""
-        if self._experiment is None and rank_zero_only.rank == 0:
+        if self._experiment is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             folder = Path(self.log_dir)
             rows = [] if self.resume_from is None else self._earlier_rows(folder, Path(self.resume_from))
             self._experiment = writer = ExperimentWriter(log_dir=str(folder))

@@ -8,8 +8,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from ipvrm_lightning.exporting import export_checkpoint
-
 
 class HFExport(Callback):
     """Exports the best checkpoint that the run's `ModelCheckpoint` knows, else its last, into the run's folder.
@@ -28,6 +26,8 @@ class HFExport(Callback):
         Raises:
             ValueError: the run kept no checkpoint.
         """
+        from ipvrm_lightning.exporting import export_checkpoint
+
         run = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return

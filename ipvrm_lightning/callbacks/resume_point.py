@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class ResumePoint(Callback):
@@ -18,11 +19,19 @@ class ResumePoint(Callback):
 
     Args:
         minutes: between two checkpoints, by the clock of the first process.
+        continues: whether the run goes on from such a checkpoint. What other callbacks had saved after it is then
+            written over, under the same names, when its steps are done again.
     """
 
-    def __init__(self, *, minutes: float) -> None:
-        self.minutes = minutes
+    def __init__(self, *, minutes: float, continues: bool = False) -> None:
+        self.minutes, self.continues = minutes, continues
         self._saved = time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let `ModelCheckpoint` take the run's files for its own, not for those of another run."""
+        for callback in trainer.checkpoint_callbacks if self.continues else ():
+            if isinstance(callback, ModelCheckpoint):
+                callback._enable_version_counter = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -33,7 +42,9 @@ class ResumePoint(Callback):
     ) -> None:
         """Save where it is time; called on every process."""
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if is_last or (batch_idx + 1) % trainer.val_check_batch == 0 or getattr(trainer, "fast_dev_run", False):
+        every = trainer.val_check_batch  # None: validation goes by the clock
+        validates = every is not None and (batch_idx + 1) % every == 0
+        if is_last or validates or getattr(trainer, "fast_dev_run", False):
             return
         if not trainer.strategy.broadcast(time.monotonic() - self._saved >= 60 * self.minutes):
             return
@@ -49,7 +60,7 @@ class ResumePoint(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what this step logs: it reaches the loggers after the checkpoint, and a kill may come between."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        if (step + 1) % trainer.log_every_n_steps == 0:
+        if (step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
             checkpoint["logged"] = {**values, "epoch": trainer.current_epoch, "step": step}
 

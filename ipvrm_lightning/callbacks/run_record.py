@@ -10,11 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ipvrm_lightning.run_folders import write_record
 
-_PACKAGES = ("ipvrm_lightning", "torch", "transformers", "lightning", "torchmetrics", "peft", "bitsandbytes")
+_PACKAGES = ("ipvrm_lightning", "transformers", "lightning", "torchmetrics", "peft", "bitsandbytes")
 
 
 class RunRecord(Callback):
@@ -44,10 +45,12 @@ class RunRecord(Callback):
 def run_facts() -> dict[str, Any]:
     """What is needed to repeat a run: command, seed, versions, machine and time."""
     seed = os.environ.get("PL_GLOBAL_SEED")
+    # a package's metadata does not say which build of torch it is
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     return {
         "command": sys.argv,
         "seed": None if seed is None else int(seed),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": {**versions, **{name: _version(name) for name in _PACKAGES}},
         "platform": platform.platform(),
         "time": _now(),
     }

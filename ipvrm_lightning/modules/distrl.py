@@ -13,8 +13,7 @@ processes, so that neither batch sizes nor the number of processes change a resu
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,15 +29,9 @@ from ipvrm_lightning.models.logprobs import response_mask
 from ipvrm_lightning.models.roles import Role, Roles
 from ipvrm_lightning.models.sharding import is_sharded
 from ipvrm_lightning.modules.alarms import Alarms
-from ipvrm_lightning.modules.distrl_metrics import collection_metrics, reward_metrics, score_metrics
+from ipvrm_lightning.modules.distrl_metrics import collection_metrics, reward_metrics, score_metrics, timed
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, Collecting, PolicyUpdate, RewardModel
-from ipvrm_lightning.modules.experience import (
-    ScoredBatch,
-    plan_mini_batches,
-    set_advantages,
-    to_dataset,
-    totals,
-)
+from ipvrm_lightning.modules.experience import ScoredBatch, plan_mini_batches, set_advantages, to_dataset, totals
 from ipvrm_lightning.modules.online_reward import OnlineReward, load_checkpoint
 from ipvrm_lightning.modules.policy import PolicyModule
 from ipvrm_lightning.modules.policy_loss import policy_loss
@@ -179,7 +172,7 @@ class DistRLModule(PolicyModule):
         """
         started = time.perf_counter()
         metrics: dict[str, Tensor | float] = {}
-        with self._timed("sampling", metrics):
+        with timed("sampling", metrics, self.device):
             collection = self.collect(stream)
         self.steps_done += 1
         metrics |= collection_metrics(collection, self.step_separator)
@@ -224,7 +217,7 @@ class DistRLModule(PolicyModule):
         plan = plan_mini_batches(
             dataset, count=self.update.mini_batches, max_tokens=self.update.max_tokens, processes=processes.count
         )
-        with self._timed("scoring", metrics):
+        with timed("scoring", metrics, self.device):
             mini_batches = [
                 [self.score(dataset, rows) for rows in micro_batches[processes.rank :: processes.count]]
                 for micro_batches in plan
@@ -237,7 +230,7 @@ class DistRLModule(PolicyModule):
             return
         if self.reward.update == "before":
             self._update_reward(dataset, scored, metrics)
-        with self._timed("reward", metrics):
+        with timed("reward", metrics, self.device):
             for part in scored:
                 self.online_reward.score(part)
         metrics |= reward_metrics(scored, self.reward.objective, processes)
@@ -276,7 +269,7 @@ class DistRLModule(PolicyModule):
     ) -> None:
         sums: dict[str, Tensor] = {}
         updates = self.update.epochs * len(mini_batches)
-        with self._timed("policy", metrics):
+        with timed("policy", metrics, self.device):
             for mini_batch in [m for _ in range(self.update.epochs) for m in mini_batches]:
                 divisors = totals(mini_batch, self.processes)
                 losses: list[tuple[Tensor, Tensor]] = []
@@ -306,7 +299,7 @@ class DistRLModule(PolicyModule):
         assert self.reward is not None
         processes = self.processes
         reference = self.online_reward.reference_rows(scored, len(dataset), processes)
-        with self._timed("reward_update", metrics):
+        with timed("reward_update", metrics, self.device):
             for _ in range(self.reward.epochs):
                 losses: list[tuple[Tensor, Tensor]] = []
                 for loss, rows in self.online_reward.losses(
@@ -351,17 +344,6 @@ class DistRLModule(PolicyModule):
     @property
     def _step_seed(self) -> int:
         return 1_000_003 * self.sampling.seed + self.steps_done
-
-    @contextmanager
-    def _timed(self, phase: str, metrics: dict[str, Tensor | float]) -> Iterator[None]:
-        start = self._clock()
-        yield
-        metrics[f"seconds/{phase}"] = self._clock() - start
-
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
     def _to_device(self, batch: TrajectoryBatch) -> TrajectoryBatch:
         moved: TrajectoryBatch = self.transfer_batch_to_device(batch, self.device, 0)

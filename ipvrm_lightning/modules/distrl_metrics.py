@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from statistics import fmean
 
 import torch
@@ -13,6 +15,20 @@ from ipvrm_lightning.modules.experience import ScoredBatch, required, stack_rows
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.objectives import Objective
 from ipvrm_lightning.rollouts.groups import Collection
+
+
+@contextmanager
+def timed(phase: str, metrics: dict[str, Tensor | float], device: torch.device) -> Iterator[None]:
+    """Add the seconds of what is done inside to `metrics`, work that a GPU has been given included."""
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    start = now()
+    yield
+    metrics[f"seconds/{phase}"] = now() - start
 
 
 def collection_metrics(collection: Collection, step_separator: str) -> dict[str, float]:

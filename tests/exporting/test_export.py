@@ -190,7 +190,7 @@ def test_distrl_exports_policy_and_reward_model(tmp_path: Path) -> None:
 def test_the_callback_exports_the_best(tmp_path: Path, base: str, real_inputs: dict[str, str]) -> None:  # noqa: F811
     from types import SimpleNamespace
 
-    from ipvrm_lightning.callbacks.hf_export import HFExport
+    from ipvrm_lightning.callbacks import HFExport
 
     run = fit(tmp_path, base, real_inputs, lora=True)
     best = find_run(run).checkpoint

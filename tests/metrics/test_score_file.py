@@ -58,7 +58,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, make_solutions: Make
         ({"step_scores": {"step_sum": [1.0]}}, r"step_scores\.step_sum: expected 2 scores"),
         ({"step_scores": {"step_sum": [1.0, "high"]}}, r"found 'high' at step 1"),
         ({"step_scores": {}}, "at least one protocol"),
-        ({"step_lengths": []}, "step_lengths: expected one integer per step"),
+        ({"step_lengths": []}, "step_lengths: expected one length per step and at least one, found []"),
         ({"final_answer_correct": 1}, "final_answer_correct: expected true, false or null, found 1"),
         ({"score": 1}, "score: unknown field"),
     ],

@@ -20,8 +20,7 @@ from .distrl_cases import TinyPrompts
 from .distrl_cases import module as distrl_module
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full models", "adapters"])
-@pytest.mark.parametrize("objective", [IPVRM(), DPORM()], ids=["mean", "pair"])
+@pytest.mark.parametrize(("objective", "lora"), [(IPVRM(), True), (DPORM(), False)], ids=["adapters", "full models"])
 def test_distrl_on_two_processes_gives_the_weights_and_logs_of_one(
     objective: Objective, lora: bool, tmp_path: Path
 ) -> None:

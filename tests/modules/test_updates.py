@@ -31,6 +31,9 @@ class Spoilt(IPVRM):
         super().__init__()
         self.row, self.calls, self.called = row, calls, 0
 
+    def describe(self) -> dict[str, Any]:
+        return {"class_path": "Spoilt", "init_args": {}}  # the same to a checkpoint, whatever it spoils
+
     def forward(self, scores: Tensor, mask: Tensor, batch: TrajectoryBatch) -> Tensor:
         loss = super().forward(scores, mask, batch)
         self.called += self.training

@@ -39,11 +39,13 @@ def sft_examples(settings: WorldSettings, problems: list[Problem]) -> Iterator[E
     """Tokenised noisy traces, each in one of the three formats."""
     tokenizer = build_tokenizer()
     generator = random.Random(f"traces-{settings.seed}")
+    prompts, responses = [], []
     for problem in problems:
         surface = generator.choices(FORMATS, settings.format_shares)[0]
-        prompt = tokenizer(surface.render_prompt(problem)).input_ids
-        lines = solve(problem, settings.noise, generator)
-        response = tokenizer(render_solution(lines, surface)).input_ids
+        prompts.append(surface.render_prompt(problem))
+        responses.append(render_solution(solve(problem, settings.noise, generator), surface))
+    encoded = zip(problems, tokenizer(prompts).input_ids, tokenizer(responses).input_ids, strict=True)
+    for problem, prompt, response in encoded:
         yield Example([*prompt, *response, tokenizer.eos_token_id], len(prompt), problem.key)
 
 
