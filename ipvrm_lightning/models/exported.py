@@ -31,8 +31,8 @@ class ModelSource:
     revision: str | None = None
     gguf_file: str | None = None
     dtype: str = "float32"
-    quantization: str | None = None
-    compute_dtype: str = "bfloat16"
+    quantization: Literal["nf4"] | None = None
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     weights: str | None = None
 
 
@@ -64,15 +64,13 @@ class Threshold:
     """A threshold and where it comes from.
 
     Args:
-        value: a step whose score lies below it is called wrong; the mean over `subsets`.
+        value: a step whose score lies below it is called wrong; the mean over subsets.
         origin: `cross_fitted` (chosen on other problems: what a user gets) or `oracle` (best on the same data).
-        subsets: of the test run that it was chosen on.
-        by_subset: subset to origin to threshold.
+        by_subset: subset of the test run to origin to threshold.
     """
 
     value: float
     origin: str
-    subsets: list[str]
     by_subset: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
@@ -82,25 +80,25 @@ class ExportedConfig:
 
     Args:
         kind: `adapter` alone, or a whole `model`.
+        dtype: precision that the model was trained in.
         base: what an adapter belongs on, or a model was trained from; None for random weights.
         objective: class path and arguments; None for a policy or a supervised model.
         reference: `adapters_off`, a model, or None where the objective takes no log-ratio.
         temperature: divides the logits of model and reference.
-        training: prompt format and system prompt that it was trained with.
-        judging: how problem and steps are laid out for scoring: that of the test run, where one was given.
+        layout: how problem and steps are laid out for scoring: as in the test run, where one was given.
         protocol: of the step scores, by default.
-        thresholds: by protocol.
+        thresholds: by protocol, for that layout.
         part: of a policy optimisation, `policy` or `reward`.
         versions: of packages, when it was exported.
     """
 
     kind: Literal["adapter", "model"]
+    dtype: str = "float32"
     base: ModelSource | None = None
     objective: dict[str, Any] | None = None
     reference: ModelSource | Literal["adapters_off"] | None = None
     temperature: float = 1.0
-    training: dict[str, Any] = field(default_factory=dict)
-    judging: Layout = field(default_factory=Layout)
+    layout: Layout = field(default_factory=Layout)
     protocol: str = "step_sum"
     thresholds: dict[str, Threshold] = field(default_factory=dict)
     part: str | None = None
@@ -123,17 +121,18 @@ def read_exported_config(path: Path) -> ExportedConfig:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        written = found.pop("format")
-        if written != FORMAT:
+        if (written := found.pop("format")) != FORMAT:
             raise ValueError(f"format {written} is not known to this version of ipvrm_lightning, which knows {FORMAT}")
         if unknown := found.keys() - {one.name for one in fields(ExportedConfig)}:
             raise ValueError(f"unknown field {min(unknown)}")
+        if found["kind"] not in ("adapter", "model"):
+            raise ValueError(f"unknown kind {found['kind']!r}")
         found["base"] = found["base"] and ModelSource(**found["base"])
         if isinstance(found["reference"], dict):
             found["reference"] = ModelSource(**found["reference"])
         elif found["reference"] not in (None, "adapters_off"):
             raise ValueError(f"unknown reference {found['reference']!r}")
-        found["judging"] = Layout(**found["judging"])
+        found["layout"] = Layout(**found["layout"])
         found["thresholds"] = {name: Threshold(**one) for name, one in found["thresholds"].items()}
         return ExportedConfig(**found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
