@@ -25,13 +25,14 @@ def load_frozen(
     Args:
         source: of the model, or of the base of an adapter. Where it holds a hash of the weights, they are compared.
         adapter: folder or repository of an adapter (PEFT) to put on it.
-        dtype: precision to compute in, where it is not the source's.
+        dtype: precision to compute in, where it is not the source's; weights in 4 bits have their own.
         trust_remote_code: run code that the model's repository brings.
 
     Raises:
         ValueError: it cannot be loaded, has other weights than it should, or a head that is not known.
     """
-    options: dict[str, Any] = {"dtype": getattr(torch, source.dtype), "revision": source.revision}
+    loaded = source.dtype if dtype is None or source.weights is not None else dtype  # hashes are of one precision
+    options: dict[str, Any] = {"dtype": getattr(torch, loaded), "revision": source.revision}
     options |= quantization_options(source.gguf_file, source.quantization, source.compute_dtype)
     model: Any = load_model(
         source.name, trust_remote_code=trust_remote_code, **{k: v for k, v in options.items() if v is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -27,10 +27,10 @@ class TokenScore:
     """One token of a solution.
 
     Args:
-        text: what the token stands for.
+        text: characters of the solution that begin with this token; empty where one character takes several tokens.
         step: index of the step it lies in, -1 for the end of the turn.
-        td_advantage: beta times its log-ratio: what it adds to the value of its prefix.
-        value: logit of the prefix that ends with it.
+        td_advantage: beta times its log-ratio: what it adds to the summed value of its prefix.
+        value: logit that a solution which begins with the tokens up to this one ends right.
     """
 
     text: str
@@ -46,9 +46,10 @@ class StepScore:
     Args:
         index: its number, from 0.
         text: as in the request.
-        value: logit that the prefix which ends with this step ends right.
+        value: logit that a solution which begins with the steps up to this one ends right.
         probability: sigmoid of `value`.
-        td_advantage: sum of the TD advantages of its tokens: what the step adds to the value, negative for a loss.
+        td_advantage: sum of the TD advantages of its tokens: what the step adds to the summed value of its prefix,
+            negative where it takes away.
         scores: by protocol (`step_sum`, `prefix_sum`, `prefix_mean`, `step_mean`), higher is better.
         is_first_error: whether it is the first whose score is below the threshold.
     """
@@ -90,12 +91,8 @@ class SolutionScore:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, numbers and text, as JSON holds them; `tokens` only where they were asked for."""
         plain = asdict(self)
-        plain["steps"] = list(plain["steps"])
-        if self.tokens is None:
-            del plain["tokens"]
-        else:
-            plain["tokens"] = list(plain["tokens"])
-        return plain
+        tokens = plain.pop("tokens")
+        return {**plain, "steps": list(plain["steps"])} | ({} if tokens is None else {"tokens": list(tokens)})
 
 
 @dataclass(frozen=True)
@@ -104,14 +101,10 @@ class RankedCandidate:
 
     Args:
         index: position among the candidates as given.
-        value: what they are ranked by: `score.final_value`.
-        probability: sigmoid of `value`.
+        value: what they are ranked by, higher is better.
         score: the candidate's whole score.
-        candidate: as given: a text, or a list of steps.
     """
 
     index: int
     value: float
-    probability: float
     score: SolutionScore
-    candidate: str | list[str] = field(repr=False)
