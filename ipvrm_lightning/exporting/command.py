@@ -18,7 +18,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--with_reference", action="store_true", help="put the reference's weights in as well")
     parser.add_argument("--protocol", default="step_sum", help="of step scores, by default: step_sum, prefix_sum, ...")
     parser.add_argument(
-        "--threshold", choices=("cross_fitted", "oracle"), default="cross_fitted", help="origin of thresholds to use"
+        "--threshold_origin",
+        choices=("cross_fitted", "oracle"),
+        default="cross_fitted",
+        help="which thresholds are used",
     )
     parser.add_argument("--results", type=Path, help="results.json of `ipvrm test`, for the card and its thresholds")
     parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")

@@ -39,7 +39,7 @@ def export_checkpoint(
     merge: bool = False,
     with_reference: bool = False,
     protocol: str = "step_sum",
-    threshold: Origin = "cross_fitted",
+    threshold_origin: Origin = "cross_fitted",
     results: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -53,7 +53,7 @@ def export_checkpoint(
         with_reference: put the reference's weights into the folder as well, where it is not the model with its adapter
             off; done in any case where nothing else holds them.
         protocol: of the step scores, by default.
-        threshold: origin of the thresholds that are used.
+        threshold_origin: which thresholds are used: `cross_fitted` (what a user gets) or `oracle`.
         results: a `results.json` of `ipvrm test`: its table goes into the card, its thresholds into the config.
         overwrite: replace an export that is there.
 
@@ -68,7 +68,7 @@ def export_checkpoint(
     _check_place(out, overwrite)
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
-    choices = Choices(part, merge, with_reference, protocol, threshold)
+    choices = Choices(part, merge, with_reference, protocol, threshold_origin)
     run = find_run(source)
     judged = None if results is None else read_results(results, run)
     factory = language_model(run.config)

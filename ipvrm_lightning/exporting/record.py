@@ -29,7 +29,7 @@ class Choices(NamedTuple):
     merge: bool
     with_reference: bool
     protocol: str
-    threshold: Origin
+    threshold_origin: Origin
 
 
 class Results(NamedTuple):
@@ -124,7 +124,7 @@ def describe(
         temperature=settings["sampling"]["temperature"] if is_reward else 1.0,
         layout=layout((results and results.data) or run.config.get("data"), chat=chat),
         protocol=choices.protocol,
-        thresholds={} if results is None else thresholds(results.reports, choices.threshold),
+        thresholds={} if results is None else thresholds(results.reports, choices.threshold_origin),
         part=choices.part if "sampling" in settings else None,
         versions=run_facts()["versions"],
     )

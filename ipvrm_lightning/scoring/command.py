@@ -73,9 +73,7 @@ def score_command(chosen: argparse.Namespace) -> None:
 def _single(chosen: argparse.Namespace) -> Asked:
     """The solution on the command line, or on standard input."""
     text = sys.stdin.read() if chosen.solution == STANDARD_INPUT else chosen.solution
-    # on a command line, \n is what can be typed for a line break
-    steps = split_solution(text if chosen.solution == STANDARD_INPUT else text.replace("\\n", "\n"))
-    return Asked(check_request(chosen.problem, steps, "solution"), "command line", 1)
+    return Asked(check_request(chosen.problem, split_solution(text), "solution"), "command line", 1)
 
 
 def _described(chosen: argparse.Namespace) -> Description:
@@ -94,7 +92,8 @@ def _described(chosen: argparse.Namespace) -> Description:
     )
     names = ("prompt_format", "system_prompt", "step_template", "separator")
     given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
-    given |= {name: given[name].replace("\\n", "\n") for name in ("step_template", "separator") if name in given}
+    if "separator" in given:
+        given["separator"] = given["separator"].replace("\\n", "\n")
     read = found.read_as(
         layout=replace(found.layout, **given), protocol=chosen.protocol, threshold=chosen.threshold
     )  # fmt: skip

@@ -63,7 +63,9 @@ class PrefixValueModel:
         if max_tokens < 1 or chunk_size < 1:
             raise ValueError(f"max_tokens and chunk_size must be at least 1, found {max_tokens} and {chunk_size}")
         self.description, self.max_tokens, self.chunk_size = description, max_tokens, chunk_size
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        with library_errors(f"device {wanted} cannot be used"):
+            self.device = torch.empty(0, device=wanted).device
         self.encoder = encoder or open_encoder(description, max_length=max_length)
         self.model: Any = self._load(description.reward)
         self.reference: Any = None if description.reference is None else self._load(description.reference)
