@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from ipvrm_lightning.pretrained import load_tokenizer
 from ipvrm_lightning.scoring import Layout, PrefixValueModel, ScoreRequest, SolutionScore, describe
 from ipvrm_lightning.types import Example
 
+from ..conftest import REPOSITORY
 from ..exporting.runs import fit, save_model
 from ..exporting.test_export import distrl_run
 from ..test_cli import real_inputs  # noqa: F401
@@ -317,6 +319,14 @@ def test_solutions_that_cannot_be_read_as_they_are_are_refused_by_name(
     )
     with pytest.raises(DataError, match="is no prefix of the whole"):
         rewriting.score("1?", ["2"])
+
+
+def test_the_readme_s_python_runs(judged: Judged) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    (block,) = [block for block in blocks if "from_pretrained" in block]
+    scope: dict[str, Any] = {}
+    exec(block.replace("my-reward-model", judged.export), scope)
+    assert len(scope["score"].steps) == 2 and scope["best"].index in (0, 1)
 
 
 def test_what_is_longer_than_the_model_can_read_is_refused(copied_base: Path, judged: Judged) -> None:
