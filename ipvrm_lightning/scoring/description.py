@@ -138,6 +138,8 @@ def describe(
     if exported is not None and exported.objective is not None:
         if given is not None:
             raise ValueError(f"{name} is an export, whose {CONFIG_NAME} says how its scores read: leave beta out")
+        if gguf_file is not None:
+            raise ValueError(f"{name} is an export, which has weights of its own: leave {gguf_file} out")
         description = _of_export(name, _folder(name, revision), exported, reference, trust_remote_code)
     elif given is None:
         what = "an export of a policy" if exported else f"no export of ipvrm (it has no {CONFIG_NAME})"
@@ -154,7 +156,10 @@ def _of_export(
     if not kind.startswith(_OWN_OBJECTIVES) and not trust_remote_code:
         raise ValueError(f"{name}: its objective {kind} is code of its own, which is run with trust_remote_code alone")
     with library_errors(f"{folder / CONFIG_NAME}: its objective {kind} cannot be made"):
-        objective: Objective = resolve_name(kind)(**(exported.objective or {})["init_args"])
+        found = resolve_name(kind)
+        if not (isinstance(found, type) and issubclass(found, Objective)):  # other things, called, may do anything
+            raise ValueError("it is no objective")
+        objective = found(**(exported.objective or {})["init_args"])
     head = folder / VALUE_HEAD_NAME
     if objective.score_source == "value_head" and not head.is_file():
         raise ValueError(f"{folder}: no {VALUE_HEAD_NAME}, which its objective reads")

@@ -56,7 +56,7 @@ def scorer(judged: Judged) -> PrefixValueModel:
 
 
 def test_numbers_are_those_of_test_and_predict(judged: Judged, scorer: PrefixValueModel) -> None:
-    assert scorer.description.layout == Layout("chat", "Be brief.", "({number}) {step}", "\n")
+    assert scorer.description.layout == Layout("chat", "Be brief.", "({number}) {step}", " | ")
     for score in scorer.score_many(requests(judged), tokens=True):
         assert score.id is not None and score.tokens is not None
         tested, predicted = judged.tested[score.id], judged.predicted[score.id]
@@ -99,7 +99,7 @@ def test_batches_windows_and_order_change_nothing(judged: Judged, scorer: Prefix
 def test_tokens_spell_the_solution_and_add_up(judged: Judged, scorer: PrefixValueModel) -> None:
     (score,) = scorer.score_many([ScoreRequest("1?", ["é = {x}", "日本"])], tokens=True)
     assert score.tokens is not None
-    assert "".join(token.text for token in score.tokens) == "(1) é = {x}\n(2) 日本<|im_end|>"
+    assert "".join(token.text for token in score.tokens) == "(1) é = {x} | (2) 日本<|im_end|>"
     total = 0.0
     for position, token in enumerate(score.tokens, 1):
         total += token.td_advantage
@@ -254,10 +254,14 @@ def test_what_does_not_go_together_is_refused(judged: Judged, full_export: str, 
         describe(judged.export).read_as(layout=None, protocol="sum", threshold=None)
     foreign = Path(shutil.copytree(judged.export, tmp_path / "foreign"))
     config = json.loads((foreign / "ipvrm_config.json").read_text())
-    config["objective"]["class_path"] = "os.system"
-    (foreign / "ipvrm_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"objective os\.system is code of its own"):
-        describe(str(foreign))
+    for kind, message in (
+        ("os.system", r"objective os\.system is code of its own"),
+        ("ipvrm_lightning.objectives.inspect.getmodule", "it is no objective"),
+    ):
+        config["objective"]["class_path"] = kind
+        (foreign / "ipvrm_config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=message):
+            describe(str(foreign))
     with pytest.raises(ValueError, match="device nowhere cannot be used"):
         PrefixValueModel.from_pretrained(judged.export, device="nowhere")
 
@@ -279,7 +283,8 @@ def test_a_reference_with_another_vocabulary_is_refused(
     # a token that the model alone has
     shutil.copy(Path(judged.base) / "tokenizer.json", file)
     stored = json.loads((Path(other) / "tokenizer.json").read_text())
-    stored["added_tokens"].append({**stored["added_tokens"][-1], "id": 299, "content": "<think>", "special": False})
+    last = stored["added_tokens"][-1]
+    stored["added_tokens"].append({**last, "id": last["id"] + 1, "content": "<think>", "special": False})
     (Path(other) / "tokenizer.json").write_text(json.dumps(stored))
     scorer = PrefixValueModel.from_pretrained(other, beta=1.0, reference=str(copied_base))
     assert math.isfinite(scorer.score("1?", ["2"]).final_value)
