@@ -64,17 +64,20 @@ class SolutionEncoder:
         self.tokenizer, self.layout = tokenizer, layout
         self.max_length, self.foreign_ids = max_length, foreign_ids
 
-    def encode(self, requests: Sequence[ScoreRequest], place: Place | None = None) -> list[EncodedSolution]:
+    def encode(
+        self, requests: Sequence[ScoreRequest], place: Place | None = None, *, first: int = 0
+    ) -> list[EncodedSolution]:
         """Tokens of requests.
 
         Args:
             requests: solutions.
-            place: says where a request stands; by its id or position where none is given.
+            place: says where a request stands; by its id or number where none is given.
+            first: number of the first of them.
 
         Raises:
             DataError: a request that cannot be scored as it is; says which and why.
         """
-        place = place or (lambda error, position: _named(error, requests[position], position))
+        place = place or (lambda error, position: _named(error, requests[position], first + position))
         checked, rendered = [], []
         for position, request in enumerate(requests):
             try:

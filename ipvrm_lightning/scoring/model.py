@@ -159,9 +159,12 @@ class PrefixValueModel:
         Raises:
             DataError: a solution cannot be scored as it is; says which.
         """
-        remaining = iter(requests)
+        if window < 1:
+            raise ValueError(f"window must be at least 1, found {window}")
+        remaining, first = iter(requests), 0
         while chunk := list(islice(remaining, window)):
-            yield from self.score_many(chunk, tokens=tokens)
+            yield from self.score_encoded(self.encoder.encode(chunk, first=first), tokens=tokens)
+            first += len(chunk)
 
     def rank(
         self, problem: Prompt, candidates: Sequence[Sequence[str] | str], *, by: RankBy = "final_value"

@@ -119,7 +119,8 @@ def test_candidates_are_ranked(scorer: PrefixValueModel) -> None:
     by_value = scorer.rank("1 + 1?", candidates)
     assert [one.value for one in by_value] == sorted((one.score.final_value for one in by_value), reverse=True)
     assert sorted(one.index for one in by_value) == [0, 1, 2, 3]
-    assert [one.index for one in by_value if one.index < 2] == [0, 1], "equal ones stay in order"
+    same = [one.value for one in by_value if one.index < 2]
+    assert same[0] == pytest.approx(same[1], abs=1e-6)
     assert len({one.index: one for one in by_value}[3].score.steps) == 3
     for by, reduce in (("min_step", min), ("mean_step", lambda values: math.fsum(values) / len(values))):
         ranked = scorer.rank("1 + 1?", candidates, by=by)  # type: ignore[arg-type]
@@ -315,6 +316,8 @@ def test_solutions_that_cannot_be_read_as_they_are_are_refused_by_name(
     ):
         with pytest.raises(DataError, match=message):
             scorer.score_many([request])
+    with pytest.raises(DataError, match="solution 3, field 'steps': empty list"):
+        list(scorer.stream([*[ScoreRequest("1?", ["x"])] * 3, ScoreRequest("1?", [])], window=2))
     short = PrefixValueModel(scorer.description, max_length=60)
     with pytest.raises(DataError, match=r"solution 'long', field 'steps': longer than the 60 tokens .* found \d+"):
         short.score_many([ScoreRequest("1?", ["x" * 60], "long")])
