@@ -31,7 +31,7 @@ ALLOWED = {
     "run_folders": {"metrics", "models"},
     "checkpoint_io": set(),
     "loggers": {"callbacks"},
-    "exporting": {"models", "callbacks"},
+    "exporting": {"functional", "models", "callbacks"},
     "worlds": {"functional", "types", "objectives", "metrics", "models", "rollouts", "modules", "data"},
     "scoring": {"functional", "types", "objectives", "metrics", "data", "models", "failures", "pretrained"},
     "score_cli": {"scoring"},

@@ -50,7 +50,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory, real_inputs: dict[str, str]
     shared = [
         *("--config", str(REPOSITORY / "configs" / "ipvrm_smollm2.yaml"), "--config", f"{folder}/run/tiny.yaml"),
         *("--config", str(REPOSITORY / "configs/data/processbench.yaml"), "--data.subsets", "[gsm8k]"),
-        *("--data.path", str(folder / "rows"), "--data.system_prompt", "Be brief.", "--data.separator", " | "),
+        *("--data.path", str(folder / "rows"), "--data.system_prompt", "Be brief.", "--data.separator", ";"),
         *("--data.step_template", "({number}) {step}", "--data.max_tokens", "900", "--ckpt_path", "last"),
     ]
     main(["test", *shared])

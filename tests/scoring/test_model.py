@@ -28,7 +28,6 @@ from ipvrm_lightning.types import Example
 from ..conftest import REPOSITORY
 from ..exporting.runs import fit, save_model
 from ..exporting.test_export import distrl_run
-from ..test_cli import real_inputs  # noqa: F401
 from .conftest import Judged
 
 
@@ -56,7 +55,7 @@ def scorer(judged: Judged) -> PrefixValueModel:
 
 
 def test_numbers_are_those_of_test_and_predict(judged: Judged, scorer: PrefixValueModel) -> None:
-    assert scorer.description.layout == Layout("chat", "Be brief.", "({number}) {step}", " | ")
+    assert scorer.description.layout == Layout("chat", "Be brief.", "({number}) {step}", ";")
     for score in scorer.score_many(requests(judged), tokens=True):
         assert score.id is not None and score.tokens is not None
         tested, predicted = judged.tested[score.id], judged.predicted[score.id]
@@ -99,7 +98,7 @@ def test_batches_windows_and_order_change_nothing(judged: Judged, scorer: Prefix
 def test_tokens_spell_the_solution_and_add_up(judged: Judged, scorer: PrefixValueModel) -> None:
     (score,) = scorer.score_many([ScoreRequest("1?", ["é = {x}", "日本"])], tokens=True)
     assert score.tokens is not None
-    assert "".join(token.text for token in score.tokens) == "(1) é = {x} | (2) 日本<|im_end|>"
+    assert "".join(token.text for token in score.tokens) == "(1) é = {x};(2) 日本<|im_end|>"
     total = 0.0
     for position, token in enumerate(score.tokens, 1):
         total += token.td_advantage
@@ -161,7 +160,7 @@ def damage(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_value_head_is_read(judged: Judged, tmp_path: Path, real_inputs: dict[str, str]) -> None:  # noqa: F811
+def test_a_value_head_is_read(judged: Judged, tmp_path: Path, real_inputs: dict[str, str]) -> None:
     from transformers import AutoModelForCausalLM
 
     run = fit(tmp_path, judged.base, real_inputs, lora=False, objective="qrm")
@@ -202,7 +201,7 @@ def test_any_pair_of_models_can_be_scored(
     judged: Judged,
     tmp_path: Path,
     scorer: PrefixValueModel,
-    real_inputs: dict[str, str],  # noqa: F811
+    real_inputs: dict[str, str],
 ) -> None:
     other = save_model(tmp_path / "other", real_inputs["tokenizer"], seed=1)
     objective = ImplicitPRM(beta=0.05)
@@ -271,7 +270,7 @@ def test_a_reference_with_another_vocabulary_is_refused(
     judged: Judged,
     copied_base: Path,
     tmp_path: Path,
-    real_inputs: dict[str, str],  # noqa: F811
+    real_inputs: dict[str, str],
 ) -> None:
     other = save_model(tmp_path / "other", real_inputs["tokenizer"], seed=1)
     file = copied_base / "tokenizer.json"
