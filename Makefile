@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := configs/ipvrm_arithmetic.yaml
+# compiled once: without its cache Python compiles all of PyTorch again at every start, 13 seconds on a slow core
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint types unit clean
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ipvrm_lightning.config_checks import check_config_files
 from ipvrm_lightning.failures import exit_status, failure_line
+from ipvrm_lightning.packaged_configs import with_packaged_configs
 
 USAGE = """usage: ipvrm <command> [options]
 
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     given = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in given or ("LOCAL_RANK" in os.environ and os.environ.get("IPVRM_DEBUG") == "1")
     os.environ["IPVRM_DEBUG"] = str(int(debug))  # tells the processes that Lightning starts, which lack the option
-    arguments = [argument for argument in given if argument != "--debug"]
+    arguments = with_packaged_configs([argument for argument in given if argument != "--debug"])
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(USAGE)
         return

@@ -108,7 +108,7 @@ def describe(
         raise ValueError("an adapter on random weights belongs on nothing that can be loaded: export it with --merge")
     reference: ModelSource | Literal["adapters_off"] | None = None
     if objective is not None and resolve_name(objective["class_path"]).score_source == "log_ratio":
-        inside = ModelSource(REFERENCE_FOLDER, dtype=_dtype(factory), weights=base and base.weights)
+        inside = ModelSource(REFERENCE_FOLDER, dtype=_dtype(factory), weights=None if base is None else base.weights)
         if uses_policy(run, choices):
             reference = replace(inside, weights=None)
         elif adapter:

@@ -188,12 +188,13 @@ class WorkerPool:
         return WORKER_DIED
 
 
-def serve(function: Callable[[Any], Any], trial: Any) -> None:
+def serve(function: Callable[[Any], Any], trial: Any, expected: Any) -> None:
     """Do tasks for a `WorkerPool` until it closes or its process ends: the main loop of a worker.
 
     Args:
         function: task to result; both pickle.
         trial: a task done first, so that a memory limit too low for any is an error and not the tasks' problem.
+        expected: its result; libraries that swallow a MemoryError give another one.
     """
     connection = Connection(int(sys.argv[1]))
     memory, time_limit = int(sys.argv[2]) * 2**20, float(sys.argv[3])
@@ -201,7 +202,8 @@ def serve(function: Callable[[Any], Any], trial: Any) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
-        function(trial)
+        if function(trial) != expected:
+            os._exit(_OUT_OF_MEMORY)
         connection.send(None)
         while True:
             task = connection.recv()

@@ -31,6 +31,7 @@ def score_table(score: SolutionScore) -> Table:
             f"whole solution: value {score.final_value:.3f}, P(right) {score.final_probability:.3f}; {verdict}"
         ),
         box=box.SIMPLE_HEAD,
+        expand=True,
         title_justify="left",
         caption_justify="left",
     )

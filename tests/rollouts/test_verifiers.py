@@ -272,7 +272,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return task + '!'\n"
         "def main():\n"
-        "    serve(do, 'try')\n"
+        "    serve(do, 'try', 'try!')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     return "strange_tasks"

@@ -1,0 +1,73 @@
+"""A wheel holds what its users need, and runs outside the repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ipvrm_lightning.packaged_configs import CONFIGS, with_packaged_configs
+
+from .conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    uv = shutil.which("uv")
+    if uv is None:
+        pytest.skip("building a wheel needs uv on the PATH")
+    out = tmp_path_factory.mktemp("wheel")
+    source = out / "source"
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git repository: there is no telling which files are the project's")
+    for name in tracked.stdout.splitlines():
+        if (REPOSITORY / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, source / name)
+    done = subprocess.run([uv, "build", "--wheel", "--out-dir", str(out), str(source)], capture_output=True, text=True)
+    if "error sending request" in done.stderr or "dns error" in done.stderr:
+        pytest.skip("building a wheel needs the package index")
+    assert done.returncode == 0, done.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_a_wheel_holds_configs_types_and_the_licence(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for file in (REPOSITORY / "configs").rglob("*.yaml"):
+        assert f"ipvrm_lightning/{file.relative_to(REPOSITORY)}" in names
+    assert "ipvrm_lightning/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.startswith(("tests", "benchmarks", "configs"))]
+
+
+def test_a_wheel_finds_its_configs_from_any_folder(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    script = (
+        "from ipvrm_lightning import packaged_configs as p; print(p.__file__);"
+        "print(p.with_packaged_configs(['fit', '--config', 'configs/ipvrm_qwen.yaml'])[2])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+    )  # fmt: skip
+    module, config = done.stdout.splitlines()
+    assert Path(module).is_relative_to(tmp_path)
+    assert config == str(tmp_path / "installed" / "ipvrm_lightning" / "configs" / "ipvrm_qwen.yaml")
+    assert "configs/ipvrm_qwen.yaml: taken from" in done.stderr
+
+
+def test_configs_that_are_there_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "ipvrm_qwen.yaml").touch()
+    given = ["fit", "--config", "configs/ipvrm_qwen.yaml", "--config=configs/strategy/lora.yaml", "-c", "other.yaml"]
+    assert CONFIGS == REPOSITORY / "configs"
+    packaged = f"--config={CONFIGS / 'strategy' / 'lora.yaml'}"
+    assert with_packaged_configs(given) == [*given[:3], packaged, *given[4:]]
