@@ -21,6 +21,10 @@ SECTIONS: dict[str, list[str]] = {
         "ipvrm_lightning.modules.PolicyModule",
         "ipvrm_lightning.modules.SFTModule",
     ],
+    "Parts of `DistRLModule`": [
+        f"ipvrm_lightning.modules.distrl_settings.{name}"
+        for name in ("RewardModel", "Collecting", "AdvantageSettings", "PolicyUpdate")
+    ],
     "Data (`data`)": [
         "ipvrm_lightning.data.TrajectoryDataModule",
         "ipvrm_lightning.data.ProcessBenchDataModule",
@@ -32,6 +36,7 @@ SECTIONS: dict[str, list[str]] = {
         "ipvrm_lightning.models.PretrainedLanguageModel",
         "ipvrm_lightning.models.RandomLanguageModel",
         "ipvrm_lightning.worlds.arithmetic.ArithmeticPolicy",
+        "ipvrm_lightning.models.LoRA",
     ],
     "Objectives (`objective`)": [
         f"ipvrm_lightning.objectives.{name}" for name in ("IPVRM", "ImplicitPRM", "DPORM", "QRM", "EndoRM")
@@ -88,7 +93,9 @@ def section(path: str) -> list[str]:
     lines = [f"### `{path}`", "", *filter(None, [described.short_description, described.long_description])]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(found, sub_configs=True)
-    rows = [row(action) for action in parser._actions if action.dest != "help" and hasattr(action, "_typehint")]
+    rows = [
+        row(action) for action in parser._actions if hasattr(action, "_typehint") and not action.dest.endswith(".help")
+    ]
     if rows:
         lines += ["", "| argument | type | default | |", "| --- | --- | --- | --- |", *rows]
     return lines
@@ -105,6 +112,8 @@ def plain(value: Any) -> str:
     """A default as YAML would have it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict) and "class_path" in value:
+        return str(value["class_path"])
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     return str(value)

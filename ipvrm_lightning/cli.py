@@ -27,6 +27,7 @@ commands:
   predict   values and advantages per token and step
   rollout   sample responses to prompts, verify them  ipvrm rollout --config configs/rollout_qwen.yaml
   export    a checkpoint as a Hugging Face folder    ipvrm export outputs/ipvrm_qwen --out my-reward-model
+  score     values and first errors of solutions    ipvrm score --model my-reward-model solutions.jsonl
   report    one HTML page to look at a run           ipvrm report outputs/ipvrm_qwen
   judge     recompute step F1 from a scores.jsonl, without a model
 
@@ -92,6 +93,13 @@ def _run_rollout(arguments: list[str]) -> None:
     rollout(arguments[1:])
 
 
+def _run_score(arguments: list[str]) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from ipvrm_lightning.score_cli import main as score
+
+    score(arguments[1:])
+
+
 def _run_lightning(arguments: list[str]) -> None:
     if "LOCAL_RANK" not in os.environ:
         os.environ.pop("IPVRM_RUN", None)
@@ -119,4 +127,5 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "judge": _run_judge,
     "report": _run_report,
     "rollout": _run_rollout,
+    "score": _run_score,
 }

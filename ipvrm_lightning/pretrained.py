@@ -44,6 +44,35 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False, **options: Any
     return tokenizer
 
 
+def find_file(name: str, filename: str, *, revision: str | None = None) -> Path | None:
+    """A file of a folder, or of a repository on the hub, from which it is downloaded.
+
+    Args:
+        name: folder, or repository.
+        filename: in it.
+        revision: branch, tag or commit on the hub.
+
+    Returns:
+        None where there is no such file, or no such repository that can be reached.
+    """
+    from transformers.utils import cached_file
+
+    if Path(name).exists():
+        path = Path(name) / filename
+        return path if path.is_file() else None
+    _check_place(name)
+    with library_errors(f"{name}: {filename} cannot be looked up"):
+        found = cached_file(
+            name,
+            filename,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    return None if found is None else Path(found)
+
+
 def load_config(name: str) -> PretrainedConfig:
     """A model's config; see `load_tokenizer`."""
     from transformers import AutoConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -71,3 +72,11 @@ def test_configs_that_are_there_are_left_alone(tmp_path: Path, monkeypatch: pyte
     assert CONFIGS == REPOSITORY / "configs"
     packaged = f"--config={CONFIGS / 'strategy' / 'lora.yaml'}"
     assert with_packaged_configs(given) == [*given[:3], packaged, *given[4:]]
+
+
+def test_the_page_of_configs_is_what_the_code_says() -> None:
+    spec = importlib.util.spec_from_file_location("page", REPOSITORY / "docs" / "make_configs_reference.py")
+    assert spec is not None and spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert maker.page() == (REPOSITORY / "docs" / "configs.md").read_text(encoding="utf-8"), "make it again"

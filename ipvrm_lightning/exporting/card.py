@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from ipvrm_lightning.models.exported import ExportedConfig, ModelSource
+
 _CITATION = """```bibtex
 @inproceedings{gao2026unleashing,
   title     = {Unleashing Implicit Rewards: Prefix-Value Learning for Distribution-Level Optimization},
@@ -17,21 +19,21 @@ _CITATION = """```bibtex
 ```"""
 
 
-def model_card(record: dict[str, Any], *, config: dict[str, Any], results: dict[str, Any] | None) -> str:
+def model_card(record: ExportedConfig, *, config: dict[str, Any], reports: dict[str, Any] | None) -> str:
     """Markdown with the front matter that the hub reads.
 
     Args:
         record: what `ipvrm_config.json` holds.
         config: of the run.
-        results: a `results.json` of `ipvrm test`, None where there is none.
+        reports: of a test run, None where there is none.
     """
-    base = record["base_model"]
+    base = None if record.base is None else record.base.name
     front = {
         **({"base_model": base} if base else {}),
-        "library_name": "peft" if record["kind"] == "adapter" else "transformers",
+        "library_name": "peft" if record.kind == "adapter" else "transformers",
         "tags": ["ipvrm_lightning", "arXiv:2604.13197"],
     }
-    objective = record["objective"]
+    objective = record.objective
     what = "a policy or supervised model"
     if objective is not None:
         numbers = ", ".join(f"{name} {value}" for name, value in objective["init_args"].items())
@@ -43,28 +45,34 @@ def model_card(record: dict[str, Any], *, config: dict[str, Any], results: dict[
         "",
         f"# {what[0].upper()}{what[1:]}",
         "",
-        f"Made with ipvrm_lightning {record['versions']['ipvrm_lightning']} from `{base}`.",
+        f"Made with ipvrm_lightning {record.versions['ipvrm_lightning']} from "
+        + (f"`{base}`." if base else "random weights."),
     ]
-    if objective is not None and record["reference"] is not None:
-        lines += ["", _reading(record)]
-    lines += ["", "## Results", "", *(_results(results) if results else ["None were given when this was exported."])]
+    if objective is not None:
+        lines += ["", *_reading(record)]
+    lines += ["", "## Results", "", *(_results(reports) if reports else ["None were given when this was exported."])]
     settings = {name: config.get(name) for name in ("seed_everything", "model", "data")}
     lines += ["", "## Data and settings", "", "```yaml", yaml.safe_dump(settings, sort_keys=False).strip(), "```"]
     return "\n".join([*lines, "", "## Citation", "", _CITATION]) + "\n"
 
 
-def _reading(record: dict[str, Any]) -> str:
+def _reading(record: ExportedConfig) -> list[str]:
+    command = ["```", "ipvrm score --model THIS_FOLDER solutions.jsonl", "```"]
+    if record.reference is None:
+        return command
     where = "this model with its adapter switched off"
-    if record["kind"] != "adapter":
-        where = f"`{record['reference']['name']}`"
-    return (
+    if isinstance(record.reference, ModelSource):
+        where = f"`{record.reference.name}`"
+    return [
         "The value of a prefix is beta times the (mean) log-probability ratio of its tokens to the reference, which is"
-        f" {where}; `ipvrm_config.json` has beta, and thresholds where they are known."
-    )
+        f" {where}; `ipvrm_config.json` has beta, and thresholds where they are known.",
+        "",
+        *command,
+    ]
 
 
-def _results(results: dict[str, Any]) -> list[str]:
-    subsets = results["reports"].get("step_f1", {}).get("subsets", {})
+def _results(reports: dict[str, Any]) -> list[str]:
+    subsets = reports.get("step_f1", {}).get("subsets", {})
     if not subsets:
         return ["The results hold no step F1."]
     protocols = list(next(iter(subsets.values()))["protocols"])
@@ -79,5 +87,5 @@ def _results(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _both(oracle: float, cross_fitted: float) -> str:
-    return f"{100 * oracle:.1f} / {100 * cross_fitted:.1f}"
+def _both(oracle: float | None, cross_fitted: float | None) -> str:
+    return " / ".join("-" if share is None else f"{100 * share:.1f}" for share in (oracle, cross_fitted))

@@ -15,8 +15,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--part", choices=("policy", "reward"), default="policy", help="of a policy optimisation")
     parser.add_argument("--merge", action="store_true", help="add the adapter to the weights; default: adapter alone")
+    parser.add_argument("--with_reference", action="store_true", help="put the reference's weights in as well")
+    parser.add_argument("--protocol", default="step_sum", help="of step scores, by default: step_sum, prefix_sum, ...")
+    parser.add_argument(
+        "--threshold_origin",
+        choices=("cross_fitted", "oracle"),
+        default="cross_fitted",
+        help="which thresholds are used",
+    )
     parser.add_argument("--results", type=Path, help="results.json of `ipvrm test`, for the card and its thresholds")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
     parser.add_argument(
         "--push_to_hub", metavar="OWNER/NAME", help="upload the folder to this repository, made private"
     )
@@ -30,14 +38,13 @@ def main(arguments: list[str]) -> None:
         arguments: after `ipvrm export`.
     """
     chosen = build_parser().parse_args(arguments)
-    folder = export_checkpoint(
-        chosen.source, chosen.out, part=chosen.part, merge=chosen.merge, results=chosen.results,
-        overwrite=chosen.overwrite,
-    )  # fmt: skip
+    options = vars(chosen)
+    repository = options.pop("push_to_hub")
+    folder = export_checkpoint(options.pop("source"), options.pop("out"), **options)
     print(f"in {folder}")
-    if chosen.push_to_hub:
+    if repository:
         from huggingface_hub import HfApi
 
         api = HfApi()
-        api.create_repo(chosen.push_to_hub, private=True, exist_ok=True)
-        print(api.upload_folder(repo_id=chosen.push_to_hub, folder_path=folder))
+        api.create_repo(repository, private=True, exist_ok=True)
+        print(api.upload_folder(repo_id=repository, folder_path=folder))

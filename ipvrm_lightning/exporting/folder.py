@@ -1,12 +1,11 @@
 """`export_checkpoint`: a checkpoint of `ipvrm fit` as a Hugging Face folder.
 
 The folder holds weights (safetensors), tokenizer with chat template, a model card, and `ipvrm_config.json`: objective,
-reference and thresholds, without which log-probabilities do not read as values. It appears whole or not at all.
+reference and thresholds, without which log-probabilities do not read as values.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -17,16 +16,19 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from ipvrm_lightning.callbacks.run_record import run_facts
 from ipvrm_lightning.exporting.card import model_card
-from ipvrm_lightning.exporting.source import Part, Run, find_run, model_weights
-from ipvrm_lightning.models.checkpoints import check_same_parameters
+from ipvrm_lightning.exporting.record import Choices, Origin, describe, read_results, uses_policy
+from ipvrm_lightning.exporting.source import Part, find_run, model_weights
+from ipvrm_lightning.functional import PROTOCOLS
+from ipvrm_lightning.models.checkpoints import check_same_parameters, read_checkpoint
+from ipvrm_lightning.models.exported import (
+    CONFIG_NAME,
+    REFERENCE_FOLDER,
+    VALUE_HEAD_NAME,
+    ExportedConfig,
+    ModelSource,
+)
 from ipvrm_lightning.models.language_model import LanguageModelFactory
-from ipvrm_lightning.models.reference import weights_fingerprint
-
-CONFIG_NAME = "ipvrm_config.json"
-VALUE_HEAD_NAME = "value_head.safetensors"
-_FORMAT = 1
 
 
 def export_checkpoint(
@@ -35,6 +37,9 @@ def export_checkpoint(
     *,
     part: Part = "policy",
     merge: bool = False,
+    with_reference: bool = False,
+    protocol: str = "step_sum",
+    threshold_origin: Origin = "cross_fitted",
     results: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -45,54 +50,89 @@ def export_checkpoint(
         out: the folder to write.
         part: of a policy optimisation, the `policy` or its `reward` model; other runs have one model.
         merge: add the adapter's update to the weights; otherwise the adapter is exported alone.
+        with_reference: put the reference's weights into the folder as well, where it is not the model with its adapter
+            off; done in any case where nothing else holds them.
+        protocol: of the step scores, by default.
+        threshold_origin: which thresholds are used: `cross_fitted` (what a user gets) or `oracle`.
         results: a `results.json` of `ipvrm test`: its table goes into the card, its thresholds into the config.
-        overwrite: replace a folder that is there.
+        overwrite: replace an export that is there.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: the folder is there.
+        FileExistsError: there is something at `out`, and it is not to be overwritten, or is no export.
         FileNotFoundError: no checkpoint, config or results.
         ValueError: the checkpoint does not fit its config, or cannot be exported as asked.
     """
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists; give another folder, or --overwrite")
-    judged = None if results is None else json.loads(results.read_text(encoding="utf-8"))
+    _check_place(out, overwrite)
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
+    choices = Choices(part, merge, with_reference, protocol, threshold_origin)
     run = find_run(source)
+    judged = None if results is None else read_results(results, run)
     factory = language_model(run.config)
-    if merge and getattr(factory, "quantization", None):
+    if merge and factory.quantized:
         raise ValueError("an adapter on 4-bit weights cannot be merged without loss: export it alone, without --merge")
-    stored = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-    model = factory.build_model().eval()
-    record = _record(run, factory, model, stored, part=part, merge=merge, results=judged)
-    _load(model, model_weights(stored["state_dict"], part))
+    stored = read_checkpoint(run.checkpoint)
+    weights = model_weights(stored["state_dict"], part)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _save_model(model, scratch, merge=merge)
+        model: Any = factory.build_model().eval()
+        tokenizer = factory.build_tokenizer()
+        record = describe(
+            run, factory, model, stored, choices, results=judged, chat=bool(tokenizer.chat_template)
+        )  # fmt: skip
+        if isinstance(record.reference, ModelSource) and record.reference.name == REFERENCE_FOLDER:
+            policy = model_weights(stored["state_dict"], "policy") if uses_policy(run, choices) else None
+            _save_reference(factory, policy, scratch / REFERENCE_FOLDER, record)
+        _load(model, weights)
+        _save_model(model, scratch, record)
         _save_value_head(stored["state_dict"], scratch)
-        factory.build_tokenizer().save_pretrained(scratch)
-        (scratch / CONFIG_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (scratch / "README.md").write_text(model_card(record, config=run.config, results=judged), encoding="utf-8")
+        tokenizer.save_pretrained(scratch)
+        record.write(scratch)
+        card = model_card(record, config=run.config, reports=judged and judged.reports)
+        (scratch / "README.md").write_text(card, encoding="utf-8")
         scratch.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(scratch, out)
+        _put_in_place(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
 
 
 def language_model(config: dict[str, Any]) -> LanguageModelFactory:
-    """The factory that a run's config names."""
+    """The language model of a run's config, built by its class path and arguments."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LanguageModelFactory, "language_model", required=True)
-    chosen = config["model"]["init_args"]["language_model"]
-    found: LanguageModelFactory = parser.instantiate_classes(
-        parser.parse_object({"language_model": chosen})
-    ).language_model
+    parser.add_subclass_arguments(LanguageModelFactory, "language_model")
+    chosen = {"language_model": config["model"]["init_args"]["language_model"]}
+    found: LanguageModelFactory = parser.instantiate_classes(parser.parse_object(chosen)).language_model
     return found
+
+
+def _check_place(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{out} exists; give another folder, or --overwrite")
+    if not (out / CONFIG_NAME).is_file():
+        raise FileExistsError(
+            f"{out} is no export (it has no {CONFIG_NAME}) and is not overwritten; remove it yourself"
+        )
+
+
+def _put_in_place(scratch: Path, out: Path) -> None:
+    if not out.exists():
+        os.replace(scratch, out)
+        return
+    old = scratch.with_name(f"{scratch.name}-old")
+    os.replace(out, old)
+    try:
+        os.replace(scratch, out)
+    except BaseException:
+        os.replace(old, out)
+        raise
+    shutil.rmtree(old)
 
 
 @torch.no_grad()
@@ -107,70 +147,39 @@ def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
         parameter.copy_(weights[name])
 
 
-def _save_model(model: Any, folder: Path, *, merge: bool) -> None:
-    if merge and hasattr(model, "merge_and_unload"):
+def _save_model(model: Any, folder: Path, record: ExportedConfig) -> None:
+    """Write an adapter alone, or a whole model, into which an adapter is merged."""
+    if record.kind == "model" and hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
+    if hasattr(model, "peft_config"):
+        assert record.base is not None
+        adapter = model.peft_config["default"]
+        adapter.base_model_name_or_path, adapter.revision = record.base.name, record.base.revision
+        model.save_pretrained(folder, save_embedding_layers=False)
+        return
     model.config.use_cache = True  # training had it off; generation wants it
     model.save_pretrained(folder)
+
+
+def _save_reference(
+    factory: LanguageModelFactory, policy: dict[str, Tensor] | None, folder: Path, record: ExportedConfig
+) -> None:
+    """Write the reference: the policy with these weights, or the model that training started from."""
+    model: Any = factory.build_model().eval()
+    if policy is not None:
+        _load(model, policy)
+    elif hasattr(model, "unload"):
+        model = model.unload()
+    _save_model(model, folder, record)
 
 
 def _save_value_head(state: dict[str, Tensor], folder: Path) -> None:
     from safetensors.torch import save_file
 
-    head = {name: weight.contiguous() for name, weight in state.items() if name.startswith("value_head.")}
+    head = {
+        name.removeprefix("value_head."): weight.contiguous()
+        for name, weight in state.items()
+        if name.startswith("value_head.")
+    }
     if head:
         save_file(head, folder / VALUE_HEAD_NAME)
-
-
-def _record(
-    run: Run,
-    factory: LanguageModelFactory,
-    model: nn.Module,
-    stored: dict[str, Any],
-    *,
-    part: Part,
-    merge: bool,
-    results: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """What `ipvrm_config.json` holds; `model` is as it was before training."""
-    settings = run.config["model"]["init_args"]
-    objective = stored.get("objective")
-    if part == "reward":
-        objective = stored["settings"]["reward"]["objective"]
-    base = getattr(factory, "name", None) or getattr(model.config, "_name_or_path", None) or None
-    is_adapter = factory.has_adapters and not merge
-    reference = None
-    if objective is not None and not any(name.startswith("value_head.") for name in stored["state_dict"]):
-        # a wrong reference gives wrong values without an error: its weights are told by their hash
-        reference = {
-            "kind": "adapters_off" if is_adapter else "model",
-            "name": base,
-            "revision": getattr(factory, "revision", None),
-            "weights": weights_fingerprint(model),
-        }
-    if part == "reward" and settings["reward"].get("reference", "behavior") == "behavior":
-        reference = {"kind": "policy", "name": None}  # the policy of the same run, exported on its own
-    data = run.config.get("data", {}).get("init_args", {})
-    return {
-        "format": _FORMAT,
-        "kind": "adapter" if is_adapter else "model",
-        "base_model": base,
-        "objective": objective,
-        "reference": reference,
-        "part": part if "reward" in settings else None,
-        "prompt": {name: data.get(name) for name in ("prompt_format", "system_prompt")},
-        "thresholds": {} if results is None else _thresholds(results),
-        "versions": run_facts()["versions"],
-    }
-
-
-def _thresholds(results: dict[str, Any]) -> dict[str, Any]:
-    """Thresholds by subset, protocol and origin."""
-    subsets = results["reports"].get("step_f1", {}).get("subsets", {})
-    return {
-        subset: {
-            protocol: {origin: report[origin]["threshold"] for origin in ("oracle", "cross_fitted")}
-            for protocol, report in found["protocols"].items()
-        }
-        for subset, found in subsets.items()
-    }

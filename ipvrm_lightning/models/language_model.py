@@ -16,6 +16,7 @@ from ipvrm_lightning.models.preparation import (
     check_sharded_adapters,
     empty_model,
     prepare_for_training,
+    quantization_options,
 )
 from ipvrm_lightning.pretrained import load_config, load_model, load_tokenizer
 
@@ -152,7 +153,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "revision": self.revision}
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
-        options.update(self._quantization_options())
+        options.update(quantization_options(self.gguf_file, self.quantization, self.compute_dtype))
         model = load_model(
             self.name, trust_remote_code=self.trust_remote_code, **{k: v for k, v in options.items() if v is not None}
         )
@@ -209,26 +210,6 @@ class PretrainedLanguageModel(LanguageModelFactory):
         if self.chat_template is not None:
             tokenizer.chat_template = self.chat_template
         return tokenizer
-
-    def _quantization_options(self) -> dict[str, Any]:
-        if self.gguf_file is not None:
-            from transformers import GgufConfig
-
-            if self.quantization is not None:
-                raise ValueError("a GGUF file is dequantised on loading; save it as safetensors to load it in 4 bits")
-            return {"gguf_file": self.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-        if self.quantization is None:
-            return {}
-        from transformers import BitsAndBytesConfig
-
-        return {
-            "quantization_config": BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype),
-            )
-        }
 
     def _refuse_adapter_folder(self) -> None:
         folder = Path(self.name)

@@ -22,6 +22,37 @@ def check_quantization(quantization: str | None, lora: LoRA | None) -> None:
         raise ValueError("quantization needs lora: weights in 4 bits cannot be trained themselves")
 
 
+def quantization_options(gguf_file: str | None, quantization: str | None, compute_dtype: DType) -> dict[str, Any]:
+    """What `from_pretrained` is told of weights in fewer bits: a GGUF file is dequantised, `nf4` doubly quantised.
+
+    Args:
+        gguf_file: GGUF file in the model's folder.
+        quantization: `nf4`, or None for weights as they are.
+        compute_dtype: precision of products with 4-bit weights.
+
+    Raises:
+        ValueError: both are asked for.
+    """
+    if gguf_file is not None:
+        from transformers import GgufConfig
+
+        if quantization is not None:
+            raise ValueError("a GGUF file is dequantised on loading; save it as safetensors to load it in 4 bits")
+        return {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    if quantization is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
+        )
+    }
+
+
 def check_sharded_adapters(lora: LoRA | None) -> None:
     """Refuse adapters that read whole weights of a model which is divided over processes.
 

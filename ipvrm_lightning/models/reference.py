@@ -211,14 +211,19 @@ def sequence_keys(batch: TrajectoryBatch) -> list[bytes]:
     return keys
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of the names, precisions and values of a model's weights and of its config; adapters do not enter."""
+def weights_fingerprint(model: nn.Module, *, with_config: bool = True) -> str:
+    """A hash of the names, precisions and values of a model's weights and of its config; adapters do not enter.
+
+    Args:
+        model: with or without adapters.
+        with_config: the config's fields enter; other versions of transformers may write others.
+    """
     digest = hashlib.blake2b(digest_size=12)
     for name, tensor in sorted(_bare_weights(model)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     config = getattr(model, "config", None)
-    if config is not None:
+    if with_config and config is not None:
         fields = {
             k: v for k, v in config.to_dict().items() if k not in {"_name_or_path", "use_cache", "transformers_version"}
         }

@@ -6,7 +6,8 @@ is the same for every objective, so that a comparison changes one class and noth
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -15,36 +16,20 @@ from torch.distributed.fsdp import fully_shard
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 
-from ipvrm_lightning import functional
 from ipvrm_lightning.metrics import PrefixCalibration
 from ipvrm_lightning.models.checkpoints import check_same_settings
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import (
     base_language_model,
-    response_hidden_states,
-    response_mask,
-    response_scores,
-    unpack,
 )
 from ipvrm_lightning.models.reference import CachedReference, Reference, default_reference
 from ipvrm_lightning.models.sharding import placed
-from ipvrm_lightning.modules.judging import Judge, steps_by_protocol
+from ipvrm_lightning.models.token_scores import TokenScores, steps_by_protocol, token_scores
+from ipvrm_lightning.modules.judging import Judge
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.modules.windowed import WindowedModule
-from ipvrm_lightning.objectives import IPVRM, EndoRM, Objective
+from ipvrm_lightning.objectives import IPVRM, Objective
 from ipvrm_lightning.types import TrajectoryBatch
-
-
-class TokenScores(NamedTuple):
-    """Per-token scores of a batch, aligned to the start of the response.
-
-    Args:
-        scores: log-ratios, head values or endogenous rewards, 0 at padding, [B, T].
-        mask: response tokens, [B, T].
-    """
-
-    scores: Tensor
-    mask: Tensor
 
 
 class IPVRMModule(WindowedModule):
@@ -109,19 +94,14 @@ class IPVRMModule(WindowedModule):
 
     def token_scores(self, batch: TrajectoryBatch) -> TokenScores:
         """What the objective reads: log-ratios, head values or endogenous rewards, float32 or wider."""
-        if self.objective.score_source == "value_head":
-            mask = response_mask(batch)
-            hidden = response_hidden_states(self.model, batch, predicting=False)
-            return TokenScores(unpack(self.value_head(hidden.float()).squeeze(-1), mask), mask)
-        if isinstance(self.objective, EndoRM):
-            own = response_scores(self.model, batch, chunk_size=self.chunk_size, with_token_logits=True)
-            assert own.token_logits is not None
-            discount = self.objective.discount
-            return TokenScores(
-                functional.endo_rewards(own.token_logits, own.log_probs, own.mask, discount=discount), own.mask
-            )
-        scores = response_scores(self.model, batch, chunk_size=self.chunk_size)
-        return TokenScores(scores.log_probs - self.reference.log_probs(batch, chunk_size=self.chunk_size), scores.mask)
+        return token_scores(
+            self.model,
+            batch,
+            self.objective,
+            reference=partial(self.reference.log_probs, chunk_size=self.chunk_size),
+            value_head=self.value_head,
+            chunk_size=self.chunk_size,
+        )
 
     def batch_loss(self, batch: TrajectoryBatch) -> Tensor:
         """Mean loss of the objective over its unit."""

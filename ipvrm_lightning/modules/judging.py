@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ipvrm_lightning import functional
 from ipvrm_lightning.metrics import BestOfN, PrefixCalibration, PrefixTruth, StepF1
 from ipvrm_lightning.metrics.best_of_n import rollout_scores
+from ipvrm_lightning.models.token_scores import steps_by_protocol
 from ipvrm_lightning.types import ScoredSolution, TrajectoryBatch
 
 
@@ -102,25 +103,6 @@ class Judge(nn.Module):
         answers = [record.get("answer") for record in metadata]
         assert batch.outcomes is not None
         self.best_of_n.update(ways, batch.outcomes, [record["prompt"] for record in metadata], answers)
-
-
-def steps_by_protocol(scores: Tensor, batch: TrajectoryBatch, beta: float) -> dict[str, list[list[float]]]:
-    """Scores of every row's steps, by protocol.
-
-    Args:
-        scores: per-token scores, [B, T].
-        batch: with `step_ids`.
-        beta: scale of the scores.
-    """
-    if batch.step_ids is None:
-        raise ValueError("the batch does not say which step its tokens lie in")
-    return {
-        protocol: [
-            row.double().tolist()
-            for row in functional.step_scores(scores, batch.step_ids, protocol=protocol, beta=beta)
-        ]
-        for protocol in functional.PROTOCOLS
-    }
 
 
 def _solutions(

@@ -108,4 +108,4 @@ def judge(task: tuple[str, str | None]) -> Judgement:
 def main() -> None:
     """Serve a `WorkerPool`."""
     logging.disable()
-    serve(judge, (r"\frac{1}{2}", "0.5"), Judgement(True, True, "0.5"))
+    serve(judge, (r"\frac{1}{2}", "0.5"), Judgement(True, True, r"\frac{1}{2}"))

@@ -13,56 +13,27 @@ from ipvrm_lightning.cli import main
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.exporting import export_checkpoint
 from ipvrm_lightning.exporting.source import find_run, model_weights
-from ipvrm_lightning.models import PretrainedLanguageModel, RandomLanguageModel
+from ipvrm_lightning.models import LoRA, PretrainedLanguageModel
+from ipvrm_lightning.models.exported import Layout, ModelSource, read_exported_config
+from ipvrm_lightning.models.frozen import load_frozen
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.reference import weights_fingerprint
+from ipvrm_lightning.models.roles import build_roles
+from ipvrm_lightning.objectives import IPVRM
 
 from ..conftest import REPOSITORY
-from ..modules.conftest import QWEN, make_examples
+from ..modules.conftest import make_examples
 from ..test_cli import real_inputs  # noqa: F401
-
-VOCABULARY = {**QWEN, "vocab_size": 300}
+from .runs import VOCABULARY, fit, save_model
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, real_inputs: dict[str, str]) -> str:  # noqa: F811
-    """A tiny model with a tokenizer in a folder, as one from the hub would be."""
-    folder = tmp_path_factory.mktemp("base")
-    factory = RandomLanguageModel(config=VOCABULARY, tokenizer=real_inputs["tokenizer"])
-    factory.build_model().save_pretrained(folder)
-    factory.build_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_model(tmp_path_factory.mktemp("base"), real_inputs["tokenizer"])
 
 
-def fit(folder: Path, base: str, inputs: dict[str, str], *, lora: bool, objective: str = "ipvrm") -> Path:
-    """Train for a few steps by the command line; returns the run's folder."""
-    arguments: dict[str, Any] = {"name": base, "lora": {"r": 4} if lora else None}
-    source = {"class_path": f"ipvrm_lightning.models.{'AdaptersOff' if lora else 'FrozenCopy'}"}
-    overlay = {
-        "model": {
-            "init_args": {
-                "language_model": {
-                    "class_path": "ipvrm_lightning.models.PretrainedLanguageModel",
-                    "init_args": arguments,
-                },
-                "reference": source,
-                "optimizer": {"init_args": {"lr": 0.01}},
-            }
-        },
-        "trainer": {"default_root_dir": str(folder), "accelerator": "cpu", "max_steps": 3, "max_epochs": -1},
-    }
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(overlay))
-    extra = ("--data.batch_size", "4") if objective == "qrm" else ()
-    main(
-        [
-            *("fit", "--config", str(REPOSITORY / "configs" / "ipvrm_smollm2.yaml")),
-            *("--config", str(REPOSITORY / "configs" / "objective" / f"{objective}.yaml")),
-            *("--config", str(folder / "tiny.yaml"), "--data.train", inputs["rollouts"]),
-            *("--data.validation_fraction", "0.2", *extra),
-        ]
-    )
-    (run,) = folder.glob("*-fit")
-    return run
+def fingerprint(folder: str) -> str:
+    return weights_fingerprint(PretrainedLanguageModel(name=folder).build_model(), with_config=False)
 
 
 def scores(model: Any) -> torch.Tensor:
@@ -71,10 +42,38 @@ def scores(model: Any) -> torch.Tensor:
         return response_scores(model.eval(), collate(dataset, range(6))).log_probs
 
 
+def distrl_run(folder: Path, base: str, *, lora: bool, reference: str) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A run of DistRL as its module saves it, with random updates; and what its models say."""
+    arguments = {"name": base, "lora": {"r": 4} if lora else None}
+    factory = PretrainedLanguageModel(name=base, lora=LoRA(r=4) if lora else None)
+    roles = build_roles(factory)
+    roles.add_reward()
+    state: dict[str, torch.Tensor] = {}
+    for role in ("policy", "reward"):
+        for name, parameter in roles.trained(role).items():  # type: ignore[arg-type]
+            parameter.data += 0.05 * torch.randn_like(parameter)
+            state[f"roles.{name}"] = parameter.data
+    expected = {}
+    for role in ("policy", "reward"):
+        with roles.use(role) as model:  # type: ignore[arg-type]
+            expected[role] = scores(model)
+    run = folder / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    settings = {"reward": {"objective": IPVRM(beta=3.0).describe(), "update": "before"}}
+    torch.save({"state_dict": state, "settings": settings}, run / "checkpoints" / "last.ckpt")
+    language_model = {"class_path": "ipvrm_lightning.models.PretrainedLanguageModel", "init_args": arguments}
+    model_arguments = {
+        "language_model": language_model,
+        "reward": {"reference": reference},
+        "sampling": {"temperature": 0.7},
+    }
+    config = {"model": {"class_path": "ipvrm_lightning.modules.DistRLModule", "init_args": model_arguments}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    return run, expected
+
+
 def trained(run: Path, base: str, *, lora: bool) -> Any:
     """The model as training left it, put together here."""
-    from ipvrm_lightning.models import LoRA
-
     model = PretrainedLanguageModel(name=base, lora=LoRA(r=4) if lora else None).build_model()
     state = torch.load(find_run(run).checkpoint, weights_only=True)["state_dict"]
     _, unexpected = model.load_state_dict(model_weights(state, "policy"), strict=False)
@@ -95,12 +94,15 @@ def test_full_models_come_back_exactly(tmp_path: Path, base: str, real_inputs: d
     assert model.config.use_cache and AutoTokenizer.from_pretrained(out).chat_template
     record = json.loads((out / "ipvrm_config.json").read_text())
     assert record["objective"]["init_args"]["beta"] == 10.0 and record["objective"]["init_args"]["margin"] == 5.0
-    assert record["reference"] == {
-        "kind": "model",
-        "name": base,
-        "revision": None,
-        "weights": weights_fingerprint(PretrainedLanguageModel(name=base).build_model()),
-    }
+    recorded = read_exported_config(out / "ipvrm_config.json")
+    assert recorded.reference == recorded.base == ModelSource(base, weights=fingerprint(base))
+    assert recorded.layout == Layout(prompt_format="chat") and recorded.kind == "model"
+    inside = export_checkpoint(run, tmp_path / "inside", with_reference=True, protocol="prefix_mean")
+    recorded = read_exported_config(inside / "ipvrm_config.json")
+    assert recorded.reference == ModelSource("reference", weights=fingerprint(base))
+    assert recorded.protocol == "prefix_mean"
+    reference = load_frozen(ModelSource(str(inside / "reference"), weights=fingerprint(base)))
+    assert torch.equal(scores(reference), scores(original))
     card = (out / "README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["base_model"] == base
     assert "beta 10.0, margin 5.0" in card and real_inputs["rollouts"] in card
@@ -112,6 +114,7 @@ def test_adapters_come_back_exactly_and_merged_ones_closely(
     real_inputs: dict[str, str],  # noqa: F811
 ) -> None:
     from peft import AutoPeftModelForCausalLM
+    from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
 
     run = fit(tmp_path, base, real_inputs, lora=True)
@@ -122,9 +125,22 @@ def test_adapters_come_back_exactly_and_merged_ones_closely(
     assert torch.equal(scores(loaded), expected)
     with loaded.disable_adapter():
         assert torch.equal(scores(loaded), scores(AutoModelForCausalLM.from_pretrained(base)))
-    assert json.loads((alone / "ipvrm_config.json").read_text())["reference"]["kind"] == "adapters_off"
+    recorded = read_exported_config(alone / "ipvrm_config.json")
+    assert recorded.reference == "adapters_off" and recorded.kind == "adapter"
+    assert recorded.base == ModelSource(base, weights=fingerprint(base))
+    frozen = load_frozen(recorded.base, adapter=str(alone))
+    assert torch.equal(scores(frozen), expected)
     merged = export_checkpoint(run, tmp_path / "merged", merge=True)
     torch.testing.assert_close(scores(AutoModelForCausalLM.from_pretrained(merged)), expected, rtol=0, atol=1e-5)
+    assert read_exported_config(merged / "ipvrm_config.json").reference == recorded.base
+    with pytest.raises(ValueError, match=r"its weights are not those that the export names"):
+        load_frozen(ModelSource(base, weights="0" * 24))
+    file = alone / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = min(weights)
+    save_file({key: weight for key, weight in weights.items() if key != name}, file)
+    with pytest.raises(ValueError, match=rf"does not fit .*{name} is missing"):
+        load_frozen(recorded.base, adapter=str(alone))
 
 
 def test_a_value_head_comes_along(tmp_path: Path, base: str, real_inputs: dict[str, str]) -> None:  # noqa: F811
@@ -134,7 +150,7 @@ def test_a_value_head_comes_along(tmp_path: Path, base: str, real_inputs: dict[s
     out = export_checkpoint(run, tmp_path / "out")
     state = torch.load(find_run(run).checkpoint, weights_only=True)["state_dict"]
     head = load_file(out / "value_head.safetensors")
-    assert torch.equal(head["value_head.weight"], state["value_head.weight"])
+    assert torch.equal(head["weight"], state["value_head.weight"])
     record = json.loads((out / "ipvrm_config.json").read_text())
     assert record["reference"] is None and record["objective"]["class_path"].endswith("QRM")
 
@@ -152,15 +168,27 @@ def test_results_go_into_card_and_thresholds(
     (results,) = tmp_path.glob("*-test/results.json")
     main(["export", str(run), "--out", str(tmp_path / "out"), "--results", str(results)])
     stored = json.loads(results.read_text())["reports"]["step_f1"]["subsets"]["gsm8k"]["protocols"]["step_sum"]
-    thresholds = json.loads((tmp_path / "out" / "ipvrm_config.json").read_text())["thresholds"]
-    assert thresholds["gsm8k"]["step_sum"]["cross_fitted"] == stored["cross_fitted"]["threshold"]
+    recorded = read_exported_config(tmp_path / "out" / "ipvrm_config.json")
+    threshold = recorded.thresholds["step_sum"]
+    assert (threshold.value, threshold.origin) == (stored["cross_fitted"]["threshold"], "cross_fitted")
+    assert threshold.by_subset["gsm8k"]["oracle"] == stored["oracle"]["threshold"]
+    assert set(recorded.thresholds) == {"step_sum", "prefix_sum", "prefix_mean", "step_mean"}
+    assert recorded.layout == Layout("chat", step_template="Step {number}: {step}")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "gsm8k (12)" in card and "longest step (floor)" in card
     with pytest.raises(SystemExit):
         main(["export", str(run), "--out", str(tmp_path / "out")])
     assert "exists; give another folder, or --overwrite" in capsys.readouterr().err
     main(["export", str(run), "--out", str(tmp_path / "out"), "--overwrite"])
-    assert not json.loads((tmp_path / "out" / "ipvrm_config.json").read_text())["thresholds"]
+    assert not read_exported_config(tmp_path / "out" / "ipvrm_config.json").thresholds
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileExistsError, match="is no export"):
+        export_checkpoint(run, tmp_path / "mine", overwrite=True)
+    moved = yaml.safe_load((results.parent / "config.yaml").read_text())
+    moved["ckpt_path"] = str(tmp_path / "another" / "checkpoints" / "last.ckpt")
+    (results.parent / "config.yaml").write_text(yaml.safe_dump(moved))
+    with pytest.raises(ValueError, match=r"is of checkpoint .*another"):
+        export_checkpoint(run, tmp_path / "other", results=results)
 
 
 def test_a_config_that_does_not_fit_leaves_nothing(tmp_path: Path, base: str, real_inputs: dict[str, str]) -> None:  # noqa: F811
@@ -185,6 +213,66 @@ def test_distrl_exports_policy_and_reward_model(tmp_path: Path) -> None:
     assert model_weights(separate, "reward") == {"a.weight": 2 * one}
     with pytest.raises(ValueError, match="no reward model"):
         model_weights({"roles.policy.a.weight": one}, "reward")
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("reference", ["behavior", "sft"])
+def test_a_reward_model_of_distrl_takes_its_reference_along(
+    lora: bool,
+    reference: str,
+    tmp_path: Path,
+    base: str,
+) -> None:
+    run, expected = distrl_run(tmp_path, base, lora=lora, reference=reference)
+    out = export_checkpoint(run, tmp_path / "out", part="reward")
+    recorded = read_exported_config(out / "ipvrm_config.json")
+    assert recorded.objective == IPVRM(beta=3.0).describe()
+    assert (recorded.part, recorded.temperature) == ("reward", 0.7)
+    own = load_frozen(recorded.base, adapter=str(out)) if lora else load_frozen(ModelSource(str(out)))
+    assert torch.equal(scores(own), expected["reward"])
+    if reference == "sft":
+        assert recorded.reference == ("adapters_off" if lora else recorded.base)
+        return
+    assert recorded.reference == ModelSource("reference")
+    inside = str(out / "reference")
+    policy = load_frozen(recorded.base, adapter=inside) if lora else load_frozen(ModelSource(inside))
+    assert torch.equal(scores(policy), expected["policy"])
+    own_policy = export_checkpoint(run, tmp_path / "policy", part="policy")
+    assert read_exported_config(own_policy / "ipvrm_config.json").objective is None
+
+
+def test_an_adapter_on_random_weights_is_not_exported_alone(
+    tmp_path: Path,
+    base: str,
+    real_inputs: dict[str, str],  # noqa: F811
+) -> None:
+    run, _ = distrl_run(tmp_path, base, lora=True, reference="sft")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["init_args"]["language_model"] = {
+        "class_path": "ipvrm_lightning.models.RandomLanguageModel",
+        "init_args": {"config": VOCABULARY, "tokenizer": real_inputs["tokenizer"], "lora": {"r": 4}},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"on random weights .*--merge"):
+        export_checkpoint(run, tmp_path / "out", part="reward")
+    merged = export_checkpoint(run, tmp_path / "out", part="reward", merge=True)
+    assert (merged / "reference" / "model.safetensors").is_file()
+
+
+def test_a_config_that_is_no_export_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "ipvrm_config.json"
+    for content, message in (
+        ("{", "JSONDecodeError"),
+        ("[]", "not an export"),
+        ('{"format": 2}', "format 2 is not known"),
+        ('{"format": 1, "kinds": 1}', "unknown field kinds"),
+        ('{"format": 1, "kind": "pickle"}', "unknown kind 'pickle'"),
+        ('{"format": 1, "kind": "model", "base": null, "reference": "x"}', "unknown reference 'x'"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=message) as caught:
+            read_exported_config(file)
+        assert str(file) in str(caught.value)
 
 
 def test_the_callback_exports_the_best(tmp_path: Path, base: str, real_inputs: dict[str, str]) -> None:  # noqa: F811

@@ -6,7 +6,7 @@ from typing import Any
 
 from ipvrm_lightning.data import TokenizedDataModule, build_pairs
 from ipvrm_lightning.worlds.arithmetic.policy import check_policy
-from ipvrm_lightning.worlds.arithmetic.records import TEST_NAMES, read_test_set, read_trajectories
+from ipvrm_lightning.worlds.arithmetic.records import LAYOUT, TEST_NAMES, read_test_set, read_trajectories
 from ipvrm_lightning.worlds.arithmetic.settings import ArithmeticWorld, Size
 
 
@@ -29,6 +29,8 @@ class ArithmeticDataModule(TokenizedDataModule):
         seed: of the world, and of pairs and order.
         num_workers: processes that build batches ahead; 0 builds them in the training process.
     """
+
+    layout = LAYOUT
 
     def __init__(
         self,

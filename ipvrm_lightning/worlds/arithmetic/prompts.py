@@ -10,6 +10,7 @@ from ipvrm_lightning.types import PromptExample
 from ipvrm_lightning.worlds.arithmetic.formats import FORMATS
 from ipvrm_lightning.worlds.arithmetic.policy import check_policy
 from ipvrm_lightning.worlds.arithmetic.problems import Problem
+from ipvrm_lightning.worlds.arithmetic.records import LAYOUT
 from ipvrm_lightning.worlds.arithmetic.settings import ArithmeticWorld, Size
 
 
@@ -29,6 +30,8 @@ class ArithmeticPromptData(PromptModule):
         tokenizer: name or folder; None for that of the module it is used with.
         seed: of the world, and of the order of prompts.
     """
+
+    layout = LAYOUT
 
     def __init__(
         self,

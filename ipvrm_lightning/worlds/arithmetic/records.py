@@ -15,6 +15,8 @@ from ipvrm_lightning.worlds.arithmetic.formats import FORMATS, split_steps
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+#: How problems and steps become text; exports say so of models that were trained on worlds.
+LAYOUT: dict[str, Any] = {"step_template": "{step}", "separator": "\n", "prompt_format": "plain"}
 #: Test sets in the order of the test loaders.
 TEST_NAMES = (*(surface.name for surface in FORMATS), "best_of_8", "truth")
 
@@ -73,9 +75,7 @@ def _prefixes(row: dict[str, Any], name: str, tokenizer: PreTrainedTokenizerBase
 
 
 def _stepwise(row: dict[str, Any], name: str, tokenizer: PreTrainedTokenizerBase, *, step_label: int | None) -> Example:
-    ids, start, step_ids = encode_steps(
-        tokenizer, row["problem"], row["steps"], step_template="{step}", separator="\n", prompt_format="plain"
-    )
+    ids, start, step_ids = encode_steps(tokenizer, row["problem"], row["steps"], **LAYOUT)
     correct = row["final_answer_correct"]
     return Example(
         input_ids=ids,
@@ -94,9 +94,7 @@ def _rollouts(row: dict[str, Any], name: str, tokenizer: PreTrainedTokenizerBase
     ):
         steps = split_steps(response)
         if all(steps):
-            ids, start, step_ids = encode_steps(
-                tokenizer, row["prompt"], steps, step_template="{step}", separator="\n", prompt_format="plain"
-            )
+            ids, start, step_ids = encode_steps(tokenizer, row["prompt"], steps, **LAYOUT)
         else:  # an empty line is no step: the response counts as one
             steps = [response]
             ids, start = encode_example(tokenizer, row["prompt"], response, prompt_format="plain")

@@ -1,0 +1,194 @@
+"""What an export says of itself: base, objective, reference, layout and thresholds, from a run's config and results."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from ipvrm_lightning.callbacks.run_record import run_facts
+from ipvrm_lightning.exporting.source import Part, Run
+from ipvrm_lightning.models.exported import REFERENCE_FOLDER, ExportedConfig, Layout, ModelSource, Threshold
+from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.reference import weights_fingerprint
+
+Origin = Literal["cross_fitted", "oracle"]
+_LAYOUT = ("prompt_format", "system_prompt", "step_template", "separator")
+
+
+class Choices(NamedTuple):
+    """What is exported, and how; see `export_checkpoint`."""
+
+    part: Part
+    merge: bool
+    with_reference: bool
+    protocol: str
+    threshold_origin: Origin
+
+
+class Results(NamedTuple):
+    """A test run's results.
+
+    Args:
+        reports: as `results.json` holds them.
+        data: the part of its config that says what it was judged on, None where the config is not beside it.
+    """
+
+    reports: dict[str, Any]
+    data: dict[str, Any] | None
+
+
+def read_results(path: Path, run: Run) -> Results:
+    """Read a `results.json` of `ipvrm test`, and the config beside it.
+
+    Args:
+        path: of the file.
+        run: that is exported.
+
+    Raises:
+        ValueError: it is no such file, or is of another checkpoint; names both.
+    """
+    try:
+        reports = json.loads(path.read_text(encoding="utf-8"))["reports"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a results.json of `ipvrm test` ({type(error).__name__}: {error})") from error
+    beside = path.absolute().parent / "config.yaml"
+    if not beside.is_file():
+        return Results(reports, None)
+    config = yaml.safe_load(beside.read_text(encoding="utf-8"))
+    tested = config.get("ckpt_path")
+    # folders may have been moved: run, "checkpoints" and file tell checkpoints apart
+    if tested is not None and Path(tested).parts[-3:] != run.checkpoint.absolute().parts[-3:]:
+        raise ValueError(f"{path}: is of checkpoint {tested}, this exports {run.checkpoint}: test that one")
+    return Results(reports, config.get("data"))
+
+
+def uses_policy(run: Run, choices: Choices) -> bool:
+    """Whether log-ratios are taken against the policy of the same run: a reward model's, as the paper has it."""
+    reward = run.config["model"]["init_args"].get("reward")
+    return choices.part == "reward" and bool(reward) and reward.get("reference", "behavior") == "behavior"
+
+
+def describe(
+    run: Run,
+    factory: LanguageModelFactory,
+    model: Any,
+    stored: Mapping[str, Any],
+    choices: Choices,
+    *,
+    results: Results | None,
+    chat: bool,
+) -> ExportedConfig:
+    """What `ipvrm_config.json` is to hold.
+
+    Args:
+        run: that is exported.
+        factory: of its language model.
+        model: as it was before training.
+        stored: its checkpoint.
+        choices: what is exported, and how.
+        results: of its test run.
+        chat: its tokenizer has a template.
+
+    Raises:
+        ValueError: an adapter on weights that nobody can load.
+    """
+    settings = run.config["model"]["init_args"]
+    is_reward = choices.part == "reward"
+    objective = stored["settings"]["reward"]["objective"] if is_reward else stored.get("objective")
+    base = _base(factory, model)
+    adapter = factory.has_adapters and not choices.merge
+    if adapter and base is None:
+        raise ValueError("an adapter on random weights belongs on nothing that can be loaded: export it with --merge")
+    reference: ModelSource | Literal["adapters_off"] | None = None
+    if objective is not None and resolve_name(objective["class_path"]).score_source == "log_ratio":
+        inside = ModelSource(REFERENCE_FOLDER, dtype=_dtype(factory), weights=None if base is None else base.weights)
+        if uses_policy(run, choices):
+            reference = replace(inside, weights=None)
+        elif adapter:
+            reference = "adapters_off"
+        else:
+            reference = inside if base is None or choices.with_reference else base
+    return ExportedConfig(
+        kind="adapter" if adapter else "model",
+        dtype=_dtype(factory),
+        base=base,
+        objective=objective,
+        reference=reference,
+        temperature=settings["sampling"]["temperature"] if is_reward else 1.0,
+        layout=layout((results and results.data) or run.config.get("data"), chat=chat),
+        protocol=choices.protocol,
+        thresholds={} if results is None else thresholds(results.reports, choices.threshold_origin),
+        part=choices.part if "sampling" in settings else None,
+        versions=run_facts()["versions"],
+    )
+
+
+def layout(data: Mapping[str, Any] | None, *, chat: bool) -> Layout:
+    """How a data module lays out problems and steps.
+
+    Args:
+        data: its class path and arguments in a config; what it leaves open is as `Layout` has it.
+        chat: the tokenizer has a template, which is what `auto` means.
+    """
+    chosen: dict[str, Any] = {}
+    if data is not None:
+        chosen |= getattr(resolve_name(data["class_path"]), "layout", {})
+        arguments = data.get("init_args") or {}
+        chosen |= {name: arguments[name] for name in _LAYOUT if name in arguments}
+    if chosen.get("prompt_format", "auto") == "auto":
+        chosen["prompt_format"] = "chat" if chat else "plain"
+    return Layout(**chosen)
+
+
+def thresholds(reports: Mapping[str, Any], origin: Origin) -> dict[str, Threshold]:
+    """Thresholds by protocol: the mean over subsets of those of one origin.
+
+    Args:
+        reports: of a test run.
+        origin: of the threshold that is used.
+    """
+    subsets = reports.get("step_f1", {}).get("subsets", {})
+    found: dict[str, Threshold] = {}
+    for protocol in dict.fromkeys(name for subset in subsets.values() for name in subset["protocols"]):
+        by_subset = {
+            name: {kind: _number(result) for kind, result in subset["protocols"][protocol].items()}
+            for name, subset in subsets.items()
+        }
+        known = [value for one in by_subset.values() if (value := one.get(origin)) is not None]
+        if known:
+            found[protocol] = Threshold(math.fsum(known) / len(known), origin, by_subset)
+    return found
+
+
+def _number(result: Mapping[str, Any] | None) -> float | None:
+    """The threshold of a result; None where there was none to choose, which JSON may spell NaN."""
+    value = None if result is None else result["threshold"]
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _base(factory: LanguageModelFactory, model: Any) -> ModelSource | None:
+    """Where a model that was just built comes from, None for weights that were made and not loaded."""
+    name = getattr(factory, "name", None) or getattr(model.config, "_name_or_path", None)
+    if not name:
+        return None
+    return ModelSource(
+        name=str(Path(name).resolve()) if Path(name).exists() else name,
+        revision=getattr(factory, "revision", None) or getattr(model.config, "_commit_hash", None),
+        gguf_file=getattr(factory, "gguf_file", None),
+        dtype=_dtype(factory),
+        quantization=getattr(factory, "quantization", None),
+        compute_dtype=getattr(factory, "compute_dtype", "bfloat16"),
+        # a wrong reference gives wrong values without an error; 4-bit weights may be rounded otherwise elsewhere
+        weights=None if factory.quantized else weights_fingerprint(model, with_config=False),
+    )
+
+
+def _dtype(factory: LanguageModelFactory) -> str:
+    return str(getattr(factory, "dtype", "float32"))

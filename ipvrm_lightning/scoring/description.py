@@ -1,0 +1,262 @@
+"""What is known of a reward model before its weights are loaded: from an export, or from who brings a pair."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from ipvrm_lightning.failures import library_errors
+from ipvrm_lightning.functional import PROTOCOLS
+from ipvrm_lightning.models.exported import (
+    CONFIG_NAME,
+    REFERENCE_FOLDER,
+    VALUE_HEAD_NAME,
+    ExportedConfig,
+    Layout,
+    ModelSource,
+    read_exported_config,
+)
+from ipvrm_lightning.models.frozen import ADAPTER_CONFIG
+from ipvrm_lightning.objectives import IPVRM, Objective
+from ipvrm_lightning.pretrained import find_file
+
+_OWN_OBJECTIVES = "ipvrm_lightning.objectives."
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model, or an adapter on one.
+
+    Args:
+        model: a whole one, or the base of the adapter.
+        adapter: folder or repository of the adapter.
+        checked: its weights are those that an export names, or lie in the export.
+    """
+
+    model: ModelSource
+    adapter: str | None = None
+    checked: bool = False
+
+
+@dataclass(frozen=True)
+class Description:
+    """A reward model and how its scores read.
+
+    Args:
+        name: as asked for.
+        reward: the model that is scored with.
+        tokenizer: where its tokenizer is.
+        objective: what its scores mean.
+        reference: what log-ratios are taken against; None for the reward model with its adapter off, and where the
+            objective takes no log-ratio.
+        value_head: file of the linear head, for objectives that have one.
+        temperature: divides the logits of both.
+        layout: how problem and steps become text.
+        protocol: of the step scores that are compared with the threshold.
+        thresholds: by protocol.
+        dtype: precision to compute in, where it is not that of training.
+        trust_remote_code: run code that a model's repository brings.
+    """
+
+    name: str
+    reward: Part
+    tokenizer: ModelSource
+    objective: Objective
+    reference: Part | None = None
+    value_head: Path | None = None
+    temperature: float = 1.0
+    layout: Layout = field(default_factory=Layout)
+    protocol: str = "step_sum"
+    thresholds: dict[str, float] = field(default_factory=dict)
+    dtype: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, found {self.protocol!r}")
+
+    @property
+    def threshold(self) -> float | None:
+        """What scores of the protocol are compared with; None where it is not known."""
+        return self.thresholds.get(self.protocol)
+
+    def read_as(self, *, layout: Layout | None, protocol: str | None, threshold: float | None) -> Description:
+        """The same with another layout, protocol or threshold; None leaves each as it is.
+
+        With another layout the thresholds that were chosen for the old one are dropped.
+        """
+        changed = self
+        if protocol is not None:
+            changed = replace(changed, protocol=protocol)
+        if layout is not None and layout != self.layout:
+            changed = replace(changed, layout=layout, thresholds={})
+        if threshold is not None:
+            changed = replace(changed, thresholds={changed.protocol: threshold})
+        return changed
+
+
+def describe(
+    name: str,
+    *,
+    reference: str | None = None,
+    objective: Objective | None = None,
+    beta: float | None = None,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> Description:
+    """Read what a folder or repository says of itself.
+
+    Args:
+        name: an export of `ipvrm export`, or a model, an adapter or a GGUF file: a folder, a repository on the hub, or
+            the path of a .gguf file in one of these.
+        reference: the like, to take log-ratios against. An export has its own: then it says where that is now, and its
+            weights are compared with what the export recorded.
+        objective: how log-ratios read as values, for what is no export.
+        beta: short for `objective=IPVRM(beta=beta)`.
+        revision: branch, tag or commit of `name` on the hub.
+        gguf_file: GGUF file in `name`.
+        dtype: precision to compute in: `float32`, `bfloat16` or `float16`.
+        trust_remote_code: run code that a repository brings, and objectives that are not this package's.
+
+    Raises:
+        ValueError: what is missing, or does not go together.
+    """
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, found {dtype!r}")
+    if objective is not None and beta is not None:
+        raise ValueError(f"give beta or an objective, which has its own ({objective.beta}), not both")
+    given = objective if beta is None else IPVRM(beta=beta)
+    if name.endswith(".gguf"):
+        name, gguf_file = _split(name)
+    found = find_file(name, CONFIG_NAME, revision=revision)
+    exported = None if found is None else read_exported_config(found)
+    if exported is not None and exported.objective is not None:
+        if given is not None:
+            raise ValueError(f"{name} is an export, whose {CONFIG_NAME} says how its scores read: leave beta out")
+        if gguf_file is not None:
+            raise ValueError(f"{name} is an export, which has weights of its own: leave {gguf_file} out")
+        description = _of_export(name, _folder(name, revision), exported, reference, trust_remote_code)
+    elif given is None:
+        what = "an export of a policy" if exported else f"no export of ipvrm (it has no {CONFIG_NAME})"
+        raise ValueError(f"{name} is {what}: say how its log-ratios read, by beta or an objective")
+    else:
+        description = _of_pair(name, reference, given, revision, gguf_file)
+    return replace(description, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def _of_export(
+    name: str, folder: Path, exported: ExportedConfig, reference: str | None, trust_remote_code: bool
+) -> Description:
+    kind = (exported.objective or {}).get("class_path", "")
+    if not kind.startswith(_OWN_OBJECTIVES) and not trust_remote_code:
+        raise ValueError(f"{name}: its objective {kind} is code of its own, which is run with trust_remote_code alone")
+    with library_errors(f"{folder / CONFIG_NAME}: its objective {kind} cannot be made"):
+        found = resolve_name(kind)
+        if not (isinstance(found, type) and issubclass(found, Objective)):  # other things, called, may do anything
+            raise ValueError("it is no objective")
+        objective = found(**(exported.objective or {})["init_args"])
+    head = folder / VALUE_HEAD_NAME
+    if objective.score_source == "value_head" and not head.is_file():
+        raise ValueError(f"{folder}: no {VALUE_HEAD_NAME}, which its objective reads")
+    moved = None if reference is None else _model_source(reference)
+    base = exported.base
+    if exported.reference == "adapters_off" and moved is not None and base is not None:
+        base = replace(base, name=moved.name, revision=None, gguf_file=moved.gguf_file)
+    if exported.kind == "adapter":
+        if base is None:
+            raise ValueError(f"{folder / CONFIG_NAME}: does not say what its adapter belongs on")
+        reward = Part(base, str(folder))
+    else:
+        reward = Part(ModelSource(str(folder), dtype=exported.dtype))
+    other: Part | None = None
+    if isinstance(exported.reference, ModelSource):
+        other = _exported_reference(folder, exported, exported.reference, moved)
+    elif exported.reference is None and reference is not None:
+        raise ValueError(f"{name}: {kind.rpartition('.')[2]} takes no reference")
+    return Description(
+        name=name,
+        reward=reward,
+        tokenizer=ModelSource(str(folder)),
+        objective=objective,
+        reference=other,
+        value_head=head if objective.score_source == "value_head" else None,
+        temperature=exported.temperature,
+        layout=exported.layout,
+        protocol=exported.protocol,
+        thresholds={protocol: one.value for protocol, one in exported.thresholds.items()},
+    )
+
+
+def _exported_reference(folder: Path, exported: ExportedConfig, source: ModelSource, moved: ModelSource | None) -> Part:
+    if moved is not None:
+        source = replace(source, name=moved.name, revision=None, gguf_file=moved.gguf_file)
+        return Part(source, checked=source.weights is not None)
+    if source.name != REFERENCE_FOLDER:
+        return Part(source, checked=source.weights is not None)
+    inside = folder / REFERENCE_FOLDER
+    if (inside / ADAPTER_CONFIG).is_file() and exported.base is not None:
+        return Part(exported.base, str(inside), checked=True)
+    return Part(replace(source, name=str(inside)), checked=True)
+
+
+def _of_pair(
+    name: str, reference: str | None, objective: Objective, revision: str | None, gguf_file: str | None
+) -> Description:
+    kind = type(objective).__name__
+    if objective.score_source == "value_head":
+        raise ValueError(f"{name}: {kind} reads a value head, which only an export of ipvrm has")
+    reward = _part(name, revision, gguf_file)
+    takes_reference = objective.score_source == "log_ratio"
+    if not takes_reference and reference is not None:
+        raise ValueError(f"{kind} takes no reference")
+    if takes_reference and reference is None and reward.adapter is None:
+        raise ValueError(f"{name}: say which model its log-ratios are taken against (reference)")
+    other = None if reference is None else _part(reference)
+    if other == reward:
+        raise ValueError(f"{name}: the reference is the model itself, so that every value would be 0")
+    own = reward.model if reward.adapter is None else ModelSource(reward.adapter)
+    if reward.adapter is not None and find_file(reward.adapter, "tokenizer_config.json") is None:
+        own = reward.model
+    return Description(name=name, reward=reward, tokenizer=own, objective=objective, reference=other)
+
+
+def _part(name: str, revision: str | None = None, gguf_file: str | None = None) -> Part:
+    source = _model_source(name) if gguf_file is None else ModelSource(name, gguf_file=gguf_file)
+    source = replace(source, revision=revision)
+    if source.gguf_file is not None or find_file(name, "config.json", revision=revision) is not None:
+        return Part(source)
+    found = find_file(name, ADAPTER_CONFIG, revision=revision)
+    if found is None:
+        return Part(source)  # loading says what is wrong with it
+    with library_errors(f"{found}: not the config of an adapter"):
+        config: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+        base = str(config["base_model_name_or_path"])
+    return Part(ModelSource(base, revision=config.get("revision")), str(_folder(name, revision)))
+
+
+def _model_source(name: str) -> ModelSource:
+    if not name.endswith(".gguf"):
+        return ModelSource(name)
+    place, file = _split(name)
+    return ModelSource(place, gguf_file=file)
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The folder or repository of a GGUF file, and its name in it."""
+    place, _, file = path.rpartition("/")
+    return place or ".", file
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    """The export's folder; one on the hub is downloaded."""
+    if Path(name).exists():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    with library_errors(f"{name}: cannot be downloaded"):
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.ckpt"]))

@@ -1,0 +1,108 @@
+"""Solutions to score, from files, standard input or a caller, checked before any model is loaded."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ipvrm_lightning.data.reading import Row, read_rows
+from ipvrm_lightning.data.schema import DataError, check_characters, check_list, check_prompt, check_text
+from ipvrm_lightning.scoring.results import ScoreRequest
+
+STANDARD_INPUT = "-"
+_BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
+
+
+class Asked(NamedTuple):
+    """A request and where it stands.
+
+    Args:
+        request: one solution; its id is set.
+        source: file, hub data set or `standard input`.
+        row: row in it, from 1.
+    """
+
+    request: ScoreRequest
+    source: str
+    row: int
+
+
+def split_solution(text: str) -> list[str]:
+    """Steps of a solution given as one text: what blank lines part."""
+    return [step.strip() for step in _BLANK_LINES.split(text.replace("\r\n", "\n").strip()) if step.strip()]
+
+
+def check_request(problem: Any, steps: Any, id: str | None = None) -> ScoreRequest:
+    """A request whose problem is text or messages, and whose steps are texts with something in them.
+
+    Args:
+        problem: text, or chat messages with `role` and `content`.
+        steps: texts.
+        id: comes back with the answer.
+
+    Raises:
+        DataError: names the field.
+    """
+    check_characters({"problem": problem, "steps": steps})
+    texts = [check_text(step, f"steps[{i}]", what="step") for i, step in enumerate(check_list(steps, "steps"))]
+    return ScoreRequest(check_prompt(problem, "problem"), texts, id)
+
+
+def read_requests(paths: Sequence[str]) -> list[Asked]:
+    """Rows with `problem` and `steps`, or `solution` whose steps are parted by blank lines; other columns are left.
+
+    Args:
+        paths: JSON, JSONL or parquet files, folders of them, or `-` for JSON or JSONL on standard input.
+
+    Raises:
+        DataError: names file, row and field of the first row that cannot be scored.
+    """
+    asked: list[Asked] = []
+    places: dict[str, tuple[str, int]] = {}
+    for source, number, row in _rows(paths):
+        try:
+            request = _request(row, f"{Path(source).stem}-{number}")
+            if (first := places.get(str(request.id))) is not None:
+                raise DataError(f"the id of {first[0]}, row {first[1]}", field="id", found=request.id)
+        except DataError as error:
+            raise error.at(source, number) from None
+        places[str(request.id)] = (source, number)
+        asked.append(Asked(request, source, number))
+    if not asked:
+        raise DataError("no row to score", source=", ".join(paths))
+    return asked
+
+
+def _request(row: Mapping[str, Any], name: str) -> ScoreRequest:
+    for field in ("problem", "steps" if "steps" in row else "solution"):
+        if field not in row:
+            problem = "missing column; rows have problem and steps, or problem and solution"
+            raise DataError(problem, field=field, found=sorted(map(str, row)))
+    check_characters(row)
+    steps = row.get("steps")
+    if steps is None:
+        steps = split_solution(check_text(row.get("solution"), "solution", what="solution"))
+    return check_request(row["problem"], steps, str(row["id"]) if row.get("id") is not None else name)
+
+
+def _rows(paths: Iterable[str]) -> Iterator[Row]:
+    for path in paths:
+        yield from _standard_input() if path == STANDARD_INPUT else read_rows(path)
+
+
+def _standard_input() -> Iterator[Row]:
+    """Rows on standard input, by way of a file: they are read whole, for all are checked before the first is scored."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "standard input.json"
+        file.write_bytes(sys.stdin.buffer.read())
+        try:
+            for _, number, row in read_rows(file):
+                yield "standard input", number, row
+        except DataError as error:
+            raise DataError(
+                error.problem, field=error.field, found=error.found, source="standard input", row=error.row
+            ) from None

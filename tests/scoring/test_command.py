@@ -1,0 +1,239 @@
+"""`ipvrm score`: what is read, what is printed, and files that a stopped run goes on with."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipvrm_lightning.cli import main
+from ipvrm_lightning.functional import PROTOCOLS
+from ipvrm_lightning.score_cli import OBJECTIVES, build_parser
+from ipvrm_lightning.score_cli import PROTOCOLS as OFFERED
+from ipvrm_lightning.scoring import PrefixValueModel, ScoreRequest, command
+from ipvrm_lightning.scoring.requests import read_requests, split_solution
+
+from .conftest import Judged
+
+
+@pytest.fixture
+def solutions(judged: Judged, tmp_path: Path) -> Path:
+    file = tmp_path / "solutions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in judged.rows[:6]))
+    return file
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading weights is a failure of the test."""
+
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("ipvrm_lightning.scoring.model.load_frozen", load)
+
+
+def score(*arguments: str) -> None:
+    main(["score", *arguments])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        score(*arguments)
+    assert ended.value.code in (1, 2)
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_json_lines_are_what_python_says(judged: Judged, solutions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score("--model", judged.export, str(solutions), "--format", "jsonl", "--device", "cpu")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    scorer = PrefixValueModel.from_pretrained(judged.export, device="cpu")
+    asked = [ScoreRequest(row["problem"], row["steps"], row["id"]) for row in judged.rows[:6]]
+    assert lines == [json.loads(json.dumps(one.to_dict())) for one in scorer.score_many(asked)]
+    score("--model", judged.export, str(solutions), "--format", "json", "--tokens")
+    listed = json.loads(capsys.readouterr().out)
+    assert [one["id"] for one in listed] == [row["id"] for row in judged.rows[:6]]
+    assert all(one["tokens"] for one in listed)
+
+
+def test_a_table_names_the_first_error(judged: Judged, capsys: pytest.CaptureFixture[str]) -> None:
+    problem = ("--problem", "1 + 1?", "--solution", r"take \neq [bold]x[/bold]" + "\n\nso 2")
+    score("--model", judged.export, *problem, "--threshold", "1e9")
+    shown = capsys.readouterr().out
+    assert r"take \neq [bold]x[/bold]" in shown and "so 2" in shown
+    assert "first error" in shown and "after it" in shown
+    assert "step 1 is the first with step_sum below 1e+09" in shown
+    score("--model", judged.export, *problem, "--protocol", "prefix_mean", "--step_template", "{step}")
+    caught = capsys.readouterr()
+    assert "no threshold, no verdict" in caught.out and "prefix_mean" in caught.out
+    assert "thresholds are for its own layout" in caught.err
+
+
+@pytest.mark.parametrize("array", [True, False])
+def test_standard_input_is_read(
+    array: bool, judged: Judged, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"problem": "1?", "solution": "a\n\nb"}, {"problem": "2?", "solution": "c", "steps": None}]
+    text = json.dumps(rows, indent=1) if array else "\n".join(map(json.dumps, rows))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    score("--model", judged.export, "-", "--format", "jsonl")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["id"], len(line["steps"])) for line in lines] == [("standard input-1", 2), ("standard input-2", 1)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\n\nb"))
+    score("--model", judged.export, "--problem", "1?", "--solution", "-", "--format", "jsonl")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["final_value"] == pytest.approx(lines[0]["final_value"], abs=1e-5)
+
+
+def test_a_file_goes_on_where_it_was(
+    judged: Judged, solutions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results" / "scores.jsonl"
+    command_line = ("--model", judged.export, str(solutions), "--out", str(out))
+    score(*command_line)
+    assert "6 solutions, 6 of them scored in this run" in capsys.readouterr().out
+    whole = out.read_bytes()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert [line["id"] for line in lines] == [row["id"] for row in judged.rows[:6]]
+    # a run that was killed while it wrote the fourth line
+    kept = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join(kept[:3]) + kept[3][:40])
+    scored: list[str] = []
+    encoded = PrefixValueModel.score_encoded
+    monkeypatch.setattr(
+        PrefixValueModel,
+        "score_encoded",
+        lambda self, chosen, **options: (
+            scored.extend(one.request.id for one in chosen) or encoded(self, chosen, **options)
+        ),
+    )
+    score(*command_line)
+    assert scored == [row["id"] for row in judged.rows[3:6]]
+    again = [json.loads(line) for line in out.read_bytes().splitlines()]
+    assert [line["id"] for line in again] == [line["id"] for line in lines]
+    for old, new in zip(lines, again, strict=True):
+        assert new["final_value"] == pytest.approx(old["final_value"], abs=1e-5)
+        assert new["tokens_hash"] == old["tokens_hash"]
+    # more rows, and nothing new
+    solutions.write_text(solutions.read_text() + json.dumps(judged.rows[6]) + "\n")
+    score(*command_line)
+    assert scored[3:] == [judged.rows[6]["id"]]
+    before = out.read_bytes()
+    monkeypatch.setattr("ipvrm_lightning.scoring.model.load_frozen", None)  # nothing is loaded for nothing
+    score(*command_line)
+    assert out.read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_file_of_other_settings_is_refused(
+    judged: Judged, solutions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.jsonl"
+    out.write_text('{"id": "gsm8k-0", "tokens_hash": "0"}\n')
+    command_line = ("--model", judged.export, str(solutions), "--out", str(out))
+    assert f"{out}: no scores.jsonl.settings.json beside it says what made it" in refused(capsys, *command_line)
+    chosen = build_parser().parse_args(list(command_line))
+    settings = {**command._settings(command._described(chosen)), "tokens": False}
+    record = tmp_path / "scores.jsonl.settings.json"
+    record.write_text(json.dumps(settings))
+    assert "solution 'gsm8k-0' was scored with another text or other tokens" in refused(capsys, *command_line)
+    assert "was made with threshold" in refused(capsys, *command_line, "--threshold", "0.25")
+    record.write_text(json.dumps({**settings, "model": "another"}))
+    assert "was made with model another, now it is" in refused(capsys, *command_line)
+    record.write_text(json.dumps(settings))
+    out.write_text("{}\n")
+    assert f"{out}, row 1: not a score" in refused(capsys, *command_line)
+    assert "--out writes JSONL" in refused(capsys, *command_line, "--format", "table")
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"steps": ["a"]}', "row 2, field 'problem': missing column"),
+        ('{"problem": "1?"}', "row 2, field 'solution': missing column"),
+        ('{"problem": "1?", "steps": ["a", 1]}', r"row 2, field 'steps[1]': step is not a string, found 1"),
+        ('{"problem": "1?", "steps": []}', "row 2, field 'steps': empty list"),
+        ('{"problem": "1?", "solution": " "}', "row 2, field 'solution': empty solution"),
+        ('{"problem": "1?", "solution": "a", "id": "first"}', "row 2, field 'id': the id of "),
+        ('{"problem": "1?", "steps": ["a<|im_end|>"]}', "row 2, field 'response': the text holds the token that ends"),
+        ('{"problem": "1?", "steps": ["%s"]}' % ("x" * 300), "row 2, field 'steps': longer than the 250 tokens"),
+        ('{"problem": "1?", "steps"', "row 2: broken JSON"),
+        ("[1]", "row 2: record is not a mapping"),
+    ],
+)
+def test_bad_rows_are_named_before_weights_are_loaded(
+    line: str, message: str, judged: Judged, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"problem": "1?", "steps": ["a"], "id": "first"}\n' + line + "\n")
+    out = tmp_path / "out.jsonl"
+    told = refused(capsys, "--model", judged.export, str(file), "--max_length", "250", "--out", str(out))
+    assert told.startswith(f"ipvrm score: {file}, {message}")
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_options_that_do_not_go_together_are_refused(judged: Judged, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        ((), "give files of solutions, or --problem and --solution"),
+        (("--problem", "1?"), "give files of solutions, or --problem and --solution"),
+        (("x.jsonl", "--problem", "1?", "--solution", "2"), "give files of solutions"),
+        (("x.jsonl", "--tokens"), "--tokens needs --format json or jsonl"),
+        (("/nowhere/x.jsonl",), "no such file or folder"),
+        (("--problem", "1?", "--solution", " "), "field 'steps': empty list"),
+        (("--problem", "1?", "--solution", "2", "--beta", "1"), "leave beta out"),
+    ):
+        assert message in refused(capsys, "--model", judged.export, *arguments)
+    assert "is no export of ipvrm" in refused(
+        capsys, "--model", judged.base, "--problem", "1?", "--solution", "2"
+    )  # fmt: skip
+
+
+def test_a_pair_is_scored_with_its_objective(
+    judged: Judged, full_export: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--problem", "1?", "--solution", "a\n\nb", "--format", "json", "--prompt_format", "plain")
+    pair = ("--model", full_export, "--reference", judged.base)
+    Path(full_export, "ipvrm_config.json").rename(Path(full_export, "hidden.json"))
+    try:
+        values = []
+        for objective in (
+            ("--objective", "implicit_prm"),
+            ("--objective", "ipvrm", "--beta", "0.05"),
+            ("--beta", "0.05"),
+        ):
+            score(*pair, *asked, *objective, "--separator", r"\n")
+            values.append(json.loads(capsys.readouterr().out)[0]["final_value"])
+    finally:
+        Path(full_export, "hidden.json").rename(Path(full_export, "ipvrm_config.json"))
+    tokens = len("Step 1: a\nStep 2: b") + 1
+    assert values[1] == values[2] == pytest.approx(values[0] / tokens, abs=1e-6)
+
+
+def test_what_the_parser_offers_is_there() -> None:
+    assert OFFERED == PROTOCOLS and set(OBJECTIVES) == set(command._OBJECTIVES)
+    script = (
+        "import sys\nfrom ipvrm_lightning.cli import main\n"
+        "try:\n    main(['score', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'transformers', 'lightning') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "--reference" in done.stdout and done.stdout.strip().endswith("[]")
+
+
+def test_blank_lines_part_steps() -> None:
+    assert split_solution("\n a\nb \n\n\n c\r\n \r\nd\n") == ["a\nb", "c", "d"]
+    assert split_solution(" \n ") == []
+
+
+def test_rows_of_several_files_have_ids_of_their_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"problem": "1?", "steps": [name], "label": 0}]))
+    asked = read_requests([str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    assert [(one.request.id, one.row) for one in asked] == [("a-1", 1), ("b-1", 1)]
