@@ -95,8 +95,11 @@ def main() -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> list[Any]:
-    """What runs must share to stand in one table."""
-    return [arguments.steps, arguments.every, arguments.prompts, arguments.rate]
+    """What runs must share to stand in one table; the world's settings and the version of its code among them."""
+    from ipvrm_lightning.worlds.arithmetic import ArithmeticWorld
+
+    world = ArithmeticWorld(**WORLD, seed=0).settings.fingerprint
+    return [arguments.steps, arguments.every, arguments.prompts, arguments.rate, world]
 
 
 def run_once(store: Path, arguments: argparse.Namespace, variant: str, seed: int) -> None:
