@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ipvrm_lightning.cli import main
+from ipvrm_lightning.data.steps import join_steps
 from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguageModel
 from ipvrm_lightning.worlds.arithmetic.checker import check
 from ipvrm_lightning.worlds.arithmetic.formats import FORMATS, render_solution
@@ -82,13 +83,13 @@ problems = generate(Difficulty(min_steps=2, max_steps=3, weights=(("add", 1.0), 
 rollouts, solutions = [], []
 for number, problem in enumerate(islice(problems, 44)):
     prompt = FORMATS[0].render_prompt(problem).strip()
-    texts = [render_solution(solve(problem, noise, draw), FORMATS[0]).replace("\n", "\n\n") for _ in range(3)]
-    verdicts = [check(problem, text.replace("\n\n", "\n"), FORMATS[0]) for text in texts]
+    answers = [render_solution(solve(problem, noise, draw), FORMATS[0]) for _ in range(3)]
+    verdicts = [check(problem, answer, FORMATS[0]) for answer in answers]
     if number < 32:
-        outcomes = [int(verdict.correct) for verdict in verdicts]
-        rollouts.append({"prompt": prompt, "responses": texts, "scores": outcomes})
+        texts = [join_steps(verdict.steps)[0] for verdict in verdicts]  # "Step 1: ...", as ProcessBench's are read
+        rollouts.append({"prompt": prompt, "responses": texts, "scores": [int(v.correct) for v in verdicts]})
     else:
-        row = {"id": f"tiny-{number}", "problem": prompt, "steps": texts[0].split("\n\n")}
+        row = {"id": f"tiny-{number}", "problem": prompt, "steps": verdicts[0].steps}
         solutions.append({**row, "label": verdicts[0].first_error, "final_answer_correct": verdicts[0].correct})
 for name, rows in (("rollouts", rollouts), ("solutions", solutions)):
     (OUT / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

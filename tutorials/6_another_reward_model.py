@@ -68,7 +68,8 @@ def make_pair():
         optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0),
     )
     rollouts = str(world.folder / "train.jsonl")
-    trainer.fit(module, datamodule=TrajectoryDataModule(train=rollouts, batch_size=32, max_tokens=4096))
+    data = TrajectoryDataModule(train=rollouts, batch_size=32, max_tokens=4096, validation_fraction=0.2)
+    trainer.fit(module, datamodule=data)
     folder = OUT / "implicit_prm"
     module.model.save_pretrained(folder)
     factory.build_tokenizer().save_pretrained(folder)
