@@ -238,6 +238,7 @@ print(f"the formula gives the bytes of the tiny model: {sizes}")
 # | kept for backward, with gradient checkpointing: the input of every layer | `L * tokens * H * 4` |
 # | one layer while it is computed again | about `tokens * 4 * (6*H + 4*(h+2*k)*d + 4*I)` |
 # | logits of one chunk, with softmax and gradient (`chunk_size` 256) | `256 * V * 4 * 3` |
+# | the output head in bfloat16, while a chunk is computed | `V * H * 2` |
 #
 # `tokens` is what one forward pass holds: `data.max_tokens`. The longest response (2,560 tokens here) must fit in it.
 # Not in the table: what CUDA itself takes (about 0.5 GiB) and what the allocator cannot use. Leave 1.5 GiB free.
@@ -247,11 +248,11 @@ GIB, CHUNK = 2**30, 256
 
 
 def activations(shape, tokens):
-    """Bytes that depend on the tokens of a forward pass, and the logits of a chunk."""
+    """Bytes that depend on the tokens of a forward pass, and what a chunk of logits takes."""
     hidden, layers, heads, keys, size, feed_forward, _ = shape
     kept = layers * tokens * hidden * 4
     layer = tokens * 4 * (6 * hidden + 4 * (heads + 2 * keys) * size + 4 * feed_forward)
-    return kept + layer + CHUNK * V * 4 * 3
+    return kept + layer + CHUNK * V * 4 * 3 + V * hidden * 2
 
 
 def qlora(shape, tokens):
@@ -309,16 +310,23 @@ for card in (8, 16, 24):
 # `data.batch_size` is that of all GPUs together, so the result does not depend on their number. Several machines:
 # `docs/multi_node.md`. Two processes on a CPU, to rehearse: `--trainer.accelerator cpu --trainer.devices 2`.
 #
-# With all weights trained, each of N GPUs holds: weights, gradients and two Adam states in float32, `16 * P / N`
-# bytes; what is gathered, embedding and head with two layers, 4 bytes each; and the activations as above. The
-# reference needs nothing during training (`CachedReference`).
+# With all weights trained, each of N GPUs holds:
+#
+# | part | bytes |
+# | --- | --- |
+# | weights, gradients and two Adam states in float32, divided | `16 * P / N` |
+# | what is gathered at one time: embedding and head, and two layers | 4 each; nothing on one GPU |
+# | copies in bfloat16 that mixed precision may keep until the step ends, not divided in the worst case | `2 * P` |
+# | activations | as above |
+#
+# The reference needs nothing during training (`CachedReference`).
 
 
 # %%
 def fsdp(shape, gpus, tokens=2560):
     """Bytes on each GPU, all weights trained; on one GPU nothing is gathered."""
     of = count(*shape)
-    held = 16 * (of["matrices"] + of["embedding"] + of["norms"]) / gpus
+    held = (16 / gpus + 2) * (of["matrices"] + of["embedding"] + of["norms"])
     gathered = 0 if gpus == 1 else 4 * (of["embedding"] + 2 * of["matrices"] / shape[1])
     return held + gathered + activations(shape, tokens)
 
