@@ -97,10 +97,8 @@ print(json.dumps(solutions[0], indent=2))
 # %%
 outcomes = [score for row in rollouts for score in row["scores"]]
 mixed = sum(0 < sum(row["scores"]) < len(row["scores"]) for row in rollouts)
-print(
-    f"{len(outcomes)} responses, {100 * sum(outcomes) / len(outcomes):.0f} % right; {mixed} of {len(rollouts)} prompts"
-)
-print("have both outcomes")
+share = 100 * sum(outcomes) / len(outcomes)
+print(f"{len(outcomes)} responses, {share:.0f} % right; {mixed} of {len(rollouts)} prompts have both outcomes")
 
 # %% [markdown]
 # ## Read it
@@ -167,7 +165,9 @@ trainer.save_checkpoint(OUT / "reward_model.ckpt")
 #
 # 1. **The first loss.** Before the first update the model is its reference: all values are 0, and the loss is
 #    softplus(5) = 5.0067. Another number means that the reference is not what you think it is.
-# 2. **The loss falls.** Training loss alone says little about new problems.
+# 2. **The trend of the loss.** Single steps swing, so compare means over several. Do not expect it to come near 0:
+#    the margin of 5 is large, and a response that the reference finds certain cannot get a high value (tutorial 1).
+#    Training loss alone says little about new problems.
 # 3. **Validation.** `val/auroc` is the chance that a right response has a higher final value than a wrong one, on
 #    prompts that were not trained on; 0.5 is guessing. `val/prefix_accuracy` is the share of *prefixes* whose value
 #    has the right sign. `val/ece` says how far values, read as probabilities, are from the truth; 0 is perfect.
@@ -176,7 +176,9 @@ trainer.save_checkpoint(OUT / "reward_model.ckpt")
 logged = list(csv.DictReader((OUT / "logs" / "metrics.csv").open()))
 losses = [float(row["train/loss"]) for row in logged if row["train/loss"]]
 assert math.isclose(losses[0], math.log1p(math.exp(5)), rel_tol=1e-3), losses[0]
-print(f"training loss: {losses[0]:.4f} at first, {losses[-1]:.4f} at the end, {len(losses)} steps")
+early, late = sum(losses[:10]) / len(losses[:10]), sum(losses[-10:]) / len(losses[-10:])
+print(f"training loss in the first of {len(losses)} steps: {losses[0]:.4f}")
+print(f"mean of the first ten {early:.3f}, of the last ten {late:.3f}")
 for name in ("val/auroc", "val/prefix_accuracy", "val/ece"):
     print(f"{name}: {float(trainer.callback_metrics[name]):.3f}")
 
@@ -234,7 +236,8 @@ for name, floor in floors.items():
 # ## Look at solutions
 #
 # A table hides what a model gets wrong. `predict` gives the value after every token. We draw the first solution with
-# an error in its second step or later.
+# an error in its second step or later. Where the model is good, the curve falls within the shaded step. Where it
+# falls elsewhere, you see a miss; look at several solutions before you believe a picture.
 
 # %%
 records = [record for batch in trainer.predict(module, datamodule=judged) for record in batch]

@@ -191,7 +191,8 @@ columns = ("train/loss", "val/auroc", "val/pair_accuracy")
 log = {name: [float(row[name]) for row in rows if row.get(name)] for name in columns}
 first = log["train/loss"][0]
 assert math.isclose(first, 0.25, rel_tol=1e-3)  # all values are 0 before the first update
-print(f"{run}: training loss {first:.3f} at first, {log['train/loss'][-1]:.3f} at the end")
+last = log["train/loss"][-5:]
+print(f"{run}: training loss {first:.3f} at first, {sum(last) / len(last):.3f} in the last five steps")
 print(f"val/auroc {log['val/auroc'][-1]:.3f}, val/pair_accuracy {log['val/pair_accuracy'][-1]:.3f}")
 
 # %% [markdown]

@@ -81,7 +81,7 @@ draw = random.Random(0)
 noise = Noise({"add": 0.15, "gap": 0.15}, copy=0.0, answer=0.0)
 problems = generate(Difficulty(min_steps=2, max_steps=3, weights=(("add", 1.0), ("gap", 1.0))), "tutorial 5")
 rollouts, solutions = [], []
-for number, problem in enumerate(islice(problems, 44)):
+for number, problem in enumerate(islice(problems, 64)):
     prompt = FORMATS[0].render_prompt(problem).strip()
     answers = [render_solution(solve(problem, noise, draw), FORMATS[0]) for _ in range(3)]
     verdicts = [check(problem, answer, FORMATS[0]) for answer in answers]
@@ -117,6 +117,7 @@ def rehearsed(arguments):
         "--trainer.default_root_dir": str(OUT / "runs"),
         "--model.reference.init_args.cache_dir": str(OUT / "reference_cache"),
         "--trainer.enable_progress_bar": "false",
+        "--trainer.enable_model_summary": "false",
     }
     absolute = [str(CONFIGS.parent / word) if word.startswith("configs/") else word for word in arguments]
     return [*absolute, *(word for pair in small.items() for word in pair)]
