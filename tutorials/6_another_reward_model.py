@@ -205,4 +205,5 @@ print(f"{pairs.count((True, False))} by the reward model alone, {pairs.count((Fa
 # - Scores that are all equal: model and reference are the same folder.
 # - The published model has a value head or a classifier in place of a language model's head: then it is no implicit
 #   PRM, and needs a module of its own.
-# - `steps[3]: no token begins in this step`: an empty or blank step in your file.
+# - `field 'steps[3]': empty step`: a blank step in your file; `on_bad_rows="skip"` leaves such rows out and counts
+#   them.
