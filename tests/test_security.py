@@ -202,8 +202,8 @@ def test_names_in_the_data_become_no_file_names(name: str, bases: str, tmp_path:
     written = {path for path in tmp_path.rglob("*") if path.is_file()} - before
     assert written and all(out in path.parents for path in written)
     names = {path.name for path in written}
-    assert names <= {"config.yaml", "run.json", "results.json", "scores.jsonl", "predictions.jsonl", "manifest.json",
-                     "rollouts.jsonl", ".lock"}  # fmt: skip
+    assert names <= {"config.yaml", "run.json", "results.json", "scores.jsonl", "tokens.jsonl", "predictions.jsonl",
+                     "manifest.json", "rollouts.jsonl", ".lock"}  # fmt: skip
     assert not Path("/tmp/escaped").exists()
 
 
