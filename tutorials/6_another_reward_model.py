@@ -38,6 +38,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--model", help="reward model: a folder, or a name on the hub")
 parser.add_argument("--reference", help="its reference")
 parser.add_argument("--solutions", help="ProcessBench's form: a file, a folder, or Qwen/ProcessBench")
+parser.add_argument("--step-template", default="Step {number}: {step}", help="how a step is written")
 parser.add_argument("--beta", type=float, default=0.05, help="scale of its log-ratios")
 parser.add_argument("--max-tokens", type=int, default=8192, help="of one forward pass")
 arguments = parser.parse_args()
@@ -85,15 +86,15 @@ else:
 # ## The solutions
 #
 # How steps become text must fit the model: published PRMs are usually judged with the steps of ProcessBench parted by
-# blank lines. `ProcessBenchDataModule` numbers them by default ("Step 1: ..."); `step_template="{step}"` leaves them
-# as they are. Say which you used when you quote a number. The tiny world writes one step a line.
+# blank lines. Steps are numbered by default ("Step 1: ..."); `--step-template "{step}"` leaves them as they are. Say
+# which you used when you quote a number. The tiny world writes one step a line.
 
 # %%
 if arguments.solutions is None:
     path = str(tiny_world().folder / "test_format0.jsonl")
     form = {"step_template": "{step}", "separator": "\n"}
 else:
-    path, form = arguments.solutions, {}
+    path, form = arguments.solutions, {"step_template": arguments.step_template}
 
 
 def solutions():
