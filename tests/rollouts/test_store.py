@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ipvrm_lightning.rollouts.store import RolloutStore, StoreError
+from ipvrm_lightning.append_only import StoreError
+from ipvrm_lightning.rollouts.store import RolloutStore
 from ipvrm_lightning.types import PromptExample
 
 SETTINGS = {"sampling": {"temperature": 1.0, "seed": 0}, "source": {"class_path": "a.B", "init_args": {}}}
@@ -130,7 +131,7 @@ def test_two_processes_cannot_write_one_store(tmp_path: Path) -> None:
     )
     with RolloutStore(tmp_path, SETTINGS):
         done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{tmp_path}: another process is writing rollouts here\n"
+    assert done.stdout == f"{tmp_path / 'rollouts.jsonl'}: another process is writing to it\n"
 
 
 def test_a_store_without_rollouts_binds_nobody(tmp_path: Path) -> None:

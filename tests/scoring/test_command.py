@@ -147,7 +147,7 @@ def test_a_file_of_other_settings_is_refused(
     assert "was made with model another, now it is" in refused(capsys, *command_line)
     record.write_text(json.dumps(settings))
     out.write_text("{}\n")
-    assert f"{out}, row 1: not a score" in refused(capsys, *command_line)
+    assert f"{out}, row 1: broken line" in refused(capsys, *command_line)
     assert "--out writes JSONL" in refused(capsys, *command_line, "--format", "table")
 
 
