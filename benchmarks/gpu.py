@@ -3,11 +3,12 @@
     python benchmarks/gpu.py                                  # a GPU with 24 GB or more; no download
     python benchmarks/gpu.py --variants "tiny full" "tiny QLoRA" --longest 128 --sequences 4     # anywhere, to try it
 
-Random weights, responses of up to 2,560 tokens with their prompts, steps of IPVRM through the data module, the module
-and the trainer that everyone uses. Operations are counted as the training needs them, whatever is computed twice: per
-token 2 for each weight in a forward pass, 2 more for the gradient of activations, and 2 more for that of weights where
-they are trained; attention likewise; the output head at response positions alone. The ceiling is a product of large
-matrices in bfloat16 (float32 on a CPU), measured in the same process. QLoRA's base is written to disk once, 16 GB.
+Random weights, prompts and responses of up to 2,560 tokens together, steps of IPVRM through the data module, the module
+and the trainer that everyone uses; the reference is computed in the step. Operations are counted as the training needs
+them, whatever is computed twice: per token 2 for each weight in a forward pass, 2 more for the gradient of activations,
+and 2 more for that of weights where they are trained; attention likewise; the output head at response positions alone.
+The ceiling is a product of large matrices in bfloat16 (float32 on a CPU), measured in the same process. QLoRA's base is
+written to disk once, 16 GB. Cases that are meant for a card of 24 GB get no more memory than such a card has.
 """
 
 from __future__ import annotations
@@ -16,18 +17,50 @@ import argparse
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from measuring import Clock, Found, Peak, compare, memory_of, seconds_of, table
 
-#: Case to shape, whether weights are in 4 bits with adapters, gradient checkpointing, and attention.
-VARIANTS: dict[str, tuple[str, bool, bool, str]] = {
-    "Qwen3-0.6B full": ("qwen3-0.6b", False, True, "sdpa"),
-    "Qwen3-0.6B full, no checkpointing": ("qwen3-0.6b", False, False, "sdpa"),
-    "Qwen3-0.6B full, plain attention": ("qwen3-0.6b", False, True, "eager"),
-    "Qwen3-8B QLoRA": ("qwen3-8b", True, True, "sdpa"),
-    "tiny full": ("qwen3-tiny", False, True, "sdpa"),
-    "tiny QLoRA": ("qwen3-tiny", True, True, "sdpa"),
+
+class Variant(NamedTuple):
+    """What is trained, and how.
+
+    Args:
+        shape: a key of `shapes.SHAPES`.
+        quantized: adapters on weights in 4 bits, else all weights in float32 with products in bfloat16.
+        checkpointing: recompute activations in backward.
+        attention: implementation that transformers is asked for.
+        chunk_size: response tokens whose logits exist at one time.
+        max_tokens: of one forward pass, as a multiple of the longest sequence.
+        compiled: decoder layers go through torch.compile.
+        gibibytes: of GPU memory that may be used, None for all there is.
+    """
+
+    shape: str
+    quantized: bool = False
+    checkpointing: bool = True
+    attention: str = "sdpa"
+    chunk_size: int = 256
+    max_tokens: int = 4
+    compiled: bool = False
+    gibibytes: float | None = None
+
+
+#: A card of 24 GB has 23.99 GiB, of which CUDA takes about one.
+CARD = 23.0
+SMALL, LARGE = Variant("qwen3-0.6b"), Variant("qwen3-8b", quantized=True, max_tokens=2, gibibytes=CARD)
+VARIANTS = {
+    "Qwen3-0.6B full": SMALL._replace(gibibytes=CARD),
+    "Qwen3-0.6B full, no checkpointing": SMALL._replace(checkpointing=False),
+    "Qwen3-0.6B full, plain attention": SMALL._replace(attention="eager"),
+    "Qwen3-0.6B full, one sequence a pass": SMALL._replace(max_tokens=1),
+    "Qwen3-0.6B full, chunks of 1,024": SMALL._replace(chunk_size=1024),
+    "Qwen3-0.6B full, chunks of 1,024, compiled": SMALL._replace(chunk_size=1024, compiled=True),
+    "Qwen3-8B QLoRA": LARGE,
+    "Qwen3-8B QLoRA, chunks of 1,024": LARGE._replace(chunk_size=1024),
+    "tiny full": Variant("qwen3-tiny"),
+    "tiny full, compiled": Variant("qwen3-tiny", compiled=True),
+    "tiny QLoRA": Variant("qwen3-tiny", quantized=True),
 }
 
 
@@ -35,7 +68,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--longest", type=int, default=2560, help="tokens of prompt and response, at most")
     parser.add_argument("--sequences", type=int, default=16, help="in a step")
-    parser.add_argument("--max-tokens", type=int, help="of one forward pass; default: two of the longest")
     parser.add_argument("--steps", type=int, default=3)
     compare(parser, "gpu", list(VARIANTS), measure, make_table, rounds=1)
 
@@ -52,38 +84,67 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     on_gpu = torch.cuda.is_available()
     ceiling = matmul_ceiling("cuda" if on_gpu else "cpu")
-    shape, quantized, checkpointing, attention = VARIANTS[arguments.variant]
-    words = WordModel(shape, gradient_checkpointing=checkpointing, attn_implementation=attention)
+    variant = VARIANTS[arguments.variant]
+    words = WordModel(
+        variant.shape, gradient_checkpointing=variant.checkpointing, attn_implementation=variant.attention
+    )
     rows = write_pairs(
         folder / "pairs.jsonl", pairs=arguments.sequences // 2, longest=arguments.longest, vocabulary=words.words
     )
-    factory: Any = quantized_model(words, folder / "base", checkpointing, attention) if quantized else words
+    factory: Any = quantized_model(words, folder / "base") if variant.quantized else words
     if on_gpu:
+        torch.cuda.empty_cache()  # of what wrote the base of QLoRA
         torch.cuda.reset_peak_memory_stats()
+        if variant.gibibytes is not None:
+            share = variant.gibibytes * 2**30 / torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(share)
     peak, clock = Peak(), Clock()
 
     precision = "bf16-mixed" if on_gpu else "32-true"
-    trainer = bare_trainer(clock, max_epochs=arguments.steps + 1, precision=precision)
+    trainer = bare_trainer(
+        clock, max_epochs=arguments.steps + 1, precision=precision, callbacks=[compiler()] if variant.compiled else []
+    )
     optimizer: Any = torch.optim.AdamW
-    if quantized:
+    if variant.quantized:
         from bitsandbytes.optim import PagedAdamW8bit as optimizer
-    module = IPVRMModule(language_model=factory, objective=IPVRM(), optimizer=partial(optimizer, lr=1e-5))
-    trainer.fit(
-        module,
-        datamodule=TrajectoryDataModule(
-            train=str(folder / "pairs.jsonl"), validation_fraction=0.0, prompt_format="plain",
-            batch_size=arguments.sequences, max_tokens=arguments.max_tokens or 2 * arguments.longest,
-            max_length=arguments.longest,
-        ),
+    module = IPVRMModule(
+        language_model=factory, objective=IPVRM(), optimizer=partial(optimizer, lr=1e-5), chunk_size=variant.chunk_size
+    )
+    data = TrajectoryDataModule(
+        train=str(folder / "pairs.jsonl"), validation_fraction=0.0, prompt_format="plain",
+        batch_size=arguments.sequences, max_tokens=variant.max_tokens * arguments.longest, max_length=arguments.longest,
     )  # fmt: skip
-    tokens, operations = count(words.config, rows, quantized=quantized)
+    trainer.fit(module, datamodule=data)
+    tokens, operations = count(words.config, rows, quantized=variant.quantized)
     return {
         "seconds": clock.seconds, "memory": peak.mebibytes, "tokens": tokens, "operations": operations,
-        "ceiling": ceiling, "device": torch.cuda.get_device_name() if on_gpu else "CPU",
+        "padding": padding(data), "ceiling": ceiling, "device": torch.cuda.get_device_name() if on_gpu else "CPU",
     }  # fmt: skip
 
 
-def quantized_model(words: Any, folder: Path, checkpointing: bool, attention: str) -> Any:
+def compiler() -> Any:
+    """A callback that compiles the decoder layers of the model and of its reference, for sequences of any length."""
+    from lightning.pytorch import Callback
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    class CompileLayers(Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            for model in (pl_module.model, *getattr(pl_module.reference, "_copy", [])):
+                for layer in model.modules():
+                    if isinstance(layer, GradientCheckpointingLayer):
+                        layer.compile(dynamic=True)
+
+    return CompileLayers()
+
+
+def padding(data: Any) -> float:
+    """Share of the positions of a step that hold no token."""
+    (window, *_) = data.train_dataloader()
+    positions = sum(batch.input_ids.numel() for batch in window.micro_batches)
+    return 1 - sum(int(batch.lengths.sum()) for batch in window.micro_batches) / positions
+
+
+def quantized_model(words: Any, folder: Path) -> Any:
     """The same weights in 4 bits with adapters: written down first, because only stored weights are quantised."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -95,8 +156,8 @@ def quantized_model(words: Any, folder: Path, checkpointing: bool, attention: st
     model.save_pretrained(folder)
     words.build_tokenizer().save_pretrained(folder)
     return PretrainedLanguageModel(
-        name=str(folder), dtype="bfloat16", quantization="nf4", lora=LoRA(), gradient_checkpointing=checkpointing,
-        attn_implementation=attention,
+        name=str(folder), dtype="bfloat16", quantization="nf4", lora=LoRA(),
+        gradient_checkpointing=words.gradient_checkpointing, attn_implementation=words.attn_implementation,
         compute_dtype="bfloat16" if torch.cuda.is_available() else "float32",
     )  # fmt: skip
 
@@ -148,14 +209,14 @@ def make_table(found: Found, arguments: argparse.Namespace) -> list[str]:
         share = run["operations"] / seconds / run["ceiling"]
         rows.append([
             name, f"{memory_of(found, name) / 1024:.2f}", f"{run['tokens'] / seconds:,.0f}",
-            f"{run['operations'] / seconds / 1e12:.3g}", f"{100 * share:.0f} %",
+            f"{run['operations'] / seconds / 1e12:.3g}", f"{100 * share:.0f} %", f"{100 * run['padding']:.0f} %",
         ])  # fmt: skip
     run = next(iter(found.values()))[0]
     return [
         f"{run['device']}, matmul {run['ceiling'] / 1e12:.3g} TFLOP/s; {arguments.sequences} sequences of up to"
         f" {arguments.longest} tokens a step, {arguments.steps} steps.",
         "",
-        *table(["", "peak GiB", "tokens/s", "TFLOP/s", "share of matmul"], rows),
+        *table(["", "peak GiB", "tokens/s", "TFLOP/s", "share of matmul", "padding"], rows),
     ]
 
 

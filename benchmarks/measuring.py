@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -148,7 +149,7 @@ def versions() -> dict[str, Any]:
 
 def keep(name: str, lines: Sequence[str], arguments: argparse.Namespace) -> None:
     """Print a result and write it to `<out>/<name>.md`, with the command and versions that made it."""
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     text = "\n".join([*lines, "", f"`{command}`", "", f"{versions()}"]) + "\n"
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)

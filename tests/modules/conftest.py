@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,9 @@ def tiny(*, lora: bool = False, dropout: float = 0.0, seed: int = 0) -> RandomLa
 
 
 def quiet_trainer(folder: Path, **options: Any) -> Trainer:
+    """Lightning's Trainer, on a CPU unless the environment says otherwise (CONTRIBUTING.md, "On a GPU")."""
     defaults: dict[str, Any] = {
-        "accelerator": "cpu",
+        "accelerator": os.environ.get("IPVRM_TEST_ACCELERATOR", "cpu"),
         "devices": 1,
         "logger": False,
         "enable_checkpointing": False,

@@ -1,0 +1,137 @@
+"""On a GPU the numbers are those of a CPU; half precision, shards and 4 bits run there and stay near them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor
+
+import ipvrm_lightning.functional as F
+from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguageModel
+from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_probs
+from ipvrm_lightning.models.logprobs import response_scores
+from ipvrm_lightning.modules import IPVRMModule
+from ipvrm_lightning.strategies import FullyShard
+
+from ..models.conftest import make_batch
+from ..modules.conftest import QWEN, InMemoryData, quiet_trainer
+from ..modules.distrl_cases import Losses, TinyPolicy, module, run
+from ..strategies import cases
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+WIDER = {**QWEN, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+SUPERVISED = ["ipvrm", "ipvrm adapters", "qrm", "sft"]
+
+
+def steps_of(folder: Path, name: str) -> list[dict[str, float]]:
+    return torch.load(folder / f"{name}.pt", weights_only=True)["steps"]
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cpu")
+    for name in SUPERVISED:
+        cases.run(name, folder, accelerator="cpu")
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2"])
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_ten_steps_have_the_losses_of_a_cpu(name: str, strategy: str, on_cpu: Path, tmp_path: Path) -> None:
+    chosen: Any = FullyShard() if strategy == "fsdp2" else strategy
+    cases.run(name, tmp_path, accelerator="gpu", strategy=chosen)
+    for number, (cpu, gpu) in enumerate(zip(steps_of(on_cpu, name), steps_of(tmp_path, name), strict=True)):
+        for key, value in cpu.items():
+            assert gpu[key] == pytest.approx(value, abs=1e-4, rel=1e-3), (number, key)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ["distrl", "distrl adapters"])
+def test_strategies_agree_on_distrl(name: str, strategy: str, tmp_path: Path) -> None:
+    for kind in ("auto", strategy):
+        (tmp_path / kind).mkdir()
+        chosen: Any = FullyShard() if kind == "fsdp2" else kind
+        cases.run(name, tmp_path / kind, accelerator="gpu", strategy=chosen)
+    first, second = (steps_of(tmp_path / kind, name) for kind in ("auto", strategy))
+    for number, pair in enumerate(zip(first, second, strict=True)):
+        for key, value in pair[0].items():
+            bound = 1e-2 if "clipped" in key else 1e-4
+            assert pair[1][key] == pytest.approx(value, abs=bound, rel=1e-3), (number, key)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("kind", ["full models", "adapters", "checkpointed adapters", "checkpointed full models"])
+def test_every_ratio_is_one_at_the_first_inner_step(
+    kind: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratios: list[Tensor] = []
+    original = F.distrl_loss
+
+    def recording(log_probs: Tensor, old: Tensor, *args: Any, **options: Any) -> Any:
+        ratios.append((log_probs - old).exp().detach())
+        return original(log_probs, old, *args, **options)
+
+    monkeypatch.setattr(F, "distrl_loss", recording)
+    lora = LoRA(r=4) if "adapters" in kind else None
+    policy = TinyPolicy(lora=lora, gradient_checkpointing="checkpointed" in kind)
+    update = {"epochs": 2, "max_tokens": 128}
+    run(tmp_path, module(language_model=policy, update=update), accelerator="gpu", precision=precision)
+    batches = len(ratios) // 4
+    assert batches >= 2 and all(ratio.is_cuda for ratio in ratios)
+    for first in (ratios[:batches], ratios[2 * batches : 3 * batches]):
+        assert all(torch.equal(ratio, torch.ones_like(ratio)) for ratio in first)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_half_precision_stays_near_full_precision(precision: Any, lora: bool, tmp_path: Path) -> None:
+    losses = []
+    for chosen in ("32-true", precision):
+        torch.manual_seed(0)
+        model = RandomLanguageModel(config=QWEN, lora=LoRA(r=4) if lora else None, gradient_checkpointing=True)
+        record = Losses()
+        trainer = quiet_trainer(tmp_path, accelerator="gpu", precision=chosen, callbacks=[record], max_epochs=3)
+        adam = partial(torch.optim.AdamW, lr=1e-3)
+        trainer.fit(IPVRMModule(language_model=model, optimizer=adam), datamodule=InMemoryData())
+        losses.append([step["loss"] for step in record.steps])
+    assert losses[1] == pytest.approx(losses[0], abs=0.05) and losses[0][-1] < losses[0][0]
+
+
+def test_four_bits_train_on_the_gpu_and_read_as_on_the_cpu(tmp_path: Path) -> None:
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    RandomLanguageModel(config=WIDER).build_model().save_pretrained(tmp_path)
+    factory = PretrainedLanguageModel(
+        name=str(tmp_path), quantization="nf4", lora=LoRA(r=4), compute_dtype="float32", gradient_checkpointing=True
+    )
+    batch = make_batch([9, 14, 5, 11], [3, 6, 1, 10])
+    cpu = response_scores(factory.build_model().cpu(), batch).log_probs
+    record = Losses()
+    trainer = quiet_trainer(tmp_path, accelerator="gpu", callbacks=[record], max_epochs=4)
+    reward = IPVRMModule(language_model=factory, optimizer=partial(PagedAdamW8bit, lr=1e-3))
+    trainer.fit(reward, datamodule=InMemoryData())
+    losses = [step["loss"] for step in record.steps]
+    assert losses[-1] < losses[0] < 2 * losses[-1] + 10
+    reward.cuda()
+    with reward.model.disable_adapter(), torch.no_grad():
+        gpu = response_scores(reward.model, move_data_to_device(batch, "cuda")).log_probs
+    torch.testing.assert_close(gpu.cpu(), cpu.detach(), rtol=0, atol=1e-3)
+
+
+def test_candidates_and_their_log_probabilities_are_those_of_a_cpu() -> None:
+    model: Any = RandomLanguageModel(config={**QWEN, "initializer_range": 0.2}).build_model()
+    batch = make_batch([9, 14, 5, 11], [3, 6, 1, 10])
+    options = {"top_k": 5, "min_probability": 0.05}
+    cpu = behavior_scores(model, batch, **options)
+    again = candidate_log_probs(model, batch, cpu.candidates)[0].detach()
+    gpu = behavior_scores(model.cuda(), move_data_to_device(batch, "cuda"), **options)
+    assert torch.equal(gpu.candidates.mask.cpu(), cpu.candidates.mask) and cpu.candidates.mask[..., 1:].any()
+    counted = cpu.candidates.mask
+    assert torch.equal(gpu.candidates.ids.cpu()[counted], cpu.candidates.ids[counted])
+    torch.testing.assert_close(gpu.log_probs.cpu(), cpu.log_probs, rtol=0, atol=1e-4)
+    torch.testing.assert_close(again, cpu.log_probs, rtol=0, atol=1e-6)
