@@ -56,8 +56,12 @@ VARIANTS = {
     "Qwen3-0.6B full, one sequence a pass": SMALL._replace(max_tokens=1),
     "Qwen3-0.6B full, chunks of 1,024": SMALL._replace(chunk_size=1024),
     "Qwen3-0.6B full, chunks of 1,024, compiled": SMALL._replace(chunk_size=1024, compiled=True),
+    "Qwen3-0.6B full, chunks of 1,024, compiled, no checkpointing": SMALL._replace(
+        chunk_size=1024, compiled=True, checkpointing=False
+    ),
     "Qwen3-8B QLoRA": LARGE,
     "Qwen3-8B QLoRA, chunks of 1,024": LARGE._replace(chunk_size=1024),
+    "Qwen3-8B QLoRA, chunks of 1,024, compiled": LARGE._replace(chunk_size=1024, compiled=True),
     "tiny full": Variant("qwen3-tiny"),
     "tiny full, compiled": Variant("qwen3-tiny", compiled=True),
     "tiny QLoRA": Variant("qwen3-tiny", quantized=True),
@@ -86,8 +90,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ceiling = matmul_ceiling("cuda" if on_gpu else "cpu")
     variant = VARIANTS[arguments.variant]
     words = WordModel(
-        variant.shape, gradient_checkpointing=variant.checkpointing, attn_implementation=variant.attention
-    )
+        variant.shape, gradient_checkpointing=variant.checkpointing, attn_implementation=variant.attention,
+        compile_layers=variant.compiled,
+    )  # fmt: skip
     rows = write_pairs(
         folder / "pairs.jsonl", pairs=arguments.sequences // 2, longest=arguments.longest, vocabulary=words.words
     )
@@ -98,12 +103,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if variant.gibibytes is not None:
             share = variant.gibibytes * 2**30 / torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(share)
-    peak, clock = Peak(), Clock()
+    peak, clock, noise = Peak(), Clock(), start()
 
     precision = "bf16-mixed" if on_gpu else "32-true"
-    trainer = bare_trainer(
-        clock, max_epochs=arguments.steps + 1, precision=precision, callbacks=[compiler()] if variant.compiled else []
-    )
+    trainer = bare_trainer(clock, max_epochs=arguments.steps + 1, precision=precision, callbacks=[noise])
     optimizer: Any = torch.optim.AdamW
     if variant.quantized:
         from bitsandbytes.optim import PagedAdamW8bit as optimizer
@@ -118,23 +121,25 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     tokens, operations = count(words.config, rows, quantized=variant.quantized)
     return {
         "seconds": clock.seconds, "memory": peak.mebibytes, "tokens": tokens, "operations": operations,
-        "padding": padding(data), "ceiling": ceiling, "device": torch.cuda.get_device_name() if on_gpu else "CPU",
+        "padding": padding(data), "noise": noise.noise, "ceiling": ceiling,
+        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
     }  # fmt: skip
 
 
-def compiler() -> Any:
-    """A callback that compiles the decoder layers of the model and of its reference, for sequences of any length."""
+def start() -> Any:
+    """A callback that takes the values before the first step, which are 0 but for rounding."""
     from lightning.pytorch import Callback
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
-    class CompileLayers(Callback):
-        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-            for model in (pl_module.model, *getattr(pl_module.reference, "_copy", [])):
-                for layer in model.modules():
-                    if isinstance(layer, GradientCheckpointingLayer):
-                        layer.compile(dynamic=True)
+    class Start(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            (window, *_) = trainer.train_dataloader
+            batch = pl_module.transfer_batch_to_device(window.micro_batches[0], pl_module.device, 0)
+            with trainer.precision_plugin.forward_context():
+                scores, mask = pl_module.token_scores(batch)
+            values = pl_module.objective.prefix_logits(scores.detach(), mask)[mask]
+            self.noise = float(values.square().mean().sqrt())
 
-    return CompileLayers()
+    return Start()
 
 
 def padding(data: Any) -> float:
@@ -158,6 +163,7 @@ def quantized_model(words: Any, folder: Path) -> Any:
     return PretrainedLanguageModel(
         name=str(folder), dtype="bfloat16", quantization="nf4", lora=LoRA(),
         gradient_checkpointing=words.gradient_checkpointing, attn_implementation=words.attn_implementation,
+        compile_layers=words.compile_layers,
         compute_dtype="bfloat16" if torch.cuda.is_available() else "float32",
     )  # fmt: skip
 
@@ -210,13 +216,14 @@ def make_table(found: Found, arguments: argparse.Namespace) -> list[str]:
         rows.append([
             name, f"{memory_of(found, name) / 1024:.2f}", f"{run['tokens'] / seconds:,.0f}",
             f"{run['operations'] / seconds / 1e12:.3g}", f"{100 * share:.0f} %", f"{100 * run['padding']:.0f} %",
+            f"{run['noise']:.2g}",
         ])  # fmt: skip
     run = next(iter(found.values()))[0]
     return [
         f"{run['device']}, matmul {run['ceiling'] / 1e12:.3g} TFLOP/s; {arguments.sequences} sequences of up to"
         f" {arguments.longest} tokens a step, {arguments.steps} steps.",
         "",
-        *table(["", "peak GiB", "tokens/s", "TFLOP/s", "share of matmul", "padding"], rows),
+        *table(["", "peak GiB", "tokens/s", "TFLOP/s", "share of matmul", "padding", "values at the start"], rows),
     ]
 
 

@@ -33,6 +33,11 @@ def check_fit(strategy: Any, module: Any) -> None:
     reference = getattr(module, "reference", None)
     if reference is not None:
         reference.check(factory)
+    precision = getattr(getattr(strategy, "precision_plugin", None), "precision", "32-true")
+    if precision in _WHY_NO_PRECISION:
+        raise ValueError(
+            f"trainer.precision {precision} is not for {type(module).__name__}: {_WHY_NO_PRECISION[precision]}"
+        )
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     kinds = [name] if isinstance(strategy, str) else [kind.__name__ for kind in type(strategy).__mro__]
     why_not = next((why for kind in kinds for start, why in _WHY_NOT.items() if kind.lower().startswith(start)), None)
@@ -53,6 +58,14 @@ _WHY_NOT = {
     "fsdp": f"FSDP1 allows no backward pass within the training step, where micro-batches are added up; {_FSDP2}",
     "deepspeed": f"its gradients cannot be seen, so that norm, clipping and guard would not apply; {_FSDP2}",
     "modelparallel": f"Lightning's default divides matrices, not the batch; {_FSDP2}",
+}
+
+
+_DTYPE = "it would convert the model but not its reference; weights have the precision of language_model's `dtype`"
+#: Why the trainer cannot be asked for a precision.
+_WHY_NO_PRECISION = {
+    "16-mixed": "it scales gradients, whose norm is measured, guarded and clipped here; use bf16-mixed or 32-true",
+    **dict.fromkeys(("16-true", "bf16-true", "64-true"), f"{_DTYPE}, with trainer.precision 32-true"),
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.preparation import (
     check_quantization,
-    check_sharded_adapters,
+    check_sharded_layers,
     empty_model,
     prepare_for_training,
     quantization_options,
@@ -68,6 +68,11 @@ class LanguageModelFactory(ABC):
         """Whether its weights are in fewer bits than a float has."""
         return False
 
+    @property
+    def compiled(self) -> bool:
+        """Whether its layers are compiled: then it rounds differently with gradient than without."""
+        return bool(getattr(self, "compile_layers", False))
+
     def check_sharding(self) -> None:
         """Refuse to be divided over processes, before anything is loaded, where that cannot be.
 
@@ -98,6 +103,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
         dtype: precision of the weights.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None takes what transformers chooses.
         gradient_checkpointing: recompute activations in backward: less memory, about a third more time.
+        compile_layers: put decoder layers through torch.compile.
         lora: train adapters on frozen weights; None trains the weights.
         quantization: `nf4` loads the weights in 4 bits (bitsandbytes, double quantisation); needs `lora`.
         compute_dtype: precision of products with 4-bit weights.
@@ -114,6 +120,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
         dtype: DType = "float32",
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
+        compile_layers: bool = False,
         lora: LoRA | None = None,
         quantization: Literal["nf4"] | None = None,
         compute_dtype: DType = "bfloat16",
@@ -127,6 +134,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
         self.dtype = dtype
         self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
+        self.compile_layers = compile_layers
         self.lora = lora
         self.quantization = quantization
         self.compute_dtype = compute_dtype
@@ -158,20 +166,24 @@ class PretrainedLanguageModel(LanguageModelFactory):
             self.name, trust_remote_code=self.trust_remote_code, **{k: v for k, v in options.items() if v is not None}
         )
         return prepare_for_training(
-            model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, quantized=bool(self.quantization)
+            model,
+            lora=self.lora,
+            gradient_checkpointing=self.gradient_checkpointing,
+            quantized=self.quantized,
+            compile_layers=self.compile_layers,
         )
 
     def check_sharding(self) -> None:
-        """Refuse what cannot be read, or adapted, in parts.
+        """Refuse what cannot be read, adapted or compiled in parts.
 
         Raises:
-            ValueError: a GGUF file, weights in 4 bits, or DoRA.
+            ValueError: a GGUF file, weights in 4 bits, DoRA, or compiled layers.
         """
         if self.gguf_file is not None or self.quantized:
             raise ValueError(
                 "a GGUF file or weights in 4 bits cannot be divided over processes: use DDP, or safetensors as they are"
             )
-        check_sharded_adapters(self.lora)
+        check_sharded_layers(self.lora, self.compile_layers)
 
     def build_sharded(self, divide: Divide) -> PreTrainedModel:
         """Load the model, each process its own rows of it.
@@ -231,6 +243,7 @@ class RandomLanguageModel(LanguageModelFactory):
         dtype: precision of the weights.
         attn_implementation: `sdpa`, `eager`, ...; None takes what transformers chooses.
         gradient_checkpointing: recompute activations in backward.
+        compile_layers: put decoder layers through torch.compile.
         lora: train adapters on frozen weights; None trains the weights.
     """
 
@@ -243,6 +256,7 @@ class RandomLanguageModel(LanguageModelFactory):
         dtype: DType = "float32",
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
+        compile_layers: bool = False,
         lora: LoRA | None = None,
     ) -> None:
         if isinstance(config, dict) and "model_type" not in config:
@@ -253,6 +267,7 @@ class RandomLanguageModel(LanguageModelFactory):
         self.dtype = dtype
         self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
+        self.compile_layers = compile_layers
         self.lora = lora
 
     @property
@@ -261,7 +276,7 @@ class RandomLanguageModel(LanguageModelFactory):
         return self.lora is not None
 
     def build_model(self) -> PreTrainedModel:
-        """Make the model from its config, the same for the same seed.
+        """Make the model from its config, the same for the same seed on every kind of device: drawn on the CPU.
 
         Raises:
             ValueError: no model can be made of the config.
@@ -269,28 +284,34 @@ class RandomLanguageModel(LanguageModelFactory):
         from transformers import AutoModelForCausalLM
 
         options = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
-        with library_errors("RandomLanguageModel.config describes no model"), torch.random.fork_rng():
+        describing = library_errors("RandomLanguageModel.config describes no model")
+        with describing, torch.random.fork_rng(), torch.device("cpu"):
             torch.manual_seed(self.seed)
             model = AutoModelForCausalLM.from_config(self._model_config(), dtype=getattr(torch, self.dtype), **options)
-        return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
+        return prepare_for_training(
+            model,
+            lora=self.lora,
+            gradient_checkpointing=self.gradient_checkpointing,
+            compile_layers=self.compile_layers,
+        )
 
     def check_sharding(self) -> None:
-        """Refuse DoRA.
+        """Refuse DoRA and compiled layers.
 
         Raises:
             ValueError: names it.
         """
-        check_sharded_adapters(self.lora)
+        check_sharded_layers(self.lora, self.compile_layers)
 
     def build_sharded(self, divide: Divide) -> PreTrainedModel:
-        """Make the model in shards; the weights are those of `build_model` on the same kind of device."""
+        """Make the model in shards; the weights are those of `build_model`."""
         from ipvrm_lightning.models.shard_loading import Initialization
 
         with Initialization() as first_values:
             model = empty_model(self._model_config(), self.dtype, self.attn_implementation)
         first_values.name_parameters(model)
         divide(model)
-        first_values.replay(model, self.seed, next(model.parameters()).device)
+        first_values.replay(model, self.seed)
         return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
 
     def _model_config(self) -> Any:

@@ -74,13 +74,12 @@ class Initialization(TorchDispatchMode):
         """Remember which parameter is which, before sharding replaces them."""
         self._names = {p.untyped_storage()._cdata: name for name, p in model.named_parameters()}
 
-    def replay(self, model: nn.Module, seed: int, device: torch.device) -> None:
+    def replay(self, model: nn.Module, seed: int) -> None:
         """Fill the model.
 
         Args:
             model: the one that was made, sharded since.
             seed: of the weights; the global random state is left as it was.
-            device: to draw on.
 
         Raises:
             ValueError: a parameter's first values were not written in a way that can be repeated.
@@ -91,7 +90,7 @@ class Initialization(TorchDispatchMode):
             torch.manual_seed(seed)
             for storage, writes in groupby(self._writes, key=lambda write: write[1].untyped_storage()._cdata):
                 name = self._names.get(storage, "")
-                made = self._write(list(writes), device)
+                made = self._write(list(writes))
                 if name in parameters:
                     fill(parameters[name], lambda start, end, made=made: made[start:end])  # type: ignore[misc]
                     unwritten.discard(name)
@@ -101,11 +100,11 @@ class Initialization(TorchDispatchMode):
             )
 
     @staticmethod
-    def _write(writes: list[Any], device: torch.device) -> Tensor:
-        """A whole tensor with what consecutive writes left in it."""
+    def _write(writes: list[Any]) -> Tensor:
+        """A whole tensor with what consecutive writes left in it, on the CPU."""
         first = writes[0][1]
         size = first.untyped_storage().nbytes() // first.element_size()
-        flat = torch.empty(size, dtype=first.dtype, device=device)
+        flat = torch.empty(size, dtype=first.dtype, device="cpu")
         for func, target, args, kwargs in writes:
             func(flat.as_strided(target.shape, target.stride(), target.storage_offset()), *args, **kwargs)
         return flat.view(first.shape) if first.numel() == size else flat

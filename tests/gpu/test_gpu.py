@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,19 @@ from ..strategies import cases
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 WIDER = {**QWEN, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
-SUPERVISED = ["ipvrm", "ipvrm adapters", "qrm", "sft"]
+SUPERVISED = ["ipvrm", "sft"]
 
 
 def steps_of(folder: Path, name: str) -> list[dict[str, float]]:
     return torch.load(folder / f"{name}.pt", weights_only=True)["steps"]
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Processes that a test joined are left after it: other tests have other devices."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +73,7 @@ def test_strategies_agree_on_distrl(name: str, strategy: str, tmp_path: Path) ->
             assert pair[1][key] == pytest.approx(value, abs=bound, rel=1e-3), (number, key)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("kind", ["full models", "adapters", "checkpointed adapters", "checkpointed full models"])
 def test_every_ratio_is_one_at_the_first_inner_step(
     kind: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -79,19 +88,18 @@ def test_every_ratio_is_one_at_the_first_inner_step(
     monkeypatch.setattr(F, "distrl_loss", recording)
     lora = LoRA(r=4) if "adapters" in kind else None
     policy = TinyPolicy(lora=lora, gradient_checkpointing="checkpointed" in kind)
-    update = {"epochs": 2, "max_tokens": 128}
-    run(tmp_path, module(language_model=policy, update=update), accelerator="gpu", precision=precision)
-    batches = len(ratios) // 4
-    assert batches >= 2 and all(ratio.is_cuda for ratio in ratios)
-    for first in (ratios[:batches], ratios[2 * batches : 3 * batches]):
-        assert all(torch.equal(ratio, torch.ones_like(ratio)) for ratio in first)
+    update = {"epochs": 2, "max_tokens": 64}
+    run(tmp_path, module(language_model=policy, update=update), accelerator="gpu", precision=precision, steps=1)
+    half = len(ratios) // 2
+    assert half >= 2 and len(ratios) % 2 == 0 and all(ratio.is_cuda for ratio in ratios)
+    assert all(torch.equal(ratio, torch.ones_like(ratio)) for ratio in ratios[:half])
+    assert any(not torch.equal(ratio, torch.ones_like(ratio)) for ratio in ratios[half:])
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("lora", [False, True])
-def test_half_precision_stays_near_full_precision(precision: Any, lora: bool, tmp_path: Path) -> None:
+def test_half_precision_stays_near_full_precision(lora: bool, tmp_path: Path) -> None:
     losses = []
-    for chosen in ("32-true", precision):
+    for chosen in ("32-true", "bf16-mixed"):
         torch.manual_seed(0)
         model = RandomLanguageModel(config=QWEN, lora=LoRA(r=4) if lora else None, gradient_checkpointing=True)
         record = Losses()
@@ -100,6 +108,30 @@ def test_half_precision_stays_near_full_precision(precision: Any, lora: bool, tm
         trainer.fit(IPVRMModule(language_model=model, optimizer=adam), datamodule=InMemoryData())
         losses.append([step["loss"] for step in record.steps])
     assert losses[1] == pytest.approx(losses[0], abs=0.05) and losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_deterministic_runs_repeat_bit_for_bit(lora: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    found = []
+    for _ in range(2):
+        model = module(lora=lora, update={"epochs": 2})
+        found.append(run(tmp_path, model, accelerator="gpu", precision="bf16-mixed", deterministic=True))
+    torch.use_deterministic_algorithms(False)
+    assert found[0][1] == found[1][1] and len(found[0][1]) == 2
+    for name, value in found[0][0].items():
+        assert torch.equal(value, found[1][0][name]), name
+
+
+def test_compiled_layers_give_nearly_the_same_loss(tmp_path: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        model = RandomLanguageModel(config=QWEN, compile_layers=compiled, gradient_checkpointing=True)
+        record = Losses()
+        trainer = quiet_trainer(tmp_path, accelerator="gpu", callbacks=[record])
+        trainer.fit(IPVRMModule(language_model=model), datamodule=InMemoryData())
+        losses.append([step["loss"] for step in record.steps])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
 
 
 def test_four_bits_train_on_the_gpu_and_read_as_on_the_cpu(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_first_values_that_were_not_recorded_are_not_made_up() -> None:
     model = empty_model(RandomLanguageModel(config=QWEN)._model_config(), "float32", None)  # recorded by nobody
     first_values.name_parameters(model)
     with pytest.raises(ValueError, match=r"lm_head\.weight cannot be repeated in shards"):
-        first_values.replay(model, 0, torch.device("cpu"))
+        first_values.replay(model, 0)
 
 
 def test_what_cannot_be_read_in_parts_says_so_before_loading() -> None:

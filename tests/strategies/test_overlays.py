@@ -24,7 +24,7 @@ from ipvrm_lightning.modules import IPVRMModule, SFTModule
 from ipvrm_lightning.strategies import FullyShard, check_fit
 
 from ..conftest import REPOSITORY
-from ..modules.conftest import QWEN, tiny
+from ..modules.conftest import QWEN, quiet_trainer, tiny
 from ..modules.distrl_cases import module as distrl_module
 from ..test_cli import EXPERIMENTS, STRATEGIES, real_inputs  # noqa: F401  (a fixture)
 
@@ -135,6 +135,23 @@ def test_a_reference_that_does_not_fit_is_refused_before_a_model_is_built() -> N
     for reference in (FrozenCopy(), CachedReference(source=FrozenCopy())):
         with pytest.raises(ValueError, match="FrozenCopy is for full fine-tuning"):
             check_fit("auto", IPVRMModule(language_model=tiny(lora=True), reference=reference))
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "bf16-true", "64-true"])
+def test_a_precision_that_would_give_other_numbers_is_refused(precision: str, tmp_path: Path) -> None:
+    strategy: Any = quiet_trainer(tmp_path, accelerator="cpu").strategy
+    strategy.precision_plugin.precision = precision  # Lightning takes 16-mixed for bf16-mixed on a CPU
+    for module in (IPVRMModule(language_model=tiny()), distrl_module()):
+        with pytest.raises(ValueError, match=f"trainer.precision {precision} is not for {type(module).__name__}"):
+            check_fit(strategy, module)
+
+
+def test_compiled_layers_are_refused_where_they_would_give_other_numbers() -> None:
+    compiled = PretrainedLanguageModel(name="x", compile_layers=True)
+    with pytest.raises(ValueError, match="compile_layers does not go with FSDP2"):
+        check_fit(FullyShard(), IPVRMModule(language_model=compiled))
+    with pytest.raises(ValueError, match="first ratios of DistRL would not be 1"):
+        distrl_module(language_model=compiled)
 
 
 def test_quantisation_without_lora_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
