@@ -32,7 +32,6 @@ class Variant(NamedTuple):
         attention: implementation that transformers is asked for.
         chunk_size: response tokens whose logits exist at one time.
         max_tokens: of one forward pass, as a multiple of the longest sequence.
-        compiled: decoder layers go through torch.compile.
         gibibytes: of GPU memory that may be used, None for all there is.
     """
 
@@ -42,7 +41,6 @@ class Variant(NamedTuple):
     attention: str = "sdpa"
     chunk_size: int = 256
     max_tokens: int = 4
-    compiled: bool = False
     gibibytes: float | None = None
 
 
@@ -55,15 +53,9 @@ VARIANTS = {
     "Qwen3-0.6B full, plain attention": SMALL._replace(attention="eager"),
     "Qwen3-0.6B full, one sequence a pass": SMALL._replace(max_tokens=1),
     "Qwen3-0.6B full, chunks of 1,024": SMALL._replace(chunk_size=1024),
-    "Qwen3-0.6B full, chunks of 1,024, compiled": SMALL._replace(chunk_size=1024, compiled=True),
-    "Qwen3-0.6B full, chunks of 1,024, compiled, no checkpointing": SMALL._replace(
-        chunk_size=1024, compiled=True, checkpointing=False
-    ),
     "Qwen3-8B QLoRA": LARGE,
     "Qwen3-8B QLoRA, chunks of 1,024": LARGE._replace(chunk_size=1024),
-    "Qwen3-8B QLoRA, chunks of 1,024, compiled": LARGE._replace(chunk_size=1024, compiled=True),
     "tiny full": Variant("qwen3-tiny"),
-    "tiny full, compiled": Variant("qwen3-tiny", compiled=True),
     "tiny QLoRA": Variant("qwen3-tiny", quantized=True),
 }
 
@@ -90,9 +82,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ceiling = matmul_ceiling("cuda" if on_gpu else "cpu")
     variant = VARIANTS[arguments.variant]
     words = WordModel(
-        variant.shape, gradient_checkpointing=variant.checkpointing, attn_implementation=variant.attention,
-        compile_layers=variant.compiled,
-    )  # fmt: skip
+        variant.shape, gradient_checkpointing=variant.checkpointing, attn_implementation=variant.attention
+    )
     rows = write_pairs(
         folder / "pairs.jsonl", pairs=arguments.sequences // 2, longest=arguments.longest, vocabulary=words.words
     )
@@ -163,7 +154,6 @@ def quantized_model(words: Any, folder: Path) -> Any:
     return PretrainedLanguageModel(
         name=str(folder), dtype="bfloat16", quantization="nf4", lora=LoRA(),
         gradient_checkpointing=words.gradient_checkpointing, attn_implementation=words.attn_implementation,
-        compile_layers=words.compile_layers,
         compute_dtype="bfloat16" if torch.cuda.is_available() else "float32",
     )  # fmt: skip
 

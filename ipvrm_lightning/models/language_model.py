@@ -13,7 +13,7 @@ import torch
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.preparation import (
     check_quantization,
-    check_sharded_layers,
+    check_sharded_adapters,
     empty_model,
     prepare_for_training,
     quantization_options,
@@ -68,11 +68,6 @@ class LanguageModelFactory(ABC):
         """Whether its weights are in fewer bits than a float has."""
         return False
 
-    @property
-    def compiled(self) -> bool:
-        """Whether its layers are compiled: then it rounds differently with gradient than without."""
-        return bool(getattr(self, "compile_layers", False))
-
     def check_sharding(self) -> None:
         """Refuse to be divided over processes, before anything is loaded, where that cannot be.
 
@@ -103,7 +98,6 @@ class PretrainedLanguageModel(LanguageModelFactory):
         dtype: precision of the weights.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None takes what transformers chooses.
         gradient_checkpointing: recompute activations in backward: less memory, about a third more time.
-        compile_layers: put decoder layers through torch.compile.
         lora: train adapters on frozen weights; None trains the weights.
         quantization: `nf4` loads the weights in 4 bits (bitsandbytes, double quantisation); needs `lora`.
         compute_dtype: precision of products with 4-bit weights.
@@ -120,7 +114,6 @@ class PretrainedLanguageModel(LanguageModelFactory):
         dtype: DType = "float32",
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
-        compile_layers: bool = False,
         lora: LoRA | None = None,
         quantization: Literal["nf4"] | None = None,
         compute_dtype: DType = "bfloat16",
@@ -134,7 +127,6 @@ class PretrainedLanguageModel(LanguageModelFactory):
         self.dtype = dtype
         self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
-        self.compile_layers = compile_layers
         self.lora = lora
         self.quantization = quantization
         self.compute_dtype = compute_dtype
@@ -166,24 +158,20 @@ class PretrainedLanguageModel(LanguageModelFactory):
             self.name, trust_remote_code=self.trust_remote_code, **{k: v for k, v in options.items() if v is not None}
         )
         return prepare_for_training(
-            model,
-            lora=self.lora,
-            gradient_checkpointing=self.gradient_checkpointing,
-            quantized=self.quantized,
-            compile_layers=self.compile_layers,
+            model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, quantized=self.quantized
         )
 
     def check_sharding(self) -> None:
-        """Refuse what cannot be read, adapted or compiled in parts.
+        """Refuse what cannot be read, or adapted, in parts.
 
         Raises:
-            ValueError: a GGUF file, weights in 4 bits, DoRA, or compiled layers.
+            ValueError: a GGUF file, weights in 4 bits, or DoRA.
         """
         if self.gguf_file is not None or self.quantized:
             raise ValueError(
                 "a GGUF file or weights in 4 bits cannot be divided over processes: use DDP, or safetensors as they are"
             )
-        check_sharded_layers(self.lora, self.compile_layers)
+        check_sharded_adapters(self.lora)
 
     def build_sharded(self, divide: Divide) -> PreTrainedModel:
         """Load the model, each process its own rows of it.
@@ -243,7 +231,6 @@ class RandomLanguageModel(LanguageModelFactory):
         dtype: precision of the weights.
         attn_implementation: `sdpa`, `eager`, ...; None takes what transformers chooses.
         gradient_checkpointing: recompute activations in backward.
-        compile_layers: put decoder layers through torch.compile.
         lora: train adapters on frozen weights; None trains the weights.
     """
 
@@ -256,7 +243,6 @@ class RandomLanguageModel(LanguageModelFactory):
         dtype: DType = "float32",
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
-        compile_layers: bool = False,
         lora: LoRA | None = None,
     ) -> None:
         if isinstance(config, dict) and "model_type" not in config:
@@ -267,7 +253,6 @@ class RandomLanguageModel(LanguageModelFactory):
         self.dtype = dtype
         self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
-        self.compile_layers = compile_layers
         self.lora = lora
 
     @property
@@ -288,20 +273,15 @@ class RandomLanguageModel(LanguageModelFactory):
         with describing, torch.random.fork_rng(), torch.device("cpu"):
             torch.manual_seed(self.seed)
             model = AutoModelForCausalLM.from_config(self._model_config(), dtype=getattr(torch, self.dtype), **options)
-        return prepare_for_training(
-            model,
-            lora=self.lora,
-            gradient_checkpointing=self.gradient_checkpointing,
-            compile_layers=self.compile_layers,
-        )
+        return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
 
     def check_sharding(self) -> None:
-        """Refuse DoRA and compiled layers.
+        """Refuse DoRA.
 
         Raises:
             ValueError: names it.
         """
-        check_sharded_layers(self.lora, self.compile_layers)
+        check_sharded_adapters(self.lora)
 
     def build_sharded(self, divide: Divide) -> PreTrainedModel:
         """Make the model in shards; the weights are those of `build_model`."""

@@ -53,14 +53,12 @@ def quantization_options(gguf_file: str | None, quantization: str | None, comput
     }
 
 
-def check_sharded_layers(lora: LoRA | None, compile_layers: bool) -> None:
-    """Refuse what reads whole weights of a model that is divided over processes, or cannot see them gathered.
+def check_sharded_adapters(lora: LoRA | None) -> None:
+    """Refuse adapters that read whole weights of a model which is divided over processes.
 
     Raises:
-        ValueError: DoRA, or compiled layers.
+        ValueError: DoRA.
     """
-    if compile_layers:
-        raise ValueError("compile_layers does not go with FSDP2: leave it out, or use another strategy")
     if lora is not None and lora.use_dora:
         raise ValueError("lora.use_dora reads whole weights: with FSDP2 use plain LoRA, or another strategy")
 
@@ -86,21 +84,15 @@ def empty_model(config: Any, dtype: DType, attn_implementation: str | None, **op
 
 
 def prepare_for_training(
-    model: Any,
-    *,
-    lora: LoRA | None,
-    gradient_checkpointing: bool,
-    quantized: bool = False,
-    compile_layers: bool = False,
+    model: Any, *, lora: LoRA | None, gradient_checkpointing: bool, quantized: bool = False
 ) -> PreTrainedModel:
-    """Add adapters and gradient checkpointing to a freshly loaded model, and have its layers compiled.
+    """Add adapters and gradient checkpointing to a freshly loaded model.
 
     Args:
         model: the model.
         lora: adapters to add; the weights are frozen then.
         gradient_checkpointing: recompute activations in backward.
         quantized: the weights are in 4 bits.
-        compile_layers: put decoder layers through torch.compile, when they are first used.
     """
     model.config.use_cache = False
     if quantized:
@@ -126,11 +118,5 @@ def prepare_for_training(
         if lora is not None:
             model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if compile_layers:
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        for layer in model.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.compile(dynamic=True)
     # loaded models come in eval mode, in which transformers skips gradient checkpointing and dropout without a word
     return model.train()

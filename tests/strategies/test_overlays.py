@@ -146,14 +146,6 @@ def test_a_precision_that_would_give_other_numbers_is_refused(precision: str, tm
             check_fit(strategy, module)
 
 
-def test_compiled_layers_are_refused_where_they_would_give_other_numbers() -> None:
-    compiled = PretrainedLanguageModel(name="x", compile_layers=True)
-    with pytest.raises(ValueError, match="compile_layers does not go with FSDP2"):
-        check_fit(FullyShard(), IPVRMModule(language_model=compiled))
-    with pytest.raises(ValueError, match="first ratios of DistRL would not be 1"):
-        distrl_module(language_model=compiled)
-
-
 def test_quantisation_without_lora_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["fit", *stack("sft_qwen.yaml"), "--model.language_model.init_args.quantization", "nf4"])
