@@ -28,6 +28,7 @@ commands:
   rollout   sample responses to prompts, verify them  ipvrm rollout --config configs/rollout_qwen.yaml
   export    a checkpoint as a Hugging Face folder    ipvrm export outputs/ipvrm_qwen --out my-reward-model
   score     values and first errors of solutions    ipvrm score --model my-reward-model solutions.jsonl
+  serve     the same over HTTP                      ipvrm serve --model my-reward-model --port 8000
   report    one HTML page to look at a run           ipvrm report outputs/ipvrm_qwen
   judge     recompute step F1 from a scores.jsonl, without a model
 
@@ -100,6 +101,13 @@ def _run_score(arguments: list[str]) -> None:
     score(arguments[1:])
 
 
+def _run_serve(arguments: list[str]) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from ipvrm_lightning.serve_cli import main as serve
+
+    serve(arguments[1:])
+
+
 def _run_lightning(arguments: list[str]) -> None:
     if "LOCAL_RANK" not in os.environ:
         os.environ.pop("IPVRM_RUN", None)
@@ -128,4 +136,5 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "report": _run_report,
     "rollout": _run_rollout,
     "score": _run_score,
+    "serve": _run_serve,
 }
