@@ -15,6 +15,9 @@ from functools import partial
 from ipvrm_lightning.scoring import PrefixValueModel, ScoreRequest, SolutionScore
 from ipvrm_lightning.scoring.encoding import EncodedSolution, Place
 
+#: Positions of a batch over tokens in it, at most: what padding adds is computed for nothing.
+_PADDING = 1.25
+
 
 class Busy(Exception):
     """There is no room now; try again later."""
@@ -85,16 +88,14 @@ class Batcher:
             await self._run(batch)
 
     def _next_batch(self) -> list[_Job]:
-        """The job that waited longest and, in order, those that fit in and are not made twice as long by padding."""
+        """The job that waited longest, and those of about its length as long as they fit in and padding is little."""
         waiting = [job for job in self._queue if not job.answer.done()]
         batch: list[_Job] = []
-        lengths: list[int] = []
-        for job in waiting:
-            together = [*lengths, job.length]
-            fits = len(together) * max(together) <= self.model.max_tokens and max(together) <= 2 * min(together)
-            if fits or not batch:
+        for job in sorted(waiting, key=lambda job: abs(job.length - waiting[0].length)):
+            lengths = [job.length, *(one.length for one in batch)]
+            padded = len(lengths) * max(lengths)
+            if not batch or padded <= min(self.model.max_tokens, _PADDING * sum(lengths)):
                 batch.append(job)
-                lengths = together
         taken = set(batch)
         self._queue = [job for job in waiting if job not in taken]
         return batch

@@ -72,7 +72,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def load(pair: tuple[str, str]) -> PrefixValueModel:
     reward, reference = pair
-    return PrefixValueModel.from_pretrained(reward, reference=reference, beta=10.0, threshold=0.0, device="cpu")
+    return PrefixValueModel.from_pretrained(reward, reference=reference, beta=1.0, threshold=0.0, device="cpu")
 
 
 @pytest.fixture(scope="session")

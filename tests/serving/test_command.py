@@ -33,7 +33,7 @@ def served(pair: tuple[str, str], *options: str, **environment: str) -> Iterator
     """A process, and a client of it; whatever happens, it is gone afterwards."""
     command = [sys.executable, "-m", "ipvrm_lightning", "serve", "--model", pair[0], "--reference", pair[1]]
     process = subprocess.Popen(
-        [*command, "--beta", "10", "--threshold", "0", "--device", "cpu", "--port", "0", *options],
+        [*command, "--beta", "1", "--threshold", "0", "--device", "cpu", "--port", "0", *options],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY, env={**os.environ, **environment},
     )  # fmt: skip
     try:
