@@ -31,6 +31,7 @@ commands:
   serve     the same over HTTP                      ipvrm serve --model my-reward-model --port 8000
   report    one HTML page to look at a run           ipvrm report outputs/ipvrm_qwen
   judge     recompute step F1 from a scores.jsonl, without a model
+  completion  a script that makes bash, zsh or fish complete all this
 
 Configs stack: later --config files and --key=value arguments win. `--ckpt_path last` is the newest checkpoint under the
 config's trainer.default_root_dir. `ipvrm <command> --help` lists its options, `--print_config` shows the whole config,
@@ -66,6 +67,12 @@ def main(argv: list[str] | None = None) -> None:
             raise
         print(failure_line(arguments[0], error), file=sys.stderr)
         raise SystemExit(exit_status(error)) from error
+
+
+def _run_completion(arguments: list[str]) -> None:
+    from ipvrm_lightning.completion import main as completion
+
+    completion(arguments[1:])
 
 
 def _run_judge(arguments: list[str]) -> None:
@@ -131,6 +138,7 @@ QUIET = (r".*isinstance\(treespec, LeafSpec\).*", ".*is_gradient_checkpointing.*
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
+    "completion": _run_completion,
     "export": _run_export,
     "judge": _run_judge,
     "report": _run_report,
