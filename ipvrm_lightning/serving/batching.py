@@ -91,11 +91,13 @@ class Batcher:
         """The job that waited longest, and those of about its length as long as they fit in and padding is little."""
         waiting = [job for job in self._queue if not job.answer.done()]
         batch: list[_Job] = []
+        longest = total = 0
         for job in sorted(waiting, key=lambda job: abs(job.length - waiting[0].length)):
-            lengths = [job.length, *(one.length for one in batch)]
-            padded = len(lengths) * max(lengths)
-            if not batch or padded <= min(self.model.max_tokens, _PADDING * sum(lengths)):
+            most, sum_then = max(longest, job.length), total + job.length
+            padded = (len(batch) + 1) * most
+            if not batch or padded <= min(self.model.max_tokens, _PADDING * sum_then):
                 batch.append(job)
+                longest, total = most, sum_then
         taken = set(batch)
         self._queue = [job for job in waiting if job not in taken]
         return batch
