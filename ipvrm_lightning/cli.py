@@ -28,8 +28,10 @@ commands:
   rollout   sample responses to prompts, verify them  ipvrm rollout --config configs/rollout_qwen.yaml
   export    a checkpoint as a Hugging Face folder    ipvrm export outputs/ipvrm_qwen --out my-reward-model
   score     values and first errors of solutions    ipvrm score --model my-reward-model solutions.jsonl
+  serve     the same over HTTP                      ipvrm serve --model my-reward-model --port 8000
   report    one HTML page to look at a run           ipvrm report outputs/ipvrm_qwen
   judge     recompute step F1 from a scores.jsonl, without a model
+  completion  a script that makes bash, zsh or fish complete all this
 
 Configs stack: later --config files and --key=value arguments win. `--ckpt_path last` is the newest checkpoint under the
 config's trainer.default_root_dir. `ipvrm <command> --help` lists its options, `--print_config` shows the whole config,
@@ -67,6 +69,12 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(exit_status(error)) from error
 
 
+def _run_completion(arguments: list[str]) -> None:
+    from ipvrm_lightning.completion import main as completion
+
+    completion(arguments[1:])
+
+
 def _run_judge(arguments: list[str]) -> None:
     from ipvrm_lightning.metrics.judge import main as judge
 
@@ -100,6 +108,13 @@ def _run_score(arguments: list[str]) -> None:
     score(arguments[1:])
 
 
+def _run_serve(arguments: list[str]) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from ipvrm_lightning.serve_cli import main as serve
+
+    serve(arguments[1:])
+
+
 def _run_lightning(arguments: list[str]) -> None:
     if "LOCAL_RANK" not in os.environ:
         os.environ.pop("IPVRM_RUN", None)
@@ -123,9 +138,11 @@ QUIET = (r".*isinstance\(treespec, LeafSpec\).*", ".*is_gradient_checkpointing.*
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
+    "completion": _run_completion,
     "export": _run_export,
     "judge": _run_judge,
     "report": _run_report,
     "rollout": _run_rollout,
     "score": _run_score,
+    "serve": _run_serve,
 }

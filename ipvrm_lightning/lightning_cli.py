@@ -29,6 +29,11 @@ from ipvrm_lightning.run_folders import config_fingerprint, new_run_name, unfini
 from ipvrm_lightning.strategies import check_fit
 
 
+class _Prepared(Exception):
+    def __init__(self, parsers: dict[str, LightningArgumentParser]) -> None:
+        self.parsers = parsers
+
+
 class IPVRMCLI(LightningCLI):
     """Wires any LightningModule to any LightningDataModule by config.
 
@@ -53,6 +58,20 @@ class IPVRMCLI(LightningCLI):
             },
             save_config_kwargs={"overwrite": True},
         )
+
+    @classmethod
+    def parsers(cls) -> dict[str, LightningArgumentParser]:
+        """The parsers of all commands, without running one."""
+
+        class Parsers(cls):  # type: ignore[misc, valid-type]
+            def parse_arguments(self, *_: Any) -> None:
+                raise _Prepared(self._subcommand_parsers)
+
+        try:
+            Parsers.run()
+        except _Prepared as prepared:
+            return prepared.parsers
+        raise AssertionError("arguments were not parsed")
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose errors are raised, for `cli.main` to tell them in one line."""

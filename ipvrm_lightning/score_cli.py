@@ -10,21 +10,16 @@ PROTOCOLS = ("step_sum", "prefix_sum", "prefix_mean", "step_mean")
 OBJECTIVES = ("ipvrm", "implicit_prm", "dpo_rm", "endo_rm")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The options of `ipvrm score`."""
-    parser = argparse.ArgumentParser(
-        prog="ipvrm score",
-        description=__doc__,
-        epilog="Without an export, say how log-ratios read: --beta 0.05 --objective implicit_prm, for instance.",
-    )
-    parser.add_argument(
-        "solutions", nargs="*", help="JSON, JSONL or parquet with problem and steps (or solution); - for standard input"
-    )
+def add_model_options(parser: argparse.ArgumentParser, *, max_length: int | None = None) -> None:
+    """Options that say which reward model is used and how: those of `ipvrm score` and `ipvrm serve`.
+
+    Args:
+        parser: to add them to.
+        max_length: default of `--max_length`, tokens.
+    """
+    longest = "what the models can read" if max_length is None else f"{max_length}, or what the models can read"
     parser.add_argument("--model", required=True, help="export, model, adapter or .gguf file: path, or name on the hub")
     parser.add_argument("--reference", help="the like; of an export, where its reference is now")
-    asked = parser.add_argument_group("one solution")
-    asked.add_argument("--problem", help="text of the problem")
-    asked.add_argument("--solution", help="text of its solution, steps parted by blank lines; - for standard input")
     read = parser.add_argument_group("how scores read; an export says so itself")
     read.add_argument("--objective", choices=OBJECTIVES, help="what log-ratios mean; default ipvrm, their mean")
     read.add_argument("--beta", type=float, help="scale of log-ratios")
@@ -36,18 +31,36 @@ def build_parser() -> argparse.ArgumentParser:
         "--step_template", help="text of a step, with {number} and {step}; default 'Step {number}: {step}'"
     )
     read.add_argument("--separator", help="between steps; \\n is a line break; default a blank line")
-    shown = parser.add_argument_group("output")
-    shown.add_argument("--format", choices=FORMATS, help="default table")
-    shown.add_argument("--out", type=Path, help="JSONL file; what it holds is not scored again")
-    shown.add_argument("--tokens", action="store_true", help="values of every token, too, in JSON and JSONL")
     run = parser.add_argument_group("how it is run")
     run.add_argument("--device", help="cpu, cuda, cuda:1, ...; default a GPU where there is one")
     run.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default that of training, or float32")
     run.add_argument("--max_tokens", type=int, default=16384, help="rows times longest row of a forward pass, at most")
-    run.add_argument("--max_length", type=int, help="longest solution in tokens; default what the models can read")
+    run.add_argument(
+        "--max_length", type=int, default=max_length, help=f"longest solution in tokens; default {longest}"
+    )
     run.add_argument("--revision", help="branch, tag or commit of the model on the hub")
     run.add_argument("--gguf_file", help="GGUF file in the model's folder")
     run.add_argument("--trust_remote_code", action="store_true", help="run code that a repository brings")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `ipvrm score`."""
+    parser = argparse.ArgumentParser(
+        prog="ipvrm score",
+        description=__doc__,
+        epilog="Without an export, say how log-ratios read: --beta 0.05 --objective implicit_prm, for instance.",
+    )
+    parser.add_argument(
+        "solutions", nargs="*", help="JSON, JSONL or parquet with problem and steps (or solution); - for standard input"
+    )
+    add_model_options(parser)
+    asked = parser.add_argument_group("one solution")
+    asked.add_argument("--problem", help="text of the problem")
+    asked.add_argument("--solution", help="text of its solution, steps parted by blank lines; - for standard input")
+    shown = parser.add_argument_group("output")
+    shown.add_argument("--format", choices=FORMATS, help="default table")
+    shown.add_argument("--out", type=Path, help="JSONL file; what it holds is not scored again")
+    shown.add_argument("--tokens", action="store_true", help="values of every token, too, in JSON and JSONL")
     return parser
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ipvrm_lightning import functional
+from ipvrm_lightning.metrics.best_of_n import rollout_scores
 from ipvrm_lightning.scoring.encoding import EncodedSolution
-from ipvrm_lightning.scoring.results import SolutionScore, StepScore, TokenScore
+from ipvrm_lightning.scoring.results import RankBy, RankedCandidate, SolutionScore, StepScore, TokenScore
 
 
 def answer(
@@ -65,3 +67,17 @@ def answer(
         threshold=threshold,
         tokens=tokens,
     )
+
+
+def ranked(scores: Sequence[SolutionScore], by: RankBy) -> list[RankedCandidate]:
+    """Solutions of one problem, the best first; of equal ones, the one given first.
+
+    Args:
+        scores: of the candidates.
+        by: see `PrefixValueModel.rank`.
+    """
+    finals = torch.tensor([score.final_value for score in scores], dtype=torch.float64)
+    ways = rollout_scores(finals, [[step.scores[score.protocol] for step in score.steps] for score in scores])
+    values = zip(ways[by].tolist(), scores, strict=True)
+    candidates = [RankedCandidate(index, value, score) for index, (value, score) in enumerate(values)]
+    return sorted(candidates, key=lambda candidate: -candidate.value)

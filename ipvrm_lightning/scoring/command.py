@@ -45,7 +45,7 @@ def score_command(chosen: argparse.Namespace) -> None:
         ValueError: a model that is not what it should be, or an output file of something else.
     """
     asked = read_requests(chosen.solutions) if chosen.solutions else [_single(chosen)]
-    description = _described(chosen)
+    description = described(chosen)
     encoder = open_encoder(description, max_length=chosen.max_length)
     solutions = list(_encoded(encoder, asked))
 
@@ -76,7 +76,15 @@ def _single(chosen: argparse.Namespace) -> Asked:
     return Asked(check_request(chosen.problem, split_solution(text), "solution"), "command line", 1)
 
 
-def _described(chosen: argparse.Namespace) -> Description:
+def described(chosen: argparse.Namespace) -> Description:
+    """The reward model that the options name, as they say it is read.
+
+    Args:
+        chosen: options of `ipvrm_lightning.score_cli.add_model_options`.
+
+    Raises:
+        ValueError: a model that is not what it should be, or options that do not go together.
+    """
     objective = None
     if chosen.objective is not None:
         objective = _OBJECTIVES[chosen.objective](**({} if chosen.beta is None else {"beta": chosen.beta}))

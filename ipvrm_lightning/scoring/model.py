@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +15,19 @@ from ipvrm_lightning.data.batching import eval_loader
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.schema import Prompt
 from ipvrm_lightning.failures import library_errors
-from ipvrm_lightning.metrics.best_of_n import rollout_scores
 from ipvrm_lightning.models.exported import Layout
 from ipvrm_lightning.models.frozen import load_frozen
 from ipvrm_lightning.models.logprobs import DEFAULT_CHUNK_SIZE, base_language_model, check_vocabulary, response_scores
 from ipvrm_lightning.models.token_scores import TokenScores, steps_by_protocol, token_scores
 from ipvrm_lightning.objectives import Objective
-from ipvrm_lightning.scoring.answers import answer
+from ipvrm_lightning.scoring.answers import answer, ranked
 from ipvrm_lightning.scoring.description import Description, Part, describe
 from ipvrm_lightning.scoring.encoding import EncodedSolution, SolutionEncoder
 from ipvrm_lightning.scoring.opening import open_encoder, positions
 from ipvrm_lightning.scoring.requests import split_solution
-from ipvrm_lightning.scoring.results import RankedCandidate, ScoreRequest, SolutionScore
+from ipvrm_lightning.scoring.results import RankBy, RankedCandidate, ScoreRequest, SolutionScore
 from ipvrm_lightning.types import TrajectoryBatch
 
-RankBy = Literal["final_value", "min_step", "mean_step"]
 WINDOW = 128
 
 
@@ -181,14 +179,7 @@ class PrefixValueModel:
         """
         if by not in (known := get_args(RankBy)):
             raise ValueError(f"by must be one of {', '.join(known)}, found {by!r}")
-        scores = self.score_many([ScoreRequest(problem, _steps(candidate)) for candidate in candidates])
-        finals = torch.tensor([score.final_value for score in scores], dtype=torch.float64)
-        ways = rollout_scores(finals, [[step.scores[score.protocol] for step in score.steps] for score in scores])
-        ranked = [
-            RankedCandidate(index, value, score)
-            for index, (value, score) in enumerate(zip(ways[by].tolist(), scores, strict=True))
-        ]
-        return sorted(ranked, key=lambda candidate: -candidate.value)
+        return ranked(self.score_many([ScoreRequest(problem, _steps(candidate)) for candidate in candidates]), by)
 
     @torch.no_grad()
     def score_encoded(self, solutions: Sequence[EncodedSolution], *, tokens: bool = False) -> list[SolutionScore]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+RankBy = Literal["final_value", "min_step", "mean_step"]
 
 
 @dataclass(frozen=True)
@@ -108,3 +110,7 @@ class RankedCandidate:
     index: int
     value: float
     score: SolutionScore
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `SolutionScore.to_dict`."""
+        return {"index": self.index, "value": self.value, "score": self.score.to_dict()}

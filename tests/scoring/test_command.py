@@ -138,7 +138,7 @@ def test_a_file_of_other_settings_is_refused(
     command_line = ("--model", judged.export, str(solutions), "--out", str(out))
     assert f"{out}: no scores.jsonl.settings.json beside it says what made it" in refused(capsys, *command_line)
     chosen = build_parser().parse_args(list(command_line))
-    settings = {**command._settings(command._described(chosen)), "tokens": False}
+    settings = {**command._settings(command.described(chosen)), "tokens": False}
     record = tmp_path / "scores.jsonl.settings.json"
     record.write_text(json.dumps(settings))
     assert "solution 'gsm8k-0' was scored with another text or other tokens" in refused(capsys, *command_line)
