@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request
@@ -29,6 +29,7 @@ _REFUSALS = {
     401: "no token, or a wrong one",
     408: "the body did not arrive in time",
     413: "the body is too large",
+    421: "called by a name that is not this machine's own",
     422: "a field is missing, of the wrong kind, too long, or cannot be scored",
     500: "the model failed on this request",
     503: "too many wait; see Retry-After",
@@ -43,13 +44,20 @@ class _TooLate(Exception):
     pass
 
 
-def create_app(model: PrefixValueModel, *, limits: Limits | None = None, token: str | None = None) -> FastAPI:
+def create_app(
+    model: PrefixValueModel,
+    *,
+    limits: Limits | None = None,
+    token: str | None = None,
+    hosts: Collection[str] | None = None,
+) -> FastAPI:
     """The ASGI application.
 
     Args:
         model: that answers; the application's own from now on.
         limits: of requests.
         token: bearer token that every request but those for `/health` must carry; None for none.
+        hosts: names by which the server may be called, None for any.
     """
     limits = limits or Limits()
     batcher = Batcher(model, max_waiting=limits.max_waiting)
@@ -58,7 +66,7 @@ def create_app(model: PrefixValueModel, *, limits: Limits | None = None, token: 
         title="ipvrm serve", description=_DESCRIPTION, version=__version__, docs_url=None, redoc_url=None,
         dependencies=bearer,
     )  # fmt: skip
-    app.add_middleware(Guard, token=token, max_body=limits.max_body)
+    app.add_middleware(Guard, token=token, max_body=limits.max_body, hosts=hosts)
     for kind in (RequestValidationError, HTTPException, Busy, _TooLate, ValueError, Exception):
         app.add_exception_handler(kind, _tell)
 

@@ -24,6 +24,7 @@ from ipvrm_lightning.serving.schema import Limits, mistake
 
 TOKEN_VARIABLE = "IPVRM_TOKEN"
 _SHORTEST_TOKEN = 16
+_THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 _MOST_CONNECTIONS = 512
 
 
@@ -56,7 +57,8 @@ def serve_command(chosen: argparse.Namespace) -> None:
         host, port = listener.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         print(f"{description.name} answers at http://{address}, schema at /openapi.json", flush=True)
-        make_server(create_app(model, limits=limits, token=token), limits).run(sockets=[listener])
+        hosts = (*_THIS_MACHINE, chosen.host) if token is None and _is_loopback(chosen.host) else None
+        make_server(create_app(model, limits=limits, token=token, hosts=hosts), limits).run(sockets=[listener])
 
 
 def read_token(file: Path | None) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections.abc import Collection
 from hashlib import sha256
 from typing import Any
 
@@ -29,10 +30,12 @@ class Guard:
         app: the application.
         token: bearer token that every request must carry; None lets all through.
         max_body: bytes of a body, at most.
+        hosts: by which the server may be called, None for any name: a page in a browser on this machine can reach a
+            server that is open to this machine alone, but only under a name of the page's own (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, *, token: str | None, max_body: int) -> None:
-        self.app, self.max_body = app, max_body
+    def __init__(self, app: ASGIApp, *, token: str | None, max_body: int, hosts: Collection[str] | None = None) -> None:
+        self.app, self.max_body, self.hosts = app, max_body, hosts
         self._digest = None if token is None else sha256(token.encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,6 +48,8 @@ class Guard:
             return await _refusal(408, f"the body did not arrive within {BODY_SECONDS:g} s")(scope, receive, send)
         if scope["path"] != OPEN_PATH and not self._knows_token(scope):
             return await _refusal(401, "a bearer token is needed")(scope, receive, send)
+        if self.hosts is not None and _host(scope) not in self.hosts:
+            return await _refusal(421, "called by a name that is not this machine's own")(scope, receive, send)
         if body is None:
             return await _refusal(413, f"the body has more than {self.max_body} bytes")(scope, receive, send)
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -72,6 +77,12 @@ class Guard:
                 body += message.get("body", b"")
             more = message.get("more_body", False)
         return bytes(body) if size <= self.max_body else None
+
+
+def _host(scope: Scope) -> str:
+    """The name that the request gives the server, without the port."""
+    given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    return given.rpartition(":")[0] if given.rpartition(":")[2].isdigit() else given
 
 
 def _refusal(status: int, why: str) -> JSONResponse:

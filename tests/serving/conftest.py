@@ -86,13 +86,13 @@ Start = Callable[..., Client]
 
 @pytest.fixture
 def start(pair: tuple[str, str]) -> Iterator[Start]:
-    """Starts servers in threads; limits and a token may be given."""
+    """Starts servers in threads; limits, a token and names may be given."""
     running: list[tuple[Any, threading.Thread]] = []
 
-    def start(token: str | None = None, **limits: Any) -> Client:
+    def start(token: str | None = None, hosts: tuple[str, ...] | None = None, **limits: Any) -> Client:
         model, chosen = load(pair), Limits(**limits)
         listener = socket.create_server(("127.0.0.1", 0))
-        server = make_server(create_app(model, limits=chosen, token=token), chosen)
+        server = make_server(create_app(model, limits=chosen, token=token, hosts=hosts), chosen)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         running.append((server, thread))

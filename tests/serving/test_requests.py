@@ -166,3 +166,13 @@ def test_a_token_is_asked_for(start: Start) -> None:
     assert client.post("/score", {"solutions": [FINE]}, allowed).status == 200
     assert client.get("/openapi.json", allowed).json["components"]["securitySchemes"]["HTTPBearer"]
     assert client.post("/score", b"x" * 2**21).status == 401
+
+
+def test_a_name_that_is_not_this_machine_s_own_is_refused(start: Start) -> None:
+    """A page in a browser that calls its own name, which leads here (DNS rebinding)."""
+    client = start(hosts=("localhost", "127.0.0.1", "[::1]"))
+    for name in ("localhost", "127.0.0.1:80", "[::1]", "[::1]:8000", f"localhost:{client.port}"):
+        assert client.get("/status", {"Host": name}).status == 200, name
+    for name in ("evil.example", f"evil.example:{client.port}", "localhost.evil.example", "127.0.0.1.evil.example", ""):
+        answer = client.get("/status", {"Host": name})
+        assert answer.status == 421 and "name" in answer.json["error"], name
