@@ -1,11 +1,13 @@
-"""What the parser of configs lets through or tells without the place: broken files, functions in place of classes."""
+"""What the parser of configs lets through or tells without the place: broken files, functions as classes, nulls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -90,7 +92,7 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
 
 
 def check_class_paths(config: Any, key: str = "") -> None:
-    """Refuse a `class_path` that names a function: it would be called with whatever `init_args` say, `os.system` too.
+    """Refuse a `class_path` that names a function, which would be called with `init_args`, and nulls for numbers.
 
     Args:
         config: parsed, nothing in it built yet.
@@ -106,7 +108,26 @@ def check_class_paths(config: Any, key: str = "") -> None:
     if not isinstance(values, dict) or isinstance(config, type):
         return
     path = values.get("class_path")
-    if isinstance(path, str) and not isinstance(resolve_name(path), type):
-        raise ValueError(f"{key}: class_path {path} is no class")
+    if isinstance(path, str):
+        if not isinstance(kind := resolve_name(path), type):
+            raise ValueError(f"{key}: class_path {path} is no class")
+        _refuse_nulls(kind, values.get("init_args"), f"{key}.init_args".lstrip("."))
     for name, value in values.items():
         check_class_paths(value, f"{key}.{name}".lstrip("."))
+
+
+def _refuse_nulls(kind: type, arguments: Any, key: str) -> None:
+    """The parser takes null for an argument of any type; what fails is the first line that computes with it."""
+    given = arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})
+    nulls = [name for name, value in given.items() if value is None]
+    if not nulls:
+        return
+    try:
+        hints, parameters = get_type_hints(kind.__init__), inspect.signature(kind).parameters
+    except (NameError, TypeError, ValueError):  # types that are imported for checkers only: nothing can be said
+        return
+    for name in nulls:
+        hint = hints.get(name, Any)
+        takes_null = hint is Any or hint in (None, NoneType, object) or NoneType in get_args(hint)
+        if not takes_null and name in parameters and parameters[name].default is not None:
+            raise ValueError(f"{key}.{name}: expected {getattr(hint, '__name__', hint)}, found null")

@@ -55,3 +55,14 @@ def test_a_function_is_no_class(config: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=f"^{key}: class_path .* is no class$"):
         check_class_paths(config)
     check_class_paths({"model": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0, "betas": (0.1, 0.2)}}})
+
+
+def test_a_null_is_no_number() -> None:
+    def data(**arguments: Any) -> dict[str, Any]:
+        return {"data": {"class_path": "ipvrm_lightning.data.TrajectoryDataModule", "init_args": arguments}}
+
+    check_class_paths(data(batch_size=2, train="rollouts.jsonl", tokenizer=None, unknown=None))
+    with pytest.raises(ValueError, match=r"^data\.init_args\.batch_size: expected int, found null$"):
+        check_class_paths(data(batch_size=None))
+    with pytest.raises(ValueError, match=r"^data\.init_args\.prompt_format: expected .*Literal.*, found null$"):
+        check_class_paths(data(prompt_format=None))
