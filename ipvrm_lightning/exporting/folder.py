@@ -29,6 +29,7 @@ from ipvrm_lightning.models.exported import (
     ModelSource,
 )
 from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.permissions import follow_umask
 
 
 def export_checkpoint(
@@ -94,7 +95,7 @@ def export_checkpoint(
         record.write(scratch)
         card = model_card(record, config=run.config, reports=judged and judged.reports)
         (scratch / "README.md").write_text(card, encoding="utf-8")
-        scratch.chmod(0o755)
+        follow_umask(scratch)
         _put_in_place(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
