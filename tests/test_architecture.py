@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_folders": {"metrics", "models"},
     "checkpoint_io": set(),
     "loggers": {"callbacks"},
-    "exporting": {"functional", "models", "callbacks", "permissions"},
+    "exporting": {"functional", "models", "callbacks", "failures", "permissions"},
     "reporting": {"functional", "types", "metrics", "failures"},
     "worlds": {"functional", "types", "objectives", "metrics", "models", "rollouts", "modules", "data", "permissions"},
     "scoring": {

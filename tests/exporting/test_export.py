@@ -275,6 +275,23 @@ def test_a_config_that_is_no_export_is_refused(tmp_path: Path) -> None:
         assert str(file) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("model: !!python/object/apply:os.system ['touch ran']", "not the config of a run .ConstructorError"),
+        ("model: [1, 2", "not the config of a run .ParserError"),
+        ("- model", "not the config of a run .ValueError"),
+        ("data: {}", "not the config of a fit that can be exported, for want of a key .KeyError: 'model'"),
+    ],
+)
+def test_a_config_of_no_run_is_named(text: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": {}}, tmp_path / "checkpoints" / "last.ckpt")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/config.yaml: {problem}"):
+        find_run(tmp_path)
+
+
 def test_the_callback_exports_the_best(tmp_path: Path, base: str, real_inputs: dict[str, str]) -> None:  # noqa: F811
     from types import SimpleNamespace
 
