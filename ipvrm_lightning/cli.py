@@ -119,7 +119,13 @@ def _run_lightning(arguments: list[str]) -> None:
 
 
 #: What libraries tell each other, of no use to who runs a command.
-QUIET = (r".*isinstance\(treespec, LeafSpec\).*", ".*is_gradient_checkpointing.*", ".*does not have many workers.*")
+QUIET = (
+    r".*isinstance\(treespec, LeafSpec\).*",
+    ".*is_gradient_checkpointing.*",
+    ".*does not have many workers.*",
+    "The dirpath has changed from.*",  # said by every `ipvrm test`, whose run has a folder of its own
+    "Total length of `list` across ranks is zero.*",  # of validation data, where none are asked for
+)
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {

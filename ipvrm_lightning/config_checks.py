@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from types import NoneType
@@ -28,6 +29,27 @@ def check_config_files(arguments: Sequence[str]) -> None:
     for file in _config_files(arguments):
         if file.is_file():  # what is not there, the parser says
             _check(file)
+
+
+def bound_values() -> None:
+    """Have the parser refuse whatever expands without end: files that configs and arguments name, too."""
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+    if getattr(load, "func", None) is not _load_bounded:
+        set_loader("yaml", partial(_load_bounded, load), (yaml.YAMLError,))
+
+
+def _load_bounded(load: Callable[[str], Any], text: str) -> Any:
+    try:
+        if "&" in text and "*" in text:  # anchors and aliases, without which a text is as long as what it says
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            values = 0 if root is None else _count(root, {})
+            if values > _MOST_VALUES:
+                raise yaml.YAMLError(f"expands to {values} values, more than {_MOST_VALUES}")
+        return load(text)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply, or within itself") from error
 
 
 def _config_files(arguments: Sequence[str]) -> Iterator[Path]:

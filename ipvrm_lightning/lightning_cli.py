@@ -23,7 +23,7 @@ from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
 from ipvrm_lightning.callbacks.tokens import TokenFile
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
-from ipvrm_lightning.config_checks import check_class_paths
+from ipvrm_lightning.config_checks import bound_values, check_class_paths
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, read_checkpoint
 from ipvrm_lightning.run_folders import config_fingerprint, new_run_name, unfinished_checkpoint
 from ipvrm_lightning.strategies import check_fit
@@ -40,6 +40,7 @@ class IPVRMCLI(LightningCLI):
     @classmethod
     def run(cls) -> IPVRMCLI:
         """Parse the process's arguments and run the command."""
+        bound_values()
         return cls(
             LightningModule,
             LightningDataModule,

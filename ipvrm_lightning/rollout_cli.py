@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from tqdm import tqdm
 
-from ipvrm_lightning.config_checks import check_class_paths
+from ipvrm_lightning.config_checks import bound_values, check_class_paths
 from ipvrm_lightning.data import PromptModule
 from ipvrm_lightning.rollouts.sources import Answered, ResponseSource, Sampling
 from ipvrm_lightning.rollouts.store import RolloutStore
@@ -195,6 +195,7 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: after `ipvrm rollout`.
     """
+    bound_values()
     parser = build_parser()
     config = parser.parse_args(arguments)
     if not isinstance(config.sampling, Namespace):  # jsonargparse takes anything for a group of keys in a file

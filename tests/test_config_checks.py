@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 
-from ipvrm_lightning.config_checks import check_class_paths, check_config_files
+from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_config_files
+from ipvrm_lightning.data import TrajectoryDataModule
 
 from .fuzz.config_values import TEXTS
 
@@ -41,6 +44,25 @@ def test_sound_configs_pass(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(ValueError, match="found nothing"):
         check_config_files(["-c", str(file)])
+
+
+@pytest.mark.parametrize("name", ["grows", "contains itself", "deep"])
+def test_files_within_configs_are_bounded_too(name: str, tmp_path: Path) -> None:
+    bound_values()
+    bound_values()
+    file = tmp_path / "broken.yaml"
+    file.write_text(TEXTS[name])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(TrajectoryDataModule, "data")
+    with pytest.raises(
+        ArgumentError, match=r"broken.yaml: (expands to .* values|nested too deeply|while increasing flow level)"
+    ):
+        parser.parse_args(["--data", str(file)])
+    (tmp_path / "sound.yaml").write_text(
+        "class_path: ipvrm_lightning.data.TrajectoryDataModule\ninit_args: {train: &a r.jsonl, test: *a}\n"
+    )
+    chosen = parser.parse_args(["--data", str(tmp_path / "sound.yaml")]).data
+    assert chosen.init_args.train == chosen.init_args.test == "r.jsonl"
 
 
 @pytest.mark.parametrize(
