@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
 from typing import Any
 
 from ipvrm_lightning.config_checks import check_config_files
-from ipvrm_lightning.failures import exit_status, failure_line
+from ipvrm_lightning.failures import exit_status, failure_line, tell_in_one_line
 from ipvrm_lightning.packaged_configs import with_packaged_configs
 
 USAGE = """usage: ipvrm <command> [options]
@@ -106,6 +107,8 @@ def _run_lightning(arguments: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # LightningCLI reads the process's arguments, and processes it starts for DDP are given them again
     sys.argv[1:] = arguments
+    if os.environ.get("IPVRM_DEBUG") != "1":
+        threading.excepthook = tell_in_one_line
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
     from lightning.pytorch.utilities.exceptions import MisconfigurationException

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ipvrm_lightning.config_checks import bound_values, check_class_paths
 from ipvrm_lightning.data import PromptModule
+from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.rollouts.sources import Answered, ResponseSource, Sampling
 from ipvrm_lightning.rollouts.store import RolloutStore
 from ipvrm_lightning.rollouts.verifiers import Submission, Verifier
@@ -105,7 +106,7 @@ def roll_out(
     if not (chosen := parts[prompts_of]):
         raise ValueError(f"{type(prompts).__name__} has no {prompts_of} prompts")
     try:
-        with RolloutStore(output, settings) as store:
+        with names_full_disk(output), RolloutStore(output, settings) as store:
             pending = [prompt for prompt in chosen if not store.holds(prompt)]
             start, tokens = time.perf_counter(), 0
             answers = source.respond(pending, sampling) if pending else ()

@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "pretrained",
     },
     "score_cli": {"scoring"},
-    "rollout_cli": {"types", "data", "rollouts", "config_checks"},
+    "rollout_cli": {"types", "data", "rollouts", "config_checks", "failures"},
     "cli": {
         "lightning_cli",
         "rollout_cli",
@@ -62,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
         "exporting",
         "reporting",
     },
-    "lightning_cli": {"callbacks", "models", "strategies", "config_checks", "run_folders", "checkpoint_io"},
+    "lightning_cli": {"callbacks", "models", "strategies", "config_checks", "run_folders", "checkpoint_io", "failures"},
     "__main__": {"cli"},
     "__init__": set(),
 }

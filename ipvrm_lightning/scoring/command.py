@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ipvrm_lightning.data.schema import DataError
+from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.models.frozen import ADAPTER_CONFIG
 from ipvrm_lightning.objectives import DPORM, IPVRM, EndoRM, ImplicitPRM, Objective
 from ipvrm_lightning.pretrained import find_file
@@ -63,7 +64,7 @@ def score_command(chosen: argparse.Namespace) -> None:
         _print((found for _, found in score(solutions)), chosen.format or "table")
         return
     settings = {**_settings(description), "tokens": chosen.tokens}
-    with ScoreFile(chosen.out, settings) as file:
+    with names_full_disk(chosen.out), ScoreFile(chosen.out, settings) as file:
         pending = [solution for solution in solutions if not file.holds(solution)]
         for solution, found in score(pending):
             file.append(solution, found)

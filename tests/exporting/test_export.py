@@ -97,6 +97,9 @@ def test_full_models_come_back_exactly(tmp_path: Path, base: str, real_inputs: d
     recorded = read_exported_config(out / "ipvrm_config.json")
     assert recorded.reference == recorded.base == ModelSource(base, weights=fingerprint(base))
     assert recorded.layout == Layout(prompt_format="chat") and recorded.kind == "model"
+    (link := tmp_path / "link").symlink_to(out)
+    export_checkpoint(run, link, overwrite=True)
+    assert link.is_symlink() and (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     inside = export_checkpoint(run, tmp_path / "inside", with_reference=True, protocol="prefix_mean")
     recorded = read_exported_config(inside / "ipvrm_config.json")
     assert recorded.reference == ModelSource("reference", weights=fingerprint(base))
