@@ -22,13 +22,13 @@ USAGE = """usage: ipvrm <command> [options]
 Train reward models from outcome labels, judge them on first wrong steps.
 
 commands:
-  fit       train what a config describes           ipvrm fit --config configs/ipvrm_arithmetic.yaml
+  fit       train what a config describes            ipvrm fit --config configs/ipvrm_arithmetic.yaml
   validate  metrics on validation rollouts
-  test      step F1, best-of-n, calibration         ipvrm test --config ... --ckpt_path last
+  test      step F1, best-of-n, calibration          ipvrm test --config ... --ckpt_path last
   predict   values and advantages per token and step
-  rollout   sample responses to prompts, verify them  ipvrm rollout --config configs/rollout_qwen.yaml
+  rollout   sample responses to prompts, check them  ipvrm rollout --config configs/rollout_qwen.yaml
   export    a checkpoint as a Hugging Face folder    ipvrm export outputs/ipvrm_qwen --out my-reward-model
-  score     values and first errors of solutions    ipvrm score --model my-reward-model solutions.jsonl
+  score     values and first errors of solutions     ipvrm score --model my-reward-model solutions.jsonl
   report    one HTML page to look at a run           ipvrm report outputs/ipvrm_qwen
   judge     recompute step F1 from a scores.jsonl, without a model
 
@@ -76,7 +76,7 @@ def _run_judge(arguments: list[str]) -> None:
 
 def _run_export(arguments: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from ipvrm_lightning.exporting.command import main as export
+    from ipvrm_lightning.export_cli import main as export
 
     export(arguments[1:])
 

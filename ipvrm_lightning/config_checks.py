@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -12,23 +13,29 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from ipvrm_lightning.packaged_configs import packaged_names
+
 _MOST_VALUES = 100_000
 #: What the parser reads with: stricter than the one in Python, where there is one in C.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
-    """Refuse config files that are no YAML mapping, give a key twice, or expand without end.
+    """Refuse config files that are not there, are no YAML mapping, give a key twice, or expand without end.
 
     Args:
         arguments: of a command; those after `--config` and `-c` are files.
 
     Raises:
+        FileNotFoundError: there is no such file; names the nearest of the package's own.
         ValueError: names file, line and column.
     """
     for file in _config_files(arguments):
-        if file.is_file():  # what is not there, the parser says
+        if file.is_file():
             _check(file)
+        elif file.suffix in {".yaml", ".yml", ".json"}:  # the parser takes a config in place of a file's name, too
+            near = get_close_matches(str(file), packaged_names(), n=1)
+            raise FileNotFoundError(f"{file}: no such config{f'; did you mean {near[0]}?' if near else ''}")
 
 
 def bound_values() -> None:
@@ -145,7 +152,8 @@ def _refuse_nulls(kind: type, arguments: Any, key: str) -> None:
     if not nulls:
         return
     try:
-        hints, parameters = get_type_hints(kind.__init__), inspect.signature(kind).parameters
+        hints = get_type_hints(kind.__init__)  # type: ignore[misc]
+        parameters = inspect.signature(kind).parameters
     except (NameError, TypeError, ValueError):  # types that are imported for checkers only: nothing can be said
         return
     for name in nulls:

@@ -40,10 +40,18 @@ def test_a_broken_config_is_named_with_the_place(name: str, option: str, tmp_pat
 def test_sound_configs_pass(tmp_path: Path) -> None:
     file = tmp_path / "sound.yaml"
     file.write_text("\ufeffa: &a {b: 1}\nc: *a\nd: [*a, *a]\n")
-    check_config_files(["fit", "--config", str(file), "--config", "not/there.yaml", "--config"])
+    check_config_files(["fit", "--config", str(file), "--config", "{model: null}", "--config"])
     file.write_text("")
     with pytest.raises(ValueError, match="found nothing"):
         check_config_files(["-c", str(file)])
+
+
+@pytest.mark.parametrize("options", [["--config", "configs/ipvrm_arithmetic.yml"], ["-c=configs/ipvrm_aritmetic.yaml"]])
+def test_a_config_that_is_not_there_is_named_with_the_nearest(options: list[str]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such config; did you mean configs/ipvrm_arithmetic.yaml\?$"):
+        check_config_files(["fit", *options])
+    with pytest.raises(FileNotFoundError, match=r"^not/there.yaml: no such config$"):
+        check_config_files(["fit", "--config", "not/there.yaml"])
 
 
 @pytest.mark.parametrize("name", ["grows", "contains itself", "deep"])

@@ -45,10 +45,10 @@ def find_run(path: Path) -> Run:
     config = checkpoint.absolute().parent.parent / "config.yaml"
     if not config.is_file():
         raise FileNotFoundError(f"{config}: the config of the run that wrote {checkpoint} is not there")
-    found = read_config(config)
+    kept = read_config(config)
     with library_errors(f"{config}: not the config of a fit that can be exported, for want of a key"):
-        found["model"]["init_args"]["language_model"]["class_path"]
-    return Run(checkpoint, found)
+        kept["model"]["init_args"]["language_model"]["class_path"]
+    return Run(checkpoint, kept)
 
 
 def read_config(path: Path) -> dict[str, Any]:
