@@ -92,7 +92,7 @@ class AppendOnlyFile(ABC):
                 try:
                     record = json.loads(line)
                     record["id"], record[self._hash_field]
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise StoreError(f"{self.path}, row {number}: broken line ({error})") from error
                 yield record
 

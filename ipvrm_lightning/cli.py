@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
 from typing import Any
 
 from ipvrm_lightning.config_checks import check_config_files
-from ipvrm_lightning.failures import exit_status, failure_line
+from ipvrm_lightning.failures import exit_status, failure_line, tell_in_one_line
 from ipvrm_lightning.packaged_configs import with_packaged_configs
 
 USAGE = """usage: ipvrm <command> [options]
@@ -21,14 +22,14 @@ USAGE = """usage: ipvrm <command> [options]
 Train reward models from outcome labels, judge them on first wrong steps.
 
 commands:
-  fit       train what a config describes           ipvrm fit --config configs/ipvrm_arithmetic.yaml
+  fit       train what a config describes            ipvrm fit --config configs/ipvrm_arithmetic.yaml
   validate  metrics on validation rollouts
-  test      step F1, best-of-n, calibration         ipvrm test --config ... --ckpt_path last
+  test      step F1, best-of-n, calibration          ipvrm test --config ... --ckpt_path last
   predict   values and advantages per token and step
-  rollout   sample responses to prompts, verify them  ipvrm rollout --config configs/rollout_qwen.yaml
+  rollout   sample responses to prompts, check them  ipvrm rollout --config configs/rollout_qwen.yaml
   export    a checkpoint as a Hugging Face folder    ipvrm export outputs/ipvrm_qwen --out my-reward-model
-  score     values and first errors of solutions    ipvrm score --model my-reward-model solutions.jsonl
-  serve     the same over HTTP                      ipvrm serve --model my-reward-model --port 8000
+  score     values and first errors of solutions     ipvrm score --model my-reward-model solutions.jsonl
+  serve     the same over HTTP                       ipvrm serve --model my-reward-model --port 8000
   report    one HTML page to look at a run           ipvrm report outputs/ipvrm_qwen
   judge     recompute step F1 from a scores.jsonl, without a model
   completion  a script that makes bash, zsh or fish complete all this
@@ -83,7 +84,7 @@ def _run_judge(arguments: list[str]) -> None:
 
 def _run_export(arguments: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from ipvrm_lightning.exporting.command import main as export
+    from ipvrm_lightning.export_cli import main as export
 
     export(arguments[1:])
 
@@ -121,6 +122,8 @@ def _run_lightning(arguments: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # LightningCLI reads the process's arguments, and processes it starts for DDP are given them again
     sys.argv[1:] = arguments
+    if os.environ.get("IPVRM_DEBUG") != "1":
+        threading.excepthook = tell_in_one_line
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -134,7 +137,13 @@ def _run_lightning(arguments: list[str]) -> None:
 
 
 #: What libraries tell each other, of no use to who runs a command.
-QUIET = (r".*isinstance\(treespec, LeafSpec\).*", ".*is_gradient_checkpointing.*", ".*does not have many workers.*")
+QUIET = (
+    r".*isinstance\(treespec, LeafSpec\).*",
+    ".*is_gradient_checkpointing.*",
+    ".*does not have many workers.*",
+    "The dirpath has changed from.*",  # said by every `ipvrm test`, whose run has a folder of its own
+    "Total length of `list` across ranks is zero.*",  # of validation data, where none are asked for
+)
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {

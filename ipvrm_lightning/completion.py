@@ -9,10 +9,9 @@ import argparse
 import shlex
 from collections.abc import Iterable, Iterator
 from inspect import Parameter, isclass, signature
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from ipvrm_lightning.packaged_configs import CONFIGS
+from ipvrm_lightning.packaged_configs import packaged_names
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -55,8 +54,7 @@ def main(arguments: list[str]) -> None:
 
 def all_parsers() -> dict[str, argparse.ArgumentParser]:
     """Every command's parser."""
-    from ipvrm_lightning import lightning_cli, rollout_cli, score_cli, serve_cli
-    from ipvrm_lightning.exporting import command as export_cli
+    from ipvrm_lightning import export_cli, lightning_cli, rollout_cli, score_cli, serve_cli
     from ipvrm_lightning.metrics import judge as judge_cli
     from ipvrm_lightning.reporting import command as report_cli
 
@@ -83,17 +81,12 @@ def options_of(command: str, parser: argparse.ArgumentParser) -> Iterator[Option
         if action.help is argparse.SUPPRESS:
             continue
         names = tuple(action.option_strings) or (command,)
-        values = _packaged_configs() if "--config" in names else tuple(map(str, action.choices or _values(action)))
+        values = tuple(packaged_names()) if "--config" in names else tuple(map(str, action.choices or _values(action)))
         flag = action.nargs == 0
         if action.option_strings or values:
             yield Option(names, values, " ".join((action.help or "").split("\n")[0].split()).replace("%%", "%"), flag)
         for part in {"--model", "--data"}.intersection(names) if hasattr(action, "_typehint") else ():
             yield from (Option((f"{part}.{name}",)) for name in sorted(_arguments_of(part)))
-
-
-def _packaged_configs() -> tuple[str, ...]:
-    folder = CONFIGS or Path("configs")
-    return tuple(f"configs/{file.relative_to(folder).as_posix()}" for file in sorted(folder.rglob("*.yaml")))
 
 
 def _values(action: argparse.Action) -> Iterable[Any]:

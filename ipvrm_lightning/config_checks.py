@@ -1,13 +1,19 @@
-"""What the parser of configs lets through or tells without the place: broken files, functions in place of classes."""
+"""What the parser of configs lets through or tells without the place: broken files, functions as classes, nulls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
+
+from ipvrm_lightning.packaged_configs import packaged_names
 
 _MOST_VALUES = 100_000
 #: What the parser reads with: stricter than the one in Python, where there is one in C.
@@ -15,17 +21,42 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
-    """Refuse config files that are no YAML mapping, give a key twice, or expand without end.
+    """Refuse config files that are not there, are no YAML mapping, give a key twice, or expand without end.
 
     Args:
         arguments: of a command; those after `--config` and `-c` are files.
 
     Raises:
+        FileNotFoundError: there is no such file; names the nearest of the package's own.
         ValueError: names file, line and column.
     """
     for file in _config_files(arguments):
-        if file.is_file():  # what is not there, the parser says
+        if file.is_file():
             _check(file)
+        elif file.suffix in {".yaml", ".yml", ".json"}:  # the parser takes a config in place of a file's name, too
+            near = get_close_matches(str(file), packaged_names(), n=1)
+            raise FileNotFoundError(f"{file}: no such config{f'; did you mean {near[0]}?' if near else ''}")
+
+
+def bound_values() -> None:
+    """Have the parser refuse whatever expands without end: files that configs and arguments name, too."""
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+    if getattr(load, "func", None) is not _load_bounded:
+        set_loader("yaml", partial(_load_bounded, load), (yaml.YAMLError,))
+
+
+def _load_bounded(load: Callable[[str], Any], text: str) -> Any:
+    try:
+        if "&" in text and "*" in text:  # anchors and aliases, without which a text is as long as what it says
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            values = 0 if root is None else _count(root, {})
+            if values > _MOST_VALUES:
+                raise yaml.YAMLError(f"expands to {values} values, more than {_MOST_VALUES}")
+        return load(text)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply, or within itself") from error
 
 
 def _config_files(arguments: Sequence[str]) -> Iterator[Path]:
@@ -90,7 +121,7 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
 
 
 def check_class_paths(config: Any, key: str = "") -> None:
-    """Refuse a `class_path` that names a function: it would be called with whatever `init_args` say, `os.system` too.
+    """Refuse a `class_path` that names a function, which would be called with `init_args`, and nulls for numbers.
 
     Args:
         config: parsed, nothing in it built yet.
@@ -106,7 +137,27 @@ def check_class_paths(config: Any, key: str = "") -> None:
     if not isinstance(values, dict) or isinstance(config, type):
         return
     path = values.get("class_path")
-    if isinstance(path, str) and not isinstance(resolve_name(path), type):
-        raise ValueError(f"{key}: class_path {path} is no class")
+    if isinstance(path, str):
+        if not isinstance(kind := resolve_name(path), type):
+            raise ValueError(f"{key}: class_path {path} is no class")
+        _refuse_nulls(kind, values.get("init_args"), f"{key}.init_args".lstrip("."))
     for name, value in values.items():
         check_class_paths(value, f"{key}.{name}".lstrip("."))
+
+
+def _refuse_nulls(kind: type, arguments: Any, key: str) -> None:
+    """The parser takes null for an argument of any type; what fails is the first line that computes with it."""
+    given = arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})
+    nulls = [name for name, value in given.items() if value is None]
+    if not nulls:
+        return
+    try:
+        hints = get_type_hints(kind.__init__)  # type: ignore[misc]
+        parameters = inspect.signature(kind).parameters
+    except (NameError, TypeError, ValueError):  # types that are imported for checkers only: nothing can be said
+        return
+    for name in nulls:
+        hint = hints.get(name, Any)
+        takes_null = hint is Any or hint in (None, NoneType, object) or NoneType in get_args(hint)
+        if not takes_null and name in parameters and parameters[name].default is not None:
+            raise ValueError(f"{key}.{name}: expected {getattr(hint, '__name__', hint)}, found null")

@@ -8,14 +8,18 @@ nothing is lost of a run that took a day.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
+import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LONGEST = 600
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 #: Errors whose message is meant for whoever wrote the input; some by name, for their libraries load slowly.
 _EXPECTED = (ValueError, OSError, FloatingPointError, argparse.ArgumentError)
@@ -65,6 +69,34 @@ def library_errors(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(f"{what} ({type(error).__name__}: {one_line(str(error), 400)})") from error
+
+
+@contextmanager
+def names_full_disk(place: str | os.PathLike[str]) -> Iterator[None]:
+    """A disk that is full says so without a word of which: within, the error names the place that is written to.
+
+    Args:
+        place: file or folder.
+
+    Raises:
+        OSError: no space is left, with the place.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(place)) from error
+
+
+def tell_in_one_line(failed: threading.ExceptHookArgs) -> None:
+    """What a thread ended with, in a line: a writer of logs on a full disk, say, where the command ends in a line too.
+
+    Args:
+        failed: as `threading.excepthook` is given it.
+    """
+    name = failed.thread.name if failed.thread else "a thread"
+    print(f"{name} ended: {failed.exc_type.__name__}: {one_line(str(failed.exc_value))}", file=sys.stderr)
 
 
 def one_line(text: str, longest: int = _LONGEST) -> str:

@@ -23,7 +23,8 @@ from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
 from ipvrm_lightning.callbacks.tokens import TokenFile
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
-from ipvrm_lightning.config_checks import check_class_paths
+from ipvrm_lightning.config_checks import bound_values, check_class_paths
+from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, read_checkpoint
 from ipvrm_lightning.run_folders import config_fingerprint, new_run_name, unfinished_checkpoint
 from ipvrm_lightning.strategies import check_fit
@@ -45,6 +46,7 @@ class IPVRMCLI(LightningCLI):
     @classmethod
     def run(cls) -> IPVRMCLI:
         """Parse the process's arguments and run the command."""
+        bound_values()
         return cls(
             LightningModule,
             LightningDataModule,
@@ -164,6 +166,11 @@ class IPVRMCLI(LightningCLI):
             super().instantiate_classes()
         except (TypeError, AttributeError, KeyError, RuntimeError) as error:
             raise ValueError(f"this config cannot be built: {error}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; a disk that is full is named."""
+        with names_full_disk(self._get(self.config, "trainer.default_root_dir") or "outputs"):
+            super()._run_subcommand(subcommand)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it is: Lightning would let a checkpoint's hyper-parameters override it."""

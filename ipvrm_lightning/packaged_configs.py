@@ -29,6 +29,13 @@ def with_packaged_configs(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def packaged_names() -> list[str]:
+    """The configs of the package, by the names that `--config` takes."""
+    if CONFIGS is None:
+        return []
+    return [f"configs/{file.relative_to(CONFIGS).as_posix()}" for file in sorted(CONFIGS.rglob("*.yaml"))]
+
+
 def _located(name: str) -> str:
     file = Path(name)
     if CONFIGS is None or file.exists() or file.parts[:1] != ("configs",):

@@ -5,6 +5,7 @@ Whatever comes from elsewhere is loaded here.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,13 +136,23 @@ def _check_place(name: str) -> None:
 
 
 def _refuse_pickles(folder: Path) -> None:
+    pickles = [path.name for path in sorted(folder.glob("pytorch_model*.bin"))]
     if any(folder.glob("*.safetensors*")):
-        return
-    if pickles := sorted(folder.glob("pytorch_model*.bin")):
+        pickles = _not_safetensors(folder / "model.safetensors.index.json")
+    if pickles:
         raise ValueError(
-            f"{folder}: its weights are pickles ({pickles[0].name}), which can run code and are not loaded;"
+            f"{folder}: its weights are pickles ({pickles[0]}), which can run code and are not loaded;"
             " convert them where you trust them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
         )
+
+
+def _not_safetensors(index: Path) -> list[str]:
+    """Files of weights that the index of a sharded model names though they are no safetensors."""
+    if not index.is_file():
+        return []
+    with library_errors(f"{index}: not the index of a sharded model"):
+        named = {str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    return sorted(file for file in named if not file.endswith(".safetensors"))
 
 
 @contextmanager

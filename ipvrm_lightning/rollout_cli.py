@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from tqdm import tqdm
 
-from ipvrm_lightning.config_checks import check_class_paths
+from ipvrm_lightning.config_checks import bound_values, check_class_paths
 from ipvrm_lightning.data import PromptModule
+from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.rollouts.sources import Answered, ResponseSource, Sampling
 from ipvrm_lightning.rollouts.store import RolloutStore
 from ipvrm_lightning.rollouts.verifiers import Submission, Verifier
@@ -105,7 +106,7 @@ def roll_out(
     if not (chosen := parts[prompts_of]):
         raise ValueError(f"{type(prompts).__name__} has no {prompts_of} prompts")
     try:
-        with RolloutStore(output, settings) as store:
+        with names_full_disk(output), RolloutStore(output, settings) as store:
             pending = [prompt for prompt in chosen if not store.holds(prompt)]
             start, tokens = time.perf_counter(), 0
             answers = source.respond(pending, sampling) if pending else ()
@@ -195,6 +196,7 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: after `ipvrm rollout`.
     """
+    bound_values()
     parser = build_parser()
     config = parser.parse_args(arguments)
     if not isinstance(config.sampling, Namespace):  # jsonargparse takes anything for a group of keys in a file

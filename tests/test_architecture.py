@@ -18,14 +18,15 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "failures": set(),
     "append_only": set(),
-    "config_checks": set(),
+    "config_checks": {"packaged_configs"},
     "packaged_configs": set(),
+    "permissions": set(),
     "pretrained": {"failures"},
     "functional": set(),
     "objectives": {"functional", "types"},
-    "metrics": {"functional", "types"},
+    "metrics": {"functional", "types", "permissions"},
     "data": {"functional", "types", "pretrained"},
-    "models": {"functional", "types", "objectives", "metrics", "failures", "pretrained"},
+    "models": {"functional", "types", "objectives", "metrics", "failures", "permissions", "pretrained"},
     "rollouts": {"append_only", "functional", "types", "objectives", "metrics", "models", "failures", "pretrained"},
     "strategies": {"models"},
     "modules": {"functional", "types", "objectives", "metrics", "data", "models", "rollouts", "strategies"},
@@ -33,9 +34,9 @@ ALLOWED: dict[str, set[str]] = {
     "run_folders": {"metrics", "models"},
     "checkpoint_io": set(),
     "loggers": {"callbacks"},
-    "exporting": {"functional", "models", "callbacks"},
+    "exporting": {"functional", "models", "callbacks", "failures", "permissions"},
     "reporting": {"functional", "types", "metrics", "failures"},
-    "worlds": {"functional", "types", "objectives", "metrics", "models", "rollouts", "modules", "data"},
+    "worlds": {"functional", "types", "objectives", "metrics", "models", "rollouts", "modules", "data", "permissions"},
     "scoring": {
         "append_only",
         "functional",
@@ -52,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "serve_cli": {"score_cli", "serving"},
     "completion": {
         "packaged_configs",
-        "exporting",
+        "export_cli",
         "lightning_cli",
         "metrics",
         "reporting",
@@ -63,10 +64,12 @@ ALLOWED: dict[str, set[str]] = {
         "modules",
         "worlds",
     },
-    "rollout_cli": {"types", "data", "rollouts", "config_checks"},
+    "export_cli": {"exporting"},
+    "rollout_cli": {"types", "data", "rollouts", "config_checks", "failures"},
     "cli": {
         "completion",
         "lightning_cli",
+        "export_cli",
         "rollout_cli",
         "score_cli",
         "serve_cli",
@@ -75,10 +78,9 @@ ALLOWED: dict[str, set[str]] = {
         "failures",
         "config_checks",
         "packaged_configs",
-        "exporting",
         "reporting",
     },
-    "lightning_cli": {"callbacks", "models", "strategies", "config_checks", "run_folders", "checkpoint_io"},
+    "lightning_cli": {"callbacks", "models", "strategies", "config_checks", "run_folders", "checkpoint_io", "failures"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -112,6 +114,19 @@ def test_functional_needs_torch_only() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(ast.literal_eval(done.stdout))
     assert not loaded & {"lightning", "transformers", "torchmetrics", "datasets", "peft", "pandas", "pyarrow"}
+
+
+@pytest.mark.parametrize("command", ["", "score", "export", "report"])
+def test_help_does_not_wait_for_torch(command: str) -> None:
+    script = (
+        "import sys; from ipvrm_lightning.cli import main\n"
+        f"try: main({[*command.split(), '--help']})\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "usage: ipvrm" in done.stdout
+    assert not set(ast.literal_eval(done.stdout.splitlines()[-1])) & {"torch", "lightning", "transformers"}
 
 
 def test_files_and_functions_stay_small() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 
-from ipvrm_lightning.config_checks import check_class_paths, check_config_files
+from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_config_files
+from ipvrm_lightning.data import TrajectoryDataModule
 
 from .fuzz.config_values import TEXTS
 
@@ -37,10 +40,37 @@ def test_a_broken_config_is_named_with_the_place(name: str, option: str, tmp_pat
 def test_sound_configs_pass(tmp_path: Path) -> None:
     file = tmp_path / "sound.yaml"
     file.write_text("\ufeffa: &a {b: 1}\nc: *a\nd: [*a, *a]\n")
-    check_config_files(["fit", "--config", str(file), "--config", "not/there.yaml", "--config"])
+    check_config_files(["fit", "--config", str(file), "--config", "{model: null}", "--config"])
     file.write_text("")
     with pytest.raises(ValueError, match="found nothing"):
         check_config_files(["-c", str(file)])
+
+
+@pytest.mark.parametrize("options", [["--config", "configs/ipvrm_arithmetic.yml"], ["-c=configs/ipvrm_aritmetic.yaml"]])
+def test_a_config_that_is_not_there_is_named_with_the_nearest(options: list[str]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such config; did you mean configs/ipvrm_arithmetic.yaml\?$"):
+        check_config_files(["fit", *options])
+    with pytest.raises(FileNotFoundError, match=r"^not/there.yaml: no such config$"):
+        check_config_files(["fit", "--config", "not/there.yaml"])
+
+
+@pytest.mark.parametrize("name", ["grows", "contains itself", "deep"])
+def test_files_within_configs_are_bounded_too(name: str, tmp_path: Path) -> None:
+    bound_values()
+    bound_values()
+    file = tmp_path / "broken.yaml"
+    file.write_text(TEXTS[name])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(TrajectoryDataModule, "data")
+    with pytest.raises(
+        ArgumentError, match=r"broken.yaml: (expands to .* values|nested too deeply|while increasing flow level)"
+    ):
+        parser.parse_args(["--data", str(file)])
+    (tmp_path / "sound.yaml").write_text(
+        "class_path: ipvrm_lightning.data.TrajectoryDataModule\ninit_args: {train: &a r.jsonl, test: *a}\n"
+    )
+    chosen = parser.parse_args(["--data", str(tmp_path / "sound.yaml")]).data
+    assert chosen.init_args.train == chosen.init_args.test == "r.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -55,3 +85,14 @@ def test_a_function_is_no_class(config: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=f"^{key}: class_path .* is no class$"):
         check_class_paths(config)
     check_class_paths({"model": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0, "betas": (0.1, 0.2)}}})
+
+
+def test_a_null_is_no_number() -> None:
+    def data(**arguments: Any) -> dict[str, Any]:
+        return {"data": {"class_path": "ipvrm_lightning.data.TrajectoryDataModule", "init_args": arguments}}
+
+    check_class_paths(data(batch_size=2, train="rollouts.jsonl", tokenizer=None, unknown=None))
+    with pytest.raises(ValueError, match=r"^data\.init_args\.batch_size: expected int, found null$"):
+        check_class_paths(data(batch_size=None))
+    with pytest.raises(ValueError, match=r"^data\.init_args\.prompt_format: expected .*Literal.*, found null$"):
+        check_class_paths(data(prompt_format=None))

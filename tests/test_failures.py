@@ -1,11 +1,19 @@
 from __future__ import annotations
 
 import argparse
+import threading
 from pathlib import Path
 
 import pytest
 
-from ipvrm_lightning.failures import exit_status, failure_line, library_errors, one_line
+from ipvrm_lightning.failures import (
+    exit_status,
+    failure_line,
+    library_errors,
+    names_full_disk,
+    one_line,
+    tell_in_one_line,
+)
 
 
 def test_an_error_of_the_input_is_its_message_alone() -> None:
@@ -51,3 +59,25 @@ def test_errors_of_libraries_say_what_could_not_be_done() -> None:
     expected = r"^model: cannot be read \(RuntimeError: in two lines\)$"
     with pytest.raises(ValueError, match=expected), library_errors("model: cannot be read"):
         raise RuntimeError("in two\nlines")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_full_disk_is_named() -> None:
+    with pytest.raises(OSError, match=r"No space left on device: 'out'$"), names_full_disk("out"):
+        Path("/dev/full").write_text("x")
+
+
+def test_other_errors_keep_their_file() -> None:
+    with pytest.raises(FileNotFoundError, match=r"'nowhere'$"), names_full_disk("out"):
+        Path("nowhere").read_text()
+
+
+def test_a_thread_ends_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def write() -> None:
+        raise OSError(28, "No space\nleft")
+
+    monkeypatch.setattr(threading, "excepthook", tell_in_one_line)
+    thread = threading.Thread(target=write, name="writer")
+    thread.start()
+    thread.join()
+    assert capsys.readouterr().err == "writer ended: OSError: [Errno 28] No space left\n"

@@ -1,4 +1,4 @@
-"""A wheel holds what its users need, and runs outside the repository."""
+"""A wheel holds what its users need, and runs outside the repository; a source distribution is the repository."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -18,24 +19,41 @@ from .conftest import REPOSITORY
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git repository: there is no telling which files are the project's")
+    return [name for name in listed.stdout.splitlines() if (REPOSITORY / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def built(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both distributions; the wheel is built from the other one."""
     uv = shutil.which("uv")
     if uv is None:
         pytest.skip("building a wheel needs uv on the PATH")
     out = tmp_path_factory.mktemp("wheel")
     source = out / "source"
-    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True)
-    if tracked.returncode:
-        pytest.skip("not a git repository: there is no telling which files are the project's")
-    for name in tracked.stdout.splitlines():
-        if (REPOSITORY / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(REPOSITORY / name, source / name)
-    done = subprocess.run([uv, "build", "--wheel", "--out-dir", str(out), str(source)], capture_output=True, text=True)
+    for name in tracked:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, source / name)
+    done = subprocess.run([uv, "build", "--out-dir", str(out), str(source)], capture_output=True, text=True)
     if "error sending request" in done.stderr or "dns error" in done.stderr:
         pytest.skip("building a wheel needs the package index")
     assert done.returncode == 0, done.stderr
-    return next(out.glob("*.whl"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    return next(built.glob("*.whl"))
+
+
+def test_a_source_distribution_is_the_whole_repository(built: Path, tracked: list[str]) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert not set(tracked) - inside
+    assert not [name for name in inside if "__pycache__" in name or name.startswith("outputs")]
 
 
 def test_a_wheel_holds_configs_types_and_the_licence(wheel: Path) -> None:

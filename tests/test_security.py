@@ -77,6 +77,32 @@ def test_weights_that_are_pickles_are_refused_with_the_remedy(bases: str, tmp_pa
     assert not (tmp_path / "ran").exists()
 
 
+def test_an_index_that_points_to_a_pickle_is_refused(bases: str, tmp_path: Path) -> None:
+    files = model_files(bases)
+    CHANGES["weights pickled"](files)
+    index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": "pytorch_model.bin"}}
+    files["model/model.safetensors.index.json"] = json.dumps(index).encode()
+    write_files(files, tmp_path)
+    with pytest.raises(ValueError, match=r"model: its weights are pickles \(pytorch_model.bin\)"):
+        PretrainedLanguageModel(name=str(tmp_path / "model")).build_model()
+    (tmp_path / "model" / "model.safetensors.index.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"index.json: not the index of a sharded model \(RecursionError"):
+        PretrainedLanguageModel(name=str(tmp_path / "model")).build_model()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoint_that_is_no_archive_is_not_read(legacy: bool, tmp_path: Path) -> None:
+    evil, file = {"state_dict": {}, "callbacks": _Run(tmp_path / "ran")}, tmp_path / "evil.ckpt"
+    if legacy:
+        torch.save(evil, file, _use_new_zipfile_serialization=False)
+    else:
+        file.write_bytes(pickle.dumps(evil))
+    for mmap in (False, True):
+        with pytest.raises(ValueError, match=r"evil.ckpt: not a checkpoint .*no archive.*bare pickle"):
+            read_checkpoint(file, mmap=mmap)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("change", ["own code", "own tokenizer"])
 def test_code_of_a_model_folder_is_refused_and_not_run(
     change: str, bases: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

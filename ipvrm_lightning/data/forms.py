@@ -107,6 +107,19 @@ def recognise(row: Mapping[str, Any]) -> tuple[str, ...]:
     raise DataError(f"no known form has the columns {', '.join(sorted(map(str, row)))}; known are {known}")
 
 
+def _final_answers(value: Any, count: int) -> list[str | None]:
+    """What solutions vote with in majority voting, as text: 7 and "7" are one answer."""
+    if value is None:
+        return [None] * count
+    answers = check_list(value, "answers")
+    if len(answers) != count:
+        raise DataError("lengths differ", field="answers", found=f"{len(answers)} answers of {count} responses")
+    for position, answer in enumerate(answers):
+        if answer is not None and not isinstance(answer, (str, int, float)):
+            raise DataError("answer is neither text nor a number", field=f"answers[{position}]", found=answer)
+    return [None if answer is None else str(answer) for answer in answers]
+
+
 def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, number: int, stem: str) -> list[Rollout]:
     """Rollouts of one row.
 
@@ -126,10 +139,7 @@ def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, num
             if column not in row:
                 raise DataError("missing column", field=column, found=sorted(row))
         answers = FORMS[columns](row)
-        finals = check_list(row["answers"], "answers") if row.get("answers") is not None else [None] * len(answers)
-        if len(finals) != len(answers):
-            problem = f"{len(finals)} answers of {len(answers)} responses"
-            raise DataError("lengths differ", field="answers", found=problem)
+        finals = _final_answers(row.get("answers"), len(answers))
     except DataError as error:
         raise error.at(source, number) from None
     name = str(row["id"]) if row.get("id") is not None else f"{stem}-{number}"

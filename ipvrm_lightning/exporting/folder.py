@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ipvrm_lightning.exporting.card import model_card
 from ipvrm_lightning.exporting.record import Choices, Origin, describe, read_results, uses_policy
 from ipvrm_lightning.exporting.source import Part, find_run, model_weights
+from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.functional import PROTOCOLS
 from ipvrm_lightning.models.checkpoints import check_same_parameters, read_checkpoint
 from ipvrm_lightning.models.exported import (
@@ -29,6 +30,7 @@ from ipvrm_lightning.models.exported import (
     ModelSource,
 )
 from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.permissions import follow_umask
 
 
 def export_checkpoint(
@@ -65,6 +67,7 @@ def export_checkpoint(
         FileNotFoundError: no checkpoint, config or results.
         ValueError: the checkpoint does not fit its config, or cannot be exported as asked.
     """
+    out = out.resolve() if out.is_symlink() else out  # the folder is replaced, not the link to it
     _check_place(out, overwrite)
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
@@ -79,23 +82,24 @@ def export_checkpoint(
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        model: Any = factory.build_model().eval()
-        tokenizer = factory.build_tokenizer()
-        record = describe(
-            run, factory, model, stored, choices, results=judged, chat=bool(tokenizer.chat_template)
-        )  # fmt: skip
-        if isinstance(record.reference, ModelSource) and record.reference.name == REFERENCE_FOLDER:
-            policy = model_weights(stored["state_dict"], "policy") if uses_policy(run, choices) else None
-            _save_reference(factory, policy, scratch / REFERENCE_FOLDER, record)
-        _load(model, weights)
-        _save_model(model, scratch, record)
-        _save_value_head(stored["state_dict"], scratch)
-        tokenizer.save_pretrained(scratch)
-        record.write(scratch)
-        card = model_card(record, config=run.config, reports=judged and judged.reports)
-        (scratch / "README.md").write_text(card, encoding="utf-8")
-        scratch.chmod(0o755)
-        _put_in_place(scratch, out)
+        with names_full_disk(out):
+            model: Any = factory.build_model().eval()
+            tokenizer = factory.build_tokenizer()
+            record = describe(
+                run, factory, model, stored, choices, results=judged, chat=bool(tokenizer.chat_template)
+            )  # fmt: skip
+            if isinstance(record.reference, ModelSource) and record.reference.name == REFERENCE_FOLDER:
+                policy = model_weights(stored["state_dict"], "policy") if uses_policy(run, choices) else None
+                _save_reference(factory, policy, scratch / REFERENCE_FOLDER, record)
+            _load(model, weights)
+            _save_model(model, scratch, record)
+            _save_value_head(stored["state_dict"], scratch)
+            tokenizer.save_pretrained(scratch)
+            record.write(scratch)
+            card = model_card(record, config=run.config, reports=judged and judged.reports)
+            (scratch / "README.md").write_text(card, encoding="utf-8")
+            follow_umask(scratch)
+            _put_in_place(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out

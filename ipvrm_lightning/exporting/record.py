@@ -10,10 +10,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, NamedTuple
 
-import yaml
-
 from ipvrm_lightning.callbacks.run_record import run_facts
-from ipvrm_lightning.exporting.source import Part, Run
+from ipvrm_lightning.exporting.source import Part, Run, read_config
 from ipvrm_lightning.models.exported import REFERENCE_FOLDER, ExportedConfig, Layout, ModelSource, Threshold
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.reference import weights_fingerprint
@@ -56,12 +54,12 @@ def read_results(path: Path, run: Run) -> Results:
     """
     try:
         reports = json.loads(path.read_text(encoding="utf-8"))["reports"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a results.json of `ipvrm test` ({type(error).__name__}: {error})") from error
     beside = path.absolute().parent / "config.yaml"
     if not beside.is_file():
         return Results(reports, None)
-    config = yaml.safe_load(beside.read_text(encoding="utf-8"))
+    config = read_config(beside)
     tested = config.get("ckpt_path")
     # folders may have been moved: run, "checkpoints" and file tell checkpoints apart
     if tested is not None and Path(tested).parts[-3:] != run.checkpoint.absolute().parts[-3:]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from torch import Tensor
 
+from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in
 
 Part = Literal["policy", "reward"]
@@ -33,6 +34,7 @@ def find_run(path: Path) -> Run:
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no config beside it.
+        ValueError: that config is none, or not one of a fit.
     """
     if path.is_file():
         checkpoint = path
@@ -43,7 +45,24 @@ def find_run(path: Path) -> Run:
     config = checkpoint.absolute().parent.parent / "config.yaml"
     if not config.is_file():
         raise FileNotFoundError(f"{config}: the config of the run that wrote {checkpoint} is not there")
-    return Run(checkpoint, yaml.safe_load(config.read_text(encoding="utf-8")))
+    kept = read_config(config)
+    with library_errors(f"{config}: not the config of a fit that can be exported, for want of a key"):
+        kept["model"]["init_args"]["language_model"]["class_path"]
+    return Run(checkpoint, kept)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config that a run kept.
+
+    Args:
+        path: its `config.yaml`.
+
+    Raises:
+        ValueError: it is none; names the file.
+    """
+    with library_errors(f"{path}: not the config of a run"):
+        found: dict[str, Any] = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return found
 
 
 def model_weights(state: dict[str, Tensor], part: Part) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ipvrm_lightning.permissions import follow_umask
 from ipvrm_lightning.types import ScoredSolution
 
 _REQUIRED = ("id", "subset", "problem", "label", "step_scores", "step_lengths")
@@ -136,10 +137,7 @@ def write_atomically(path: str | Path, text: str) -> Path:
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
-        # mkstemp makes files for the owner alone; results follow the user's umask like any other file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        follow_umask(temporary)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,8 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
         ValueError: it is none, is broken, or holds other objects; names the file.
     """
     with library_errors(f"{path}: not a checkpoint that can be read"):
+        if path.is_file() and not is_zipfile(path):  # torch's own text speaks of an option of torch.save
+            raise ValueError("it is no archive, as which torch writes them: broken, or a bare pickle")
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except UnpicklingError as error:

@@ -135,5 +135,5 @@ def read_exported_config(path: Path) -> ExportedConfig:
         found["layout"] = Layout(**found["layout"])
         found["thresholds"] = {name: Threshold(**one) for name, one in found["thresholds"].items()}
         return ExportedConfig(**found)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not an export that can be read ({type(error).__name__}: {error})") from error

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import DEFAULT_CHUNK_SIZE, response_mask, response_scores
 from ipvrm_lightning.models.sharding import any_process, whole
+from ipvrm_lightning.permissions import follow_umask
 from ipvrm_lightning.types import TrajectoryBatch
 
 SEQUENCES_PER_FILE = 256
@@ -246,6 +247,7 @@ def _write_values(folder: Path, values: dict[bytes, Tensor]) -> None:
     handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
     os.close(handle)
     save_file({key.hex(): value.contiguous() for key, value in values.items()}, name)
+    follow_umask(name)
     os.replace(name, folder / f"{hashlib.blake2b(b''.join(sorted(values)), digest_size=8).hexdigest()}.safetensors")
 
 

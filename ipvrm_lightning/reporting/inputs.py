@@ -107,7 +107,7 @@ def _metrics_of_fit(folder: Path) -> Path | None:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         checkpoint = Path(config["ckpt_path"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return None
     run = checkpoint.parent.parent
     for place in (folder.parent / run.name, run):

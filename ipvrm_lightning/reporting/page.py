@@ -133,7 +133,7 @@ def _check_results(run: _Run, files: InputFiles) -> None:
 def _record(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     return found if isinstance(found, dict) else {}
 

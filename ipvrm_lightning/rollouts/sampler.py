@@ -10,12 +10,15 @@ Letters: N rows of a batch, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ipvrm_lightning.models.logprobs import base_language_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -122,6 +125,9 @@ class _Sampler:
     ) -> None:
         self.model, self.ends, self.pad, self.max_new_tokens = model, ends, pad, max_new_tokens
         self.temperature, self.top_p = temperature, top_p
+        # the name since transformers 5.24, which warns of the older one
+        named = "cache" in inspect.signature(base_language_model(model).forward).parameters
+        self.cache_argument = "cache" if named else "past_key_values"
 
     def sample(
         self, prompts: Sequence[Sequence[int]], tasks: Sequence[tuple[int, int]], seeds: Sequence[str]
@@ -170,9 +176,9 @@ class _Sampler:
             input_ids=ids,
             attention_mask=attention_mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self.cache_argument: cache},
         )
         return output.logits[:, -1].float()
 

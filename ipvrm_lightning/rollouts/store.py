@@ -82,7 +82,7 @@ class RolloutStore(AppendOnlyFile):
         try:
             manifest = json.loads(path.read_bytes())
             before = _flat(manifest["settings"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(f"{path}: not a manifest ({error})") from error
         now = _flat(self.settings)
         for name in sorted(before.keys() | now.keys()):

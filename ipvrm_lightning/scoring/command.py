@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ipvrm_lightning.data.schema import DataError
+from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.models.frozen import ADAPTER_CONFIG
 from ipvrm_lightning.objectives import DPORM, IPVRM, EndoRM, ImplicitPRM, Objective
 from ipvrm_lightning.pretrained import find_file
@@ -63,7 +64,7 @@ def score_command(chosen: argparse.Namespace) -> None:
         _print((found for _, found in score(solutions)), chosen.format or "table")
         return
     settings = {**_settings(description), "tokens": chosen.tokens}
-    with ScoreFile(chosen.out, settings) as file:
+    with names_full_disk(chosen.out), ScoreFile(chosen.out, settings) as file:
         pending = [solution for solution in solutions if not file.holds(solution)]
         for solution, found in score(pending):
             file.append(solution, found)
@@ -107,6 +108,8 @@ def described(chosen: argparse.Namespace) -> Description:
     )  # fmt: skip
     if found.thresholds and not read.thresholds:
         print("note: the export's thresholds are for its own layout; no step is judged", file=sys.stderr)
+    if read.dtype not in (None, "float32") and (recorded := read.reward.model.dtype) == "float32":
+        print(f"note: the model is of {recorded}; in {read.dtype} rounding can exceed its log-ratios", file=sys.stderr)
     return read
 
 

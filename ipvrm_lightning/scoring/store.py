@@ -61,8 +61,8 @@ class ScoreFile(AppendOnlyFile):
             self._record.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
             return
         try:
-            before = json.loads(self._record.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            before = dict(json.loads(self._record.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise StoreError(
                 f"{self.path}: no {self._record.name} beside it says what made it: use another --out"
             ) from error

@@ -135,9 +135,9 @@ def test_completions_may_be_lists_of_steps(tmp_path: Path) -> None:
 
 
 def test_final_answers_are_kept(tmp_path: Path) -> None:
-    row = {"prompt": "q", "responses": ["a", "b"], "scores": [1, 0], "answers": ["7", None]}
+    row = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 0, 1], "answers": ["7", None, 7]}
     rollouts = list(read_rollouts(write(tmp_path, [row]), Report()))
-    assert [r.metadata["answer"] for r in rollouts] == ["7", None]
+    assert [r.metadata["answer"] for r in rollouts] == ["7", None, "7"]
 
 
 GOOD = {"conversation": [USER, RIGHT], "label": 1}
@@ -174,6 +174,11 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "score": (GROUP, {**GROUP, "scores": [1, 0.5]}, "field 'scores[1]': label is not 0 or 1, found 0.5"),
     "response": (GROUP, {**GROUP, "responses": ["a", 5]}, "field 'responses[1]': response is neither text nor mess"),
     "blank": (GROUP, {**GROUP, "responses": ["", "b"]}, "field 'responses[0]': empty response, found ''"),
+    "answer": (
+        GROUP,
+        {**GROUP, "answers": ["7", {"of": 7}]},
+        "field 'answers[1]': answer is neither text nor a number",
+    ),
     "prompt": (GROUP, {**GROUP, "prompt": ""}, "field 'prompt': empty text, found ''"),
     "pair": (
         {"chosen": [USER, RIGHT], "rejected": [USER, WRONG]},

@@ -97,6 +97,9 @@ def test_full_models_come_back_exactly(tmp_path: Path, base: str, real_inputs: d
     recorded = read_exported_config(out / "ipvrm_config.json")
     assert recorded.reference == recorded.base == ModelSource(base, weights=fingerprint(base))
     assert recorded.layout == Layout(prompt_format="chat") and recorded.kind == "model"
+    (link := tmp_path / "link").symlink_to(out)
+    export_checkpoint(run, link, overwrite=True)
+    assert link.is_symlink() and (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     inside = export_checkpoint(run, tmp_path / "inside", with_reference=True, protocol="prefix_mean")
     recorded = read_exported_config(inside / "ipvrm_config.json")
     assert recorded.reference == ModelSource("reference", weights=fingerprint(base))
@@ -273,6 +276,23 @@ def test_a_config_that_is_no_export_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message) as caught:
             read_exported_config(file)
         assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("model: !!python/object/apply:os.system ['touch ran']", "not the config of a run .ConstructorError"),
+        ("model: [1, 2", "not the config of a run .ParserError"),
+        ("- model", "not the config of a run .ValueError"),
+        ("data: {}", "not the config of a fit that can be exported, for want of a key .KeyError: 'model'"),
+    ],
+)
+def test_a_config_of_no_run_is_named(text: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": {}}, tmp_path / "checkpoints" / "last.ckpt")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/config.yaml: {problem}"):
+        find_run(tmp_path)
 
 
 def test_the_callback_exports_the_best(tmp_path: Path, base: str, real_inputs: dict[str, str]) -> None:  # noqa: F811

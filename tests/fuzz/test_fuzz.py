@@ -54,6 +54,31 @@ def test_every_input_is_accepted_or_refused_in_one_line(kind: Kind, bases: str, 
     assert {"accepted", "refused"} <= set(verdicts)
 
 
+#: What larger runs have found, once each: files, arguments after the config, and what the line should say.
+FOUND = {
+    "an answer that is an object": (
+        "fit",
+        {"r.jsonl": b'{"prompt": "1?", "responses": ["2"], "scores": [1], "answers": [{"x": 1}]}\n'},
+        ("--data.test", "{here}/r.jsonl"),
+        "r.jsonl, row 1, field 'answers[0]': answer is neither text nor a number",
+    ),
+    "null for a number": (
+        "fit",
+        {},
+        ("--data.batch_size", "null"),
+        "data.init_args.batch_size: expected int, found null",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_refused_in_one_line(name: str, bases: str, tmp_path: Path) -> None:
+    command, files, options, expected = FOUND[name]
+    words = (command, "--config", f"{bases}/{command}.yaml", "--trainer.default_root_dir", "{out}", *options)
+    result = run_case(Case("found", name, dict(files), words, mentions=(expected,)), tmp_path / "case")
+    assert result.verdict == "refused", result.text
+
+
 REAL = {
     "fit": ({"rollouts.jsonl": b'{"prompt": "1?", "completion": "2", "label": 7}\n'}, "row 1, field 'label'"),
     "test": ({"bench/gsm8k.json": b'[{"problem": "1?"'}, "gsm8k.json: broken JSON in line 1"),

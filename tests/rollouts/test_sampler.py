@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import random
 
 import pytest
@@ -133,6 +134,23 @@ def test_later_tokens_come_from_the_full_forward_pass(model, prompts) -> None:
             logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
         chosen = logits.gather(1, torch.tensor(rollout.input_ids)[:, None]).squeeze(1)
         assert torch.allclose(chosen, logits.max(1).values, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_goes_in_under_the_name_that_the_model_has_for_it(name: str, model, prompts, monkeypatch) -> None:
+    forward, names = model.forward, []
+    taken = "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+    def renamed(cache=None, past_key_values=None, **inputs):
+        names.extend(n for n, given in (("cache", cache), ("past_key_values", past_key_values)) if given is not None)
+        return forward(**{taken: cache or past_key_values}, **inputs)
+
+    if name == "past_key_values":
+        renamed.__signature__ = inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)])
+    expected = sample(model, prompts)
+    monkeypatch.setattr(model, "forward", renamed)
+    assert sample(model, prompts) == expected
+    assert set(names) == {name}
 
 
 def test_pad_may_equal_eos(model, prompts) -> None:

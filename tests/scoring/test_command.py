@@ -49,6 +49,15 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_a_precision_that_drowns_log_ratios_is_noted(
+    judged: Judged, solutions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for dtype in ("bfloat16", "float32"):
+        score("--model", judged.export, str(solutions), "--format", "jsonl", "--device", "cpu", "--dtype", dtype)
+        noted = "note: the model is of float32; in bfloat16 rounding can exceed" in capsys.readouterr().err
+        assert noted == (dtype == "bfloat16")
+
+
 def test_json_lines_are_what_python_says(judged: Judged, solutions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     score("--model", judged.export, str(solutions), "--format", "jsonl", "--device", "cpu")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

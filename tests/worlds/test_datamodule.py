@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ipvrm_lightning.data import TrajectoryDataset
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.worlds.arithmetic import ArithmeticDataModule, ArithmeticPolicy, ArithmeticWorld
 from ipvrm_lightning.worlds.arithmetic.tokenizer import vocabulary
@@ -47,6 +48,14 @@ def test_test_sets_go_with_their_loaders_and_names(data: ArithmeticDataModule) -
     assert len(data.test_sets[3]) == 6 * 8
     assert {data.test_sets[3].metadata(row)["prompt"] for row in range(48)} == set(data.test_sets[3].groups)
     assert not set(data.test_sets[0].groups) & set(data.train_set.groups)
+
+
+def test_a_policy_that_solved_nothing_is_named(
+    micro_world: ArithmeticWorld, data: ArithmeticDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "test_sets", [*data.test_sets[:4], TrajectoryDataset([])])
+    with pytest.raises(ValueError, match=rf"{micro_world.folder}: no solution .* truth is empty: fine-tune"):
+        data.test_dataloader()
 
 
 def test_each_response_token_lies_in_the_step_its_text_is_in(data: ArithmeticDataModule, policy) -> None:

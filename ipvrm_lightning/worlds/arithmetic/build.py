@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ipvrm_lightning.permissions import follow_umask
 from ipvrm_lightning.worlds.arithmetic.answers import (
     answer_problems,
     grouped_rows,
@@ -95,7 +96,7 @@ def build(world: ArithmeticWorld) -> Path:
         scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
         try:
             _write_world(world.settings, scratch)
-            scratch.chmod(0o755)
+            follow_umask(scratch)
             os.replace(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

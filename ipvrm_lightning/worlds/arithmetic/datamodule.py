@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ipvrm_lightning.data import TokenizedDataModule, build_pairs
+from ipvrm_lightning.data.batching import EvalLoader
 from ipvrm_lightning.worlds.arithmetic.policy import check_policy
 from ipvrm_lightning.worlds.arithmetic.records import LAYOUT, TEST_NAMES, read_test_set, read_trajectories
 from ipvrm_lightning.worlds.arithmetic.settings import ArithmeticWorld, Size
@@ -87,3 +88,17 @@ class ArithmeticDataModule(TokenizedDataModule):
             if not self.train_pairs:
                 raise ValueError(f"no prompt in {folder} has both a right and a wrong response: no pair to train on")
         self.train_set = train_set
+
+    def test_dataloader(self) -> list[EvalLoader]:
+        """One loader per test set.
+
+        Raises:
+            ValueError: the policy solved nothing in a form that can be judged.
+        """
+        for name, dataset in zip(self.test_names, self.test_sets, strict=True):
+            if not len(dataset):
+                raise ValueError(
+                    f"{self.world.folder}: no solution of its policy can be judged, {name} is empty: fine-tune the"
+                    " policy for longer (overrides: sft_target, sft_tokens)"
+                )
+        return super().test_dataloader()

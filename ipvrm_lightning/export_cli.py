@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ipvrm_lightning.exporting.folder import export_checkpoint
-
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of `ipvrm export`."""
@@ -37,8 +35,9 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: after `ipvrm export`.
     """
-    chosen = build_parser().parse_args(arguments)
-    options = vars(chosen)
+    options = vars(build_parser().parse_args(arguments))
+    from ipvrm_lightning.exporting import export_checkpoint
+
     repository = options.pop("push_to_hub")
     folder = export_checkpoint(options.pop("source"), options.pop("out"), **options)
     print(f"in {folder}")
