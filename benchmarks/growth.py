@@ -113,8 +113,10 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    figure, axes = pyplot.subplots(2, len(found), figsize=(3.2 * len(found), 5.6), squeeze=False)
+    # one scale for a row of plots, so that what does not grow is flat
+    figure, axes = pyplot.subplots(2, len(found), figsize=(3.2 * len(found), 5.6), squeeze=False, sharey="row")
     for column, (axis, runs) in enumerate(found.items()):
         for row, (name, unit) in enumerate((("seconds", "seconds a step"), ("memory", "peak MiB"))):
             plot = axes[row][column]
@@ -122,8 +124,12 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
             plot.set_xscale("log", base=2)
             plot.set_yscale("log", base=2)
             plot.set_xticks(AXES[axis], [f"{value:,}" for value in AXES[axis]])
+            plot.yaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
+            plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            plot.yaxis.set_minor_formatter(NullFormatter())
             plot.set_xlabel(axis)
-            plot.set_ylabel(unit)
+            if column == 0:
+                plot.set_ylabel(unit)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
