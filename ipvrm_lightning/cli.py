@@ -6,6 +6,7 @@ Heavy libraries are imported where they are used, so that `--help` and bad argum
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ipvrm_lightning.config_checks import check_config_files
-from ipvrm_lightning.failures import exit_status, failure_line, tell_in_one_line
+from ipvrm_lightning.failures import exit_status, failure_line, reader_left, tell_in_one_line
 from ipvrm_lightning.packaged_configs import with_packaged_configs
 
 USAGE = """usage: ipvrm <command> [options]
@@ -49,8 +50,21 @@ def main(argv: list[str] | None = None) -> None:
     given = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in given or ("LOCAL_RANK" in os.environ and os.environ.get("IPVRM_DEBUG") == "1")
     os.environ["IPVRM_DEBUG"] = str(int(debug))  # tells the processes that Lightning starts, which lack the option
-    arguments = with_packaged_configs([argument for argument in given if argument != "--debug"])
-    if not arguments or arguments[0] in {"-h", "--help"}:
+    arguments = with_packaged_configs([argument for argument in given if argument != "--debug"]) or ["--help"]
+    try:
+        _run(arguments)
+        sys.stdout.flush()
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_left():
+            raise SystemExit(128 + signal.SIGPIPE) from None
+        if debug:
+            raise
+        print(failure_line(arguments[0], error), file=sys.stderr)
+        raise SystemExit(exit_status(error)) from error
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments[0] in {"-h", "--help"}:
         print(USAGE)
         return
     if arguments[0] == "--version":
@@ -58,16 +72,10 @@ def main(argv: list[str] | None = None) -> None:
 
         print(f"ipvrm_lightning {__version__}")
         return
-    try:
-        if arguments[0] not in COMMANDS and arguments[0] not in LIGHTNING and not arguments[0].startswith("-"):
-            raise ArgumentError(None, f"no such command; there are {', '.join((*LIGHTNING, *COMMANDS))}")
-        check_config_files(arguments)
-        COMMANDS.get(arguments[0], _run_lightning)(arguments)
-    except Exception as error:
-        if debug:
-            raise
-        print(failure_line(arguments[0], error), file=sys.stderr)
-        raise SystemExit(exit_status(error)) from error
+    if arguments[0] not in COMMANDS and arguments[0] not in LIGHTNING and not arguments[0].startswith("-"):
+        raise ArgumentError(None, f"no such command; there are {', '.join((*LIGHTNING, *COMMANDS))}")
+    check_config_files(arguments)
+    COMMANDS.get(arguments[0], _run_lightning)(arguments)
 
 
 def _run_completion(arguments: list[str]) -> None:

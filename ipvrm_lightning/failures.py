@@ -11,6 +11,7 @@ import argparse
 import errno
 import os
 import re
+import select
 import sys
 import tempfile
 import threading
@@ -87,6 +88,18 @@ def names_full_disk(place: str | os.PathLike[str]) -> Iterator[None]:
         if error.errno not in _FULL or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, os.fspath(place)) from error
+
+
+def reader_left() -> bool:
+    """Whether whoever read the output has hung up, as `head` does when it has seen enough; then no more is written."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    # what is left in the buffer goes nowhere, or Python would complain of it when it ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def tell_in_one_line(failed: threading.ExceptHookArgs) -> None:

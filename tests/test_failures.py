@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -81,3 +85,16 @@ def test_a_thread_ends_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     thread.start()
     thread.join()
     assert capsys.readouterr().err == "writer ended: OSError: [Errno 28] No space left\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_failure(unbuffered: str) -> None:
+    """As in `ipvrm --help | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "ipvrm_lightning", "--help"],
+        stdout=writing, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
