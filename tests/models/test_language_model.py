@@ -60,6 +60,14 @@ def test_gradient_checkpointing_changes_memory_and_no_gradient(lora: LoRA | None
         torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-6)
 
 
+def test_random_weights_do_not_depend_on_the_device_they_are_made_under() -> None:
+    """Lightning makes the model under the device of the run, and its frozen copy is made later, under none."""
+    here = RandomLanguageModel(config=QWEN).build_model().state_dict()
+    with torch.device("meta"):
+        there = RandomLanguageModel(config=QWEN).build_model().state_dict()
+    assert here.keys() == there.keys() and all(torch.equal(there[name], value) for name, value in here.items())
+
+
 def test_lora_trains_adapters_alone() -> None:
     model = RandomLanguageModel(config=QWEN, lora=LoRA(r=2)).build_model()
     assert all((".lora_" in name) == parameter.requires_grad for name, parameter in model.named_parameters())
