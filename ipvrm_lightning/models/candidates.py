@@ -138,8 +138,9 @@ def _log_probs(
     if not bool(others.any()):
         return torch.nn.functional.pad(result, (0, candidates.mask.shape[-1] - 1))
     rows = others[mask].nonzero()[:, 0]
-    own = token_logits(hidden, head, targets)[rows]
-    log_probs = token_logits(hidden[rows], head, candidates.ids[others]) - own + sampled[rows]
+    pairs = torch.stack([candidates.ids[others], targets[rows]], -1)
+    candidate, own = token_logits(hidden[rows], head, pairs).unbind(-1)
+    log_probs = candidate - own + sampled[rows]
     result = torch.nn.functional.pad(result, (0, candidates.mask.shape[-1] - 1))
     return result.masked_scatter(others, log_probs)
 

@@ -215,7 +215,7 @@ def response_scores(
     targets = response_token_ids(batch)
     mask = response_mask(batch)
     log_probs = token_log_probs(hidden, head, targets, chunk_size=chunk_size)
-    logits = token_logits(hidden, head, targets) if with_token_logits else None
+    logits = token_logits(hidden, head, targets[:, None])[:, 0] if with_token_logits else None
     return ResponseScores(unpack(log_probs, mask), mask, None if logits is None else unpack(logits, mask))
 
 
@@ -268,13 +268,10 @@ def token_log_probs(
 
 
 def token_logits(hidden: Tensor, head: OutputHead, token_ids: Tensor) -> Tensor:
-    """The logit of one token per position by a dot product, float32 or wider, [N]."""
+    """Logits of K tokens per position by dot products, float32 or wider, [N, K] for ids [N, K]."""
     rows = head.weight[token_ids]
-    logits = (hidden.to(_wide(hidden.dtype)) * rows.to(_wide(rows.dtype))).sum(-1)
-    if head.bias is not None:
-        logits = logits + head.bias[token_ids]
-    logits = logits * head.scale
-    return logits if head.soft_cap is None else head.soft_cap * torch.tanh(logits / head.soft_cap)
+    logits = (hidden.to(_wide(hidden.dtype))[:, None] * rows.to(_wide(rows.dtype))).sum(-1)
+    return _finish(logits if head.bias is None else logits + head.bias[token_ids], head)
 
 
 def _hidden_states(model: nn.Module, input_ids: Tensor) -> Tensor:
@@ -293,7 +290,13 @@ def _chunk_log_probs(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tenso
 def head_logits(hidden: Tensor, head: OutputHead) -> Tensor:
     """All logits, float32 or wider, [N, V]: for chunks without gradient, or under checkpointing."""
     logits = F.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
-    logits = logits.to(_wide(logits.dtype)) * head.scale
+    return _finish(logits.to(_wide(logits.dtype)), head)
+
+
+def _finish(logits: Tensor, head: OutputHead) -> Tensor:
+    """What the model does to a product with its head; nothing, without another pass over it, in most models."""
+    if head.scale != 1:
+        logits = logits * head.scale
     return logits if head.soft_cap is None else head.soft_cap * torch.tanh(logits / head.soft_cap)
 
 
