@@ -54,6 +54,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "DistRL + IPVRM": {"reward": IPVRM},
     "DistRL + ImplicitPRM": {"reward": {"objective": "ImplicitPRM"}},
     "DistRL + DPORM": {"reward": {"objective": "DPORM"}},
+    "GRPO + IPVRM, minibatch": {"reward": IPVRM, "distribution_coef": 0.0, "normalization": "minibatch"},
+    "DistRL + IPVRM, minibatch": {"reward": IPVRM, "normalization": "minibatch"},
     "DistRL + IPVRM, alpha 0.5": {"reward": IPVRM, "distribution_coef": 0.5},
     "DistRL + IPVRM, no pretraining": {"reward": {**IPVRM, "pretrained": False}},
     "DistRL + IPVRM, frozen": {"reward": {**IPVRM, "update": "frozen"}},
@@ -164,7 +166,7 @@ def build_module(arguments: argparse.Namespace, settings: dict[str, Any], seed: 
 
     from ipvrm_lightning import objectives
     from ipvrm_lightning.modules import DistRLModule
-    from ipvrm_lightning.modules.distrl_settings import PolicyUpdate, RewardModel
+    from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, PolicyUpdate, RewardModel
     from ipvrm_lightning.rollouts import Sampling
     from ipvrm_lightning.worlds.arithmetic import ArithmeticPolicy, ArithmeticVerifier
 
@@ -190,6 +192,7 @@ def build_module(arguments: argparse.Namespace, settings: dict[str, Any], seed: 
         reward=reward,
         sampling=Sampling(group_size=8, max_new_tokens=320, seed=seed),
         evaluation=Sampling(group_size=4, max_new_tokens=320, seed=10_000 + seed),
+        advantages=AdvantageSettings(normalization=settings.get("normalization", "prompt_group")),
         update=PolicyUpdate(distribution_coef=coefficient),
         optimizer=adam,
         step_separator="\n",
