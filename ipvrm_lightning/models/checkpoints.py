@@ -56,6 +56,28 @@ def check_same_settings(own: Mapping[str, Any], stored: Mapping[str, Any], *, wh
             )
 
 
+def check_settings_of(checkpoint: Mapping[str, Any], own: Mapping[str, Any], *, training: bool) -> None:
+    """Refuse a checkpoint whose weights mean something else here, or whose training cannot go on with these settings.
+
+    Args:
+        checkpoint: with its `settings`.
+        own: settings by name; `language_model` and `base` say what weights mean, the others how they are trained.
+        training: whether training goes on.
+
+    Raises:
+        ValueError: names the first setting that differs.
+    """
+    stored: Mapping[str, Any] = checkpoint.get("settings", {})
+    if stored.get("base", own["base"]) != own["base"]:
+        raise ValueError(
+            "the checkpoint was trained from other weights than those that model.language_model names: its adapters and"
+            " log-ratios would mean something else"
+        )
+    names = (own.keys() if training else {"language_model"}) - {"base"}
+    pick = {name: own[name] for name in own if name in names}
+    check_same_settings(pick, {n: v for n, v in stored.items() if n in names}, what="the checkpoint")
+
+
 def optimizer_class(factory: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> str:
     """The class that an optimiser factory makes, by its full name."""
     kind = type(factory([nn.Parameter(torch.zeros(1))]))

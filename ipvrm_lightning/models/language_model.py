@@ -68,6 +68,12 @@ class LanguageModelFactory(ABC):
         """Whether its weights are in fewer bits than a float has."""
         return False
 
+    def describe(self) -> dict[str, Any]:
+        """What gives trained weights their meaning besides their names and shapes: primitives only."""
+        lora = getattr(self, "lora", None)
+        adapters = None if lora is None else {"alpha": lora.alpha}
+        return {"lora": adapters, "quantization": getattr(self, "quantization", None)}
+
     def check_sharding(self) -> None:
         """Refuse to be divided over processes, before anything is loaded, where that cannot be.
 

@@ -74,6 +74,7 @@ class SharedBase(Roles):
         model: Any = self.model
         with seemingly_whole(model):
             model.add_adapter("reward", model.peft_config["default"])
+        _without_dropout(model)
         for parameter in (self.trained("policy") | self.trained("reward")).values():
             parameter.requires_grad_(True)
         self._set((["default"], False))
@@ -166,15 +167,20 @@ def build_roles(factory: LanguageModelFactory) -> Roles:
 
 
 def _prepared(factory: LanguageModelFactory) -> Any:
-    """A model without dropout: with it, a policy's ratio to itself would not be 1."""
     model = factory.build_model()
     check_output_head(model)
+    _without_dropout(model)
+    return model
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """With dropout, a policy's ratio to itself would not be 1. Some models keep its rate as a number of their own."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
-    return model
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
+                setattr(module, name, 0.0)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,24 +24,37 @@ from torch import Tensor, nn
 
 from ipvrm_lightning.data.batching import TrajectoryDataset, collate
 from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_probs
-from ipvrm_lightning.models.checkpoints import check_same_parameters, check_same_settings, optimizer_class
+from ipvrm_lightning.models.checkpoints import check_same_parameters, check_settings_of, optimizer_class
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import response_mask
 from ipvrm_lightning.models.roles import Role, Roles
 from ipvrm_lightning.models.sharding import is_sharded
 from ipvrm_lightning.modules.alarms import Alarms
-from ipvrm_lightning.modules.distrl_metrics import collection_metrics, reward_metrics, score_metrics, timed
-from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, Collecting, PolicyUpdate, RewardModel
-from ipvrm_lightning.modules.experience import ScoredBatch, plan_mini_batches, set_advantages, to_dataset, totals
+from ipvrm_lightning.modules.distrl_metrics import Values, collection_metrics, reward_metrics, score_metrics, timed
+from ipvrm_lightning.modules.distrl_settings import (
+    AdvantageSettings,
+    Collecting,
+    PolicyUpdate,
+    RewardModel,
+    check_sampling,
+)
+from ipvrm_lightning.modules.experience import (
+    ScoredBatch,
+    plan_mini_batches,
+    sampled_log_probs,
+    set_advantages,
+    to_dataset,
+    totals,
+)
 from ipvrm_lightning.modules.online_reward import OnlineReward, load_checkpoint
 from ipvrm_lightning.modules.policy import PolicyModule
-from ipvrm_lightning.modules.policy_loss import policy_loss
+from ipvrm_lightning.modules.policy_loss import distance_moved, policy_loss
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
-from ipvrm_lightning.modules.updates import GuardedUpdates, LossesOfRows, check_optimizer
+from ipvrm_lightning.modules.updates import GuardedUpdates, SharesOfRows, check_optimizer
 from ipvrm_lightning.rollouts.groups import Collection, Group, PromptSource, collect_mixed
 from ipvrm_lightning.rollouts.sources import Sampling
 from ipvrm_lightning.rollouts.verifiers import Verifier
-from ipvrm_lightning.types import PromptExample, TrajectoryBatch
+from ipvrm_lightning.types import TrajectoryBatch
 
 
 class DistRLModule(PolicyModule):
@@ -105,18 +119,13 @@ class DistRLModule(PolicyModule):
         self.alarms = alarms or Alarms()
         self.chunk_size = chunk_size
         self.online_reward: Any = None
+        self.reward_file: str | None = None
         self.steps_done = 0
-        self.updates = GuardedUpdates(self.update.max_skipped_updates)
-        self._check()
-
-    def _check(self) -> None:
-        if self.sampling.group_size < 2:
-            raise ValueError(
-                f"sampling.group_size must be at least 2 for groups to compare, is {self.sampling.group_size}"
-            )
-        if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature must be above 0: there is no ratio of certain tokens")
-        if self.reward is None and self.update.distribution_coef:
+        self.updates: dict[Role, GuardedUpdates] = {
+            role: GuardedUpdates(self.update.max_skipped_updates) for role in ("policy", "reward")
+        }
+        check_sampling(sampling)
+        if reward is None and self.update.distribution_coef:
             raise ValueError("update.distribution_coef needs a reward model: set reward, or the coefficient to 0")
 
     # -- models and optimisers
@@ -127,7 +136,7 @@ class DistRLModule(PolicyModule):
         if self.reward is None or self.online_reward is not None or self.trainer.state.fn != "fit":
             return
         self.roles.add_reward()
-        load_checkpoint(self.roles, self.reward)
+        self.reward_file = load_checkpoint(self.roles, self.reward, self.language_model.describe(), self.base)
         self.online_reward = OnlineReward(
             self.roles,
             self.reward,
@@ -149,7 +158,7 @@ class DistRLModule(PolicyModule):
 
     def configure_optimizers(self) -> Any:
         """One for the policy, and one for the reward model where it learns; their rates change once per step."""
-        steps = planned_batches(self.trainer)
+        steps = planned_batches(self.trainer, steps_per_batch=self.update.epochs * self.update.mini_batches)
         pairs = [(self.optimizer(self.roles.trained("policy").values()), self.scheduler)]
         if self.reward is not None and self.updates_reward:
             own = self.reward.optimizer(self.roles.trained("reward").values())
@@ -176,40 +185,36 @@ class DistRLModule(PolicyModule):
             collection = self.collect(stream)
         self.steps_done += 1
         metrics |= collection_metrics(collection, self.step_separator)
-        if collection.kept:
+        learned = sum(len(group.attempts) for group in collection.kept) >= self.processes.count
+        if learned:
             self._learn(collection.kept, metrics)
         else:
             rank_zero_info(
-                f"step {self.steps_done}: none of {len(collection.sampled)} prompts had both right and wrong responses;"
-                " nothing was learned"
+                f"step {self.steps_done}: {len(collection.kept)} of {len(collection.sampled)} prompts had both right"
+                " and wrong responses; nothing was learned"
             )
-        for scheduler in self._as_list(self.lr_schedulers()):
+        for name, scheduler in zip(("lr", "reward/lr"), self._as_list(self.lr_schedulers()), strict=False):
+            metrics[name] = scheduler.get_last_lr()[0]
             scheduler.step()
         seconds = time.perf_counter() - started
         metrics["seconds/step"] = seconds
         metrics["tokens_per_second"] = metrics["sampled_tokens"] / seconds
-        self._log(metrics, skipped=not collection.kept)
+        self._log(metrics, skipped=not learned)
 
     def collect(self, stream: PromptSource) -> Collection:
         """Groups of responses, sampled and verified by all processes together, the same on each."""
         return collect_mixed(
             stream,
-            self._answer_together,
+            partial(
+                self.answer_together,
+                sampling=self.sampling,
+                seed=self._step_seed,
+                batch_size=self.collecting.batch_size,
+            ),
             wanted=self.trainer.datamodule.batch_size,  # type: ignore[attr-defined]
             oversampling=self.collecting.oversampling,
             max_refills=self.collecting.max_refills,
         )
-
-    def _answer_together(self, prompts: list[PromptExample]) -> list[Group]:
-        processes = self.processes
-        own = self.answer(
-            prompts[processes.rank :: processes.count],
-            self.sampling,
-            seed=self._step_seed,
-            batch_size=self.collecting.batch_size,
-        )
-        shares = [iter(share) for share in processes.objects(own)]
-        return [next(shares[number % processes.count]) for number in range(len(prompts))]
 
     def _learn(self, kept: list[Group], metrics: dict[str, Tensor | float]) -> None:
         processes = self.processes
@@ -224,94 +229,100 @@ class DistRLModule(PolicyModule):
             ]
         scored = [part for mini_batch in mini_batches for part in mini_batch]
         metrics |= score_metrics(scored, processes)
-        if self.reward is None:
-            self._set_advantages(mini_batches)
-            self._update_policy(dataset, mini_batches, metrics)
-            return
-        if self.reward.update == "before":
+        when = None if self.reward is None else self.reward.update
+        if when == "before":
             self._update_reward(dataset, scored, metrics)
-        with timed("reward", metrics, self.device):
-            for part in scored:
-                self.online_reward.score(part)
-        metrics |= reward_metrics(scored, self.reward.objective, processes)
-        self._set_advantages(mini_batches)
+        if when is not None:
+            with timed("reward", metrics, self.device):
+                for part in scored:
+                    self.online_reward.score(part)
+        for mini_batch in mini_batches:
+            set_advantages(mini_batch, processes, self.advantages.compute)
         self._update_policy(dataset, mini_batches, metrics)
-        if self.reward.update == "after":
+        if when == "after":
             self._update_reward(dataset, scored, metrics)
+        if when == "frozen":
+            metrics |= self.online_reward.metrics(scored, dataset, processes)
 
     def score(self, dataset: TrajectoryDataset, rows: list[int]) -> ScoredBatch:
         """One forward pass of the behaviour policy, and of the supervised model where something asks for it."""
         batch = self._to_device(collate(dataset, rows))
-        temperature, chunk_size = self.sampling.temperature, self.chunk_size
+        update = self.update
         with self.roles.use("policy") as model:
             behavior = behavior_scores(
-                model,
-                batch,
-                top_k=self.update.width,
-                min_probability=self.update.min_probability,
-                temperature=temperature,
-                chunk_size=chunk_size,
+                model, batch, top_k=update.width, min_probability=update.min_probability, **self._scoring
             )
         scored = ScoredBatch(batch, response_mask(batch), behavior)
         if self.update.uses_kl or (self.reward is not None and self.reward.reference == "sft"):
             with self.roles.use("reference") as model:
-                scored.sft_log_probs, _ = candidate_log_probs(
-                    model, batch, behavior.candidates, temperature=temperature, chunk_size=chunk_size
-                )
+                scored.sft_log_probs, _ = candidate_log_probs(model, batch, behavior.candidates, **self._scoring)
         return scored
-
-    def _set_advantages(self, mini_batches: Sequence[Sequence[ScoredBatch]]) -> None:
-        for mini_batch in mini_batches:
-            set_advantages(mini_batch, self.processes, self.advantages.compute)
 
     def _update_policy(
         self, dataset: TrajectoryDataset, mini_batches: Sequence[Sequence[ScoredBatch]], metrics: dict[str, Any]
     ) -> None:
         sums: dict[str, Tensor] = {}
-        updates = self.update.epochs * len(mini_batches)
+        norms = []
         with timed("policy", metrics, self.device):
             for mini_batch in [m for _ in range(self.update.epochs) for m in mini_batches]:
-                divisors = totals(mini_batch, self.processes)
-                losses: list[tuple[Tensor, Tensor]] = []
-                for part in mini_batch:
-                    with self.roles.use("policy") as model:
-                        loss, values = policy_loss(
-                            model,
-                            part,
-                            divisors,
-                            self.update,
-                            temperature=self.sampling.temperature,
-                            chunk_size=self.chunk_size,
-                        )
-                        self._backward(loss, "policy")
-                    losses.append((loss.detach(), part.batch.index))
-                    for name, value in values.items():
-                        sums[name] = sums.get(name, torch.zeros_like(value)) + value / updates
-                norm = self._step("policy", self.update.gradient_clip_val, losses, dataset)
-                sums["gradient_norm"] = sums.get("gradient_norm", torch.zeros_like(norm)) + norm / (
-                    updates * self.processes.count
-                )
-        metrics |= {name: self.processes.total(value) for name, value in sums.items()}
+                shares = self._policy_shares(mini_batch, sums)
+                norms.append(self._step_on(shares, "policy", self.update.gradient_clip_val, dataset)[1])
+        metrics |= {name: self.processes.total(value) / len(norms) for name, value in sums.items()}
+        metrics["gradient_norm"] = torch.stack(norms).mean()
+        before = sampled_log_probs([part for m in mini_batches for part in m], len(dataset), self.processes)
+        with self.roles.use("policy") as model:
+            metrics["approx_kl"] = distance_moved(
+                model, dataset, before, self.processes, self._to_device, self.update, **self._scoring
+            )
+
+    def _policy_shares(self, mini_batch: Sequence[ScoredBatch], sums: dict[str, Tensor]) -> SharesOfRows:
+        divisors = totals(mini_batch, self.processes)
+        for part in mini_batch:
+            with self.roles.use("policy") as model:
+                loss, values = policy_loss(model, part, divisors, self.update, **self._scoring)
+                yield loss, part.batch.index
+            for name, value in values.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value
 
     def _update_reward(
         self, dataset: TrajectoryDataset, scored: Sequence[ScoredBatch], metrics: dict[str, Tensor | float]
     ) -> None:
         assert self.reward is not None
-        processes = self.processes
-        reference = self.online_reward.reference_rows(scored, len(dataset), processes)
+        processes, online = self.processes, self.online_reward
+        reference = sampled_log_probs(scored, len(dataset), processes, sft=self.reward.reference == "sft")
         with timed("reward_update", metrics, self.device):
-            for _ in range(self.reward.epochs):
-                losses: list[tuple[Tensor, Tensor]] = []
-                for loss, rows in self.online_reward.losses(
-                    dataset, reference, processes, self._to_device, seed=self._step_seed
-                ):
-                    self._backward(loss, "reward")
-                    losses.append((loss.detach(), rows))
-                clip = self.reward.gradient_clip_val
-                metrics["reward/gradient_norm"] = self._step("reward", clip, losses, dataset)
-                metrics["reward/loss"] = processes.total(torch.stack([loss for loss, _ in losses]).sum())
+            plan = online.plan(dataset, processes, seed=self._step_seed)
+            values, found = Values(len(dataset), self.device), []
+            for epoch in range(self.reward.epochs):
+                for mini_batch in plan:
+                    taken = values if epoch == 0 else None
+                    shares = online.losses(mini_batch, dataset, reference, processes, self._to_device, taken)
+                    found.append(self._step_on(shares, "reward", self.reward.gradient_clip_val, dataset))
+        if found:
+            losses, norms = (torch.stack(column) for column in zip(*found, strict=True))
+            metrics |= {"reward/loss": losses.mean(), "reward/gradient_norm": norms.mean()}
+            metrics |= reward_metrics(values, dataset, processes)
 
     # -- plumbing
+
+    @property
+    def _scoring(self) -> dict[str, Any]:
+        return {"temperature": self.sampling.temperature, "chunk_size": self.chunk_size}
+
+    def _step_on(
+        self, shares: SharesOfRows, role: Role, clip: float | None, dataset: TrajectoryDataset
+    ) -> tuple[Tensor, Tensor]:
+        """One step of a role's optimiser; the loss over all processes, and the gradient's norm."""
+        losses: list[tuple[Tensor, Tensor]] = []
+        for loss, rows in shares:
+            self._backward(loss, role)
+            losses.append((loss.detach(), rows))
+        optimizer = self._as_list(self.optimizers())[role == "reward"]
+        if role == "reward":
+            # Lightning's global step counts every optimiser that it sees stepping: it is to count the policy's alone
+            optimizer._on_before_step = optimizer._on_after_step = lambda: None
+        norm = self.updates[role].step(optimizer, self.roles.trained(role), clip, self.processes, losses, dataset)
+        return self.processes.total(torch.stack([loss for loss, _ in losses]).sum()), norm
 
     def _backward(self, loss: Tensor, role: Role) -> None:
         if is_sharded(next(iter(self.roles.trained(role).values()))):
@@ -323,17 +334,9 @@ class DistRLModule(PolicyModule):
         with block():  # gradients are summed over the processes once, when all micro-batches are done
             self.manual_backward(loss)
 
-    def _step(self, role: Role, clip: float | None, losses: LossesOfRows, dataset: TrajectoryDataset) -> Tensor:
-        """One step of a role's optimiser; returns the gradient's norm."""
-        optimizer = self._as_list(self.optimizers())[role == "reward"]
-        if role == "reward":
-            # Lightning's global step counts every optimiser that it sees stepping: it is to count the policy's alone
-            optimizer._on_before_step = optimizer._on_after_step = lambda: None
-        return self.updates.step(optimizer, self.roles.trained(role), clip, self.processes, losses, dataset)
-
     def _log(self, metrics: dict[str, Tensor | float], *, skipped: bool) -> None:
         metrics["skipped_step"] = float(skipped)
-        metrics["skipped_updates"] = float(self.updates.skipped)
+        metrics["skipped_updates"] = float(sum(guard.skipped for guard in self.updates.values()))
         values = {name: float(value) for name, value in metrics.items()}
         for name, text in self.alarms.check(values).items():
             rank_zero_warn(f"step {self.steps_done}: {text}")
@@ -361,17 +364,20 @@ class DistRLModule(PolicyModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["distrl"] = {
             "steps_done": self.steps_done,
-            "updates": self.updates.state_dict(),
+            "updates": {role: guard.state_dict() for role, guard in self.updates.items()},
             "alarms": self.alarms.state,
         }
         checkpoint["settings"] = self.settings_to_keep()
 
     def settings_to_keep(self) -> dict[str, Any]:
-        """What a checkpoint and a config must agree on to go on training: primitives only."""
-        kept: dict[str, Any] = {"optimizer": optimizer_class(self.optimizer), "reward": None}
+        """What a checkpoint and a config must agree on: primitives only; optimiser and reward, to go on training."""
+        kept: dict[str, Any] = {"language_model": self.language_model.describe(), "base": self.base}
+        kept |= {"optimizer": optimizer_class(self.optimizer), "reward": None}
         if self.reward is not None:
             kept["reward"] = {"objective": self.reward.objective.describe(), "update": self.reward.update}
             kept["reward"]["optimizer"] = optimizer_class(self.reward.optimizer)
+            if self.reward.update == "frozen":  # its weights are in no checkpoint of this run
+                kept["reward"]["checkpoint"] = self.reward_file
         return kept
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -380,13 +386,13 @@ class DistRLModule(PolicyModule):
         Raises:
             ValueError: the checkpoint is of another model or other settings; names the first thing that differs.
         """
-        if self.trainer.state.fn == "fit":
-            check_same_settings(self.settings_to_keep(), checkpoint.get("settings", {}), what="the checkpoint")
+        check_settings_of(checkpoint, self.settings_to_keep(), training=self.trainer.state.fn == "fit")
         own = self.trainable_parameters()
         if self.trainer.state.fn != "fit":  # a policy is judged without the reward model
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in own}
         check_same_parameters(own, checkpoint["state_dict"], what="the checkpoint")
         state = checkpoint["distrl"]
         self.steps_done = int(state["steps_done"])
-        self.updates.load_state_dict(state["updates"])
+        for role, guard in self.updates.items():
+            guard.load_state_dict(state["updates"][role])
         self.alarms.state = {name: list(values) for name, values in state["alarms"].items()}

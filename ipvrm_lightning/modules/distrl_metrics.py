@@ -10,10 +10,10 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ipvrm_lightning.functional import last_positions, pearson_correlation
-from ipvrm_lightning.modules.experience import ScoredBatch, required, stack_rows
+from ipvrm_lightning.data.batching import TrajectoryDataset
+from ipvrm_lightning.functional import pearson_correlation
+from ipvrm_lightning.modules.experience import ScoredBatch
 from ipvrm_lightning.modules.processes import Processes
-from ipvrm_lightning.objectives import Objective
 from ipvrm_lightning.rollouts.groups import Collection
 
 
@@ -77,24 +77,36 @@ def score_metrics(scored: Sequence[ScoredBatch], processes: Processes) -> dict[s
     }
 
 
-def reward_metrics(
-    scored: Sequence[ScoredBatch], objective: Objective, processes: Processes
-) -> dict[str, Tensor | float]:
+class Values:
+    """Values of a step's responses, put together from the processes.
+
+    Args:
+        size: responses of the step, R.
+        device: of the run.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.sums = torch.zeros(2, size, device=device)
+
+    def add(self, rows: Tensor, values: Tensor) -> None:
+        """Take values [B] of responses [B]; one that comes twice, in two pairs, has the mean."""
+        self.sums[:, rows] += torch.stack([values, torch.ones_like(values)]).to(self.sums.dtype)
+
+
+def reward_metrics(values: Values, dataset: TrajectoryDataset, processes: Processes) -> dict[str, Tensor]:
     """How the reward model's value of whole responses goes with their outcomes.
 
     `score` is the mean value (a logit), `accuracy` the share of responses whose value is positive where they are right
     and negative where they are wrong, `correlation` that of value and outcome.
+
+    Args:
+        values: of the responses, before the reward model learned from them.
+        dataset: the responses.
+        processes: of the run.
     """
-    values, outcomes = [], []
-    for part in scored:
-        log_ratios = required(part.td_advantages)[..., 0] / objective.beta
-        logits = objective.prefix_logits(log_ratios, part.mask)
-        values.append((logits * last_positions(part.mask)).sum(-1))
-        outcomes.append(required(part.batch.outcomes))
-    own = torch.stack([torch.cat(values), torch.cat(outcomes), torch.ones_like(torch.cat(outcomes))], dim=1)
-    rows = processes.largest([len(own)])[0]
-    value, outcome, there = processes.rows(stack_rows([own, own.new_zeros(rows - len(own), 3)], (3,))).unbind(1)
-    value, outcome = value[there > 0], outcome[there > 0]
+    sums, times = processes.total(values.sums)
+    seen = times > 0
+    value, outcome = sums[seen] / times[seen], torch.as_tensor(dataset.outcomes).to(sums)[seen]
     return {
         "reward/score": value.mean(),
         "reward/accuracy": ((value > 0) == (outcome > 0.5)).float().mean(),

@@ -12,6 +12,24 @@ from torch import Tensor
 from ipvrm_lightning.functional import NORMALIZATIONS, Advantages, distrl_advantages
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.objectives import Objective
+from ipvrm_lightning.rollouts.sources import Sampling
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Refuse responses that a policy cannot be trained on.
+
+    Raises:
+        ValueError: says why.
+    """
+    if sampling.group_size < 2:
+        raise ValueError(f"sampling.group_size must be at least 2 for groups to compare, is {sampling.group_size}")
+    if sampling.temperature == 0:
+        raise ValueError("sampling.temperature must be above 0: there is no ratio of certain tokens")
+    if sampling.top_p != 1:
+        raise ValueError(
+            f"sampling.top_p must be 1, is {sampling.top_p}: log-probabilities and ratios are those of the whole"
+            " distribution, of which responses drawn from a part are no samples"
+        )
 
 
 @dataclass
@@ -151,7 +169,8 @@ class RewardModel:
             supervised model, `sft` (its ablation).
         update: learn from a step's outcomes `before` its advantages are taken, `after` the policy's update, or never
             (`frozen`).
-        epochs: optimiser steps per update, each on all responses of the step.
+        epochs: passes over the step's responses per update.
+        mini_batches: optimiser steps in each pass; the responses of a prompt stay together.
         max_pairs_per_prompt: pairs built per prompt for pairwise objectives, at most.
         adaptive_difficulty_boundary: move the margin by the difficulty of the prompt (Eq. 15).
         dynamic_loss_weighting: weight outcomes by the difficulty of the prompt (Eq. 15).
@@ -165,6 +184,7 @@ class RewardModel:
     reference: Literal["behavior", "sft"] = "behavior"
     update: Literal["before", "after", "frozen"] = "before"
     epochs: int = 1
+    mini_batches: int = 1
     max_pairs_per_prompt: int = 8
     adaptive_difficulty_boundary: bool = True
     dynamic_loss_weighting: bool = True
@@ -173,6 +193,9 @@ class RewardModel:
     gradient_clip_val: float | None = 1.0
 
     def __post_init__(self) -> None:
+        for setting in ("epochs", "mini_batches", "max_pairs_per_prompt"):
+            if getattr(self, setting) < 1:
+                raise ValueError(f"reward.{setting} must be at least 1, found {getattr(self, setting)}")
         name = type(self.objective).__name__
         if self.objective.score_source != "log_ratio":
             raise ValueError(f"{name} gives no log-ratios: DistRL needs an implicit reward model")

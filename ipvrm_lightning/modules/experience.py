@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ipvrm_lightning.data.batching import TrajectoryDataset
-from ipvrm_lightning.data.planning import cut_by_tokens, split_to_multiple
+from ipvrm_lightning.data.planning import cut_by_tokens, fit_processes_by_merging
 from ipvrm_lightning.functional import Advantages
 from ipvrm_lightning.models.candidates import BehaviorScores
 from ipvrm_lightning.modules.processes import Processes
@@ -55,10 +55,12 @@ class Totals(NamedTuple):
     Args:
         tokens: response tokens.
         candidate_weight: sum of the behaviour probabilities of counted candidates.
+        candidates: their number.
     """
 
     tokens: Tensor
     candidate_weight: Tensor
+    candidates: Tensor
 
 
 def to_dataset(groups: Sequence[Group]) -> TrajectoryDataset:
@@ -79,29 +81,34 @@ def to_dataset(groups: Sequence[Group]) -> TrajectoryDataset:
 def plan_mini_batches(dataset: TrajectoryDataset, *, count: int, max_tokens: int, processes: int) -> list[MicroBatches]:
     """Rows of each micro-batch of each mini-batch; process r computes micro-batches r, r + processes, ...
 
-    The responses of a prompt are in one mini-batch, so that its statistics are whole. There are fewer mini-batches than
-    asked for where there are fewer prompts.
+    Args:
+        dataset: of the step; at least one response for every process.
+        count: mini-batches that are asked for, see `mini_batch_rows`.
+        max_tokens: rows times longest row of a micro-batch, at most, where that leaves each process equally many.
+        processes: each mini-batch has a multiple of so many micro-batches.
+    """
+    plans = []
+    for rows in mini_batch_rows(dataset, count, processes):
+        rows.sort(key=lambda row: -int(dataset.lengths[row]))
+        cut = cut_by_tokens([[row] for row in rows], dataset.lengths, max_tokens)
+        fitted = fit_processes_by_merging(cut, dataset.lengths, processes)
+        plans.append([[row for item in batch for row in item] for batch in fitted])
+    return plans
+
+
+def mini_batch_rows(dataset: TrajectoryDataset, count: int, processes: int) -> list[list[int]]:
+    """Rows of each mini-batch; the responses of a prompt are in one, so that its statistics are whole.
 
     Args:
         dataset: of the step.
-        count: mini-batches.
-        max_tokens: rows times longest row of a micro-batch, at most.
-        processes: each mini-batch has a multiple of so many micro-batches.
-
-    Raises:
-        ValueError: a mini-batch has fewer responses than there are processes.
+        count: mini-batches that are asked for; fewer where prompts, or responses for every process, would be wanting.
+        processes: of the run.
     """
-    groups = dataset.group_ids
-    plans = []
-    for number in range(min(count, len(dataset.groups))):
-        rows = [row for row in range(len(dataset)) if groups[row] % count == number]
-        rows.sort(key=lambda row: -int(dataset.lengths[row]))
-        cut = cut_by_tokens([[row] for row in rows], dataset.lengths, max_tokens)
-        fitted = split_to_multiple(cut, dataset.lengths, processes)
-        if fitted is None:
-            raise ValueError(f"a mini-batch of {len(rows)} responses cannot be shared by {processes} processes")
-        plans.append([[row for item in batch for row in item] for batch in fitted])
-    return plans
+    for number in range(min(count, len(dataset.groups)), 0, -1):
+        parts = [[row for row, group in enumerate(dataset.group_ids) if group % number == n] for n in range(number)]
+        if min(map(len, parts)) >= processes or number == 1:
+            return parts
+    return []
 
 
 def stack_rows(parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
@@ -151,7 +158,25 @@ def totals(scored: Sequence[ScoredBatch], processes: Processes) -> Totals:
     """What a mini-batch's losses are divided by."""
     tokens = torch.stack([part.mask.sum() for part in scored]).sum()
     weight = torch.stack([part.candidate_weight for part in scored]).sum()
-    return Totals(processes.total(tokens), processes.total(weight))
+    candidates = torch.stack([part.behavior.candidates.mask.sum() for part in scored]).sum()
+    return Totals(processes.total(tokens), processes.total(weight), processes.total(candidates))
+
+
+def sampled_log_probs(scored: Sequence[ScoredBatch], size: int, processes: Processes, *, sft: bool = False) -> Tensor:
+    """Log-probabilities of the sampled tokens of all responses of the step, put together from the processes, [R, T].
+
+    Args:
+        scored: this process's micro-batches.
+        size: R.
+        processes: of the run.
+        sft: under the supervised model, not under the policy that sampled them.
+    """
+    longest = processes.largest([max(part.mask.shape[1] for part in scored)])[0]
+    table = scored[0].behavior.log_probs.new_zeros(size, longest)
+    for part in scored:
+        values = required(part.sft_log_probs) if sft else part.behavior.log_probs
+        table[part.batch.index, : values.shape[1]] = values[..., 0]
+    return processes.total(table)
 
 
 def required(value: Tensor | None) -> Tensor:

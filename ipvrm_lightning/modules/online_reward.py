@@ -7,35 +7,50 @@ Letters: B sequences of a micro-batch, R responses of the step, T response posit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ipvrm_lightning.data.batching import TrajectoryDataset, collate
-from ipvrm_lightning.data.planning import cut_by_tokens, pair_rows, split_to_multiple
+from ipvrm_lightning.data.planning import cut_by_tokens, fit_processes_by_merging, pair_rows
 from ipvrm_lightning.data.rollouts import build_pairs
-from ipvrm_lightning.functional import balance_outcomes, td_advantages
+from ipvrm_lightning.functional import balance_outcomes, last_positions, td_advantages
 from ipvrm_lightning.models.candidates import candidate_log_probs
-from ipvrm_lightning.models.checkpoints import newest_checkpoint, read_checkpoint
+from ipvrm_lightning.models.checkpoints import check_same_settings, newest_checkpoint, read_checkpoint
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.roles import Roles
+from ipvrm_lightning.modules.distrl_metrics import Values, reward_metrics
 from ipvrm_lightning.modules.distrl_settings import RewardModel
-from ipvrm_lightning.modules.experience import ScoredBatch, required
+from ipvrm_lightning.modules.experience import ScoredBatch, mini_batch_rows, required
 from ipvrm_lightning.modules.processes import Processes
+from ipvrm_lightning.modules.updates import SharesOfRows
 from ipvrm_lightning.types import TrajectoryBatch
 
 
-def load_checkpoint(roles: Roles, settings: RewardModel) -> None:
+def load_checkpoint(
+    roles: Roles, settings: RewardModel, language_model: dict[str, Any], base: str | None
+) -> str | None:
     """Start from a reward model that `ipvrm fit` trained.
+
+    Args:
+        roles: of the run; hold the reward model.
+        settings: of the reward model.
+        language_model: the factory's description of itself.
+        base: hash of the weights that adapters stand on.
+
+    Returns:
+        Name and hash of the file of a model that stays frozen, so that no other takes its place when the run goes on.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
         ValueError: it is of another objective, or does not fit the model.
     """
     if settings.checkpoint is None:
-        return
+        return None
     path = Path(settings.checkpoint)
     path = path if path.is_file() else newest_checkpoint(path, what="reward.checkpoint")
     stored = read_checkpoint(path, mmap=True)
@@ -47,7 +62,13 @@ def load_checkpoint(roles: Roles, settings: RewardModel) -> None:
                 f"reward.checkpoint {path} was trained by {trained[0]} with beta {trained[1]},"
                 f" reward.objective is {own['class_path']} with beta {own['init_args'].get('beta')}"
             )
+    known = stored.get("settings", {})
+    if language_model["lora"] is not None and known.get("base", base) != base:
+        raise ValueError(f"reward.checkpoint {path}: its adapters were trained on other weights than this base's")
+    own = {"language_model": language_model}
+    check_same_settings(own, {n: known[n] for n in own if n in known}, what=f"reward.checkpoint {path}")
     roles.load_reward(stored["state_dict"])
+    return None if settings.update != "frozen" else f"{path.name} {_content(path)}"
 
 
 class OnlineReward:
@@ -80,75 +101,81 @@ class OnlineReward:
         reference = part.behavior.log_probs if self.settings.reference == "behavior" else required(part.sft_log_probs)
         part.td_advantages = td_advantages(log_probs - reference, part.mask, beta=self.settings.objective.beta)
 
-    def reference_rows(self, scored: Sequence[ScoredBatch], size: int, processes: Processes) -> Tensor:
-        """Reference log-probabilities of the sampled tokens of all responses of the step, [R, T].
+    def metrics(
+        self, scored: Sequence[ScoredBatch], dataset: TrajectoryDataset, processes: Processes
+    ) -> dict[str, Tensor]:
+        """What `reward_metrics` says of scored micro-batches: for a reward model that is not updated."""
+        values = Values(len(dataset), processes.device)
+        for part in scored:
+            log_ratios = required(part.td_advantages)[..., 0] / self.settings.objective.beta
+            values.add(part.batch.index, self._values(log_ratios, part.mask))
+        return reward_metrics(values, dataset, processes)
+
+    def _values(self, log_ratios: Tensor, mask: Tensor) -> Tensor:
+        return (self.settings.objective.prefix_logits(log_ratios, mask) * last_positions(mask)).sum(-1)
+
+    def plan(self, dataset: TrajectoryDataset, processes: Processes, *, seed: int) -> list[list[TrajectoryBatch]]:
+        """This process's micro-batches, of rows or of pairs, of each mini-batch of the step.
+
+        Mini-batches with fewer pairs than there are processes are left out.
 
         Args:
-            scored: this process's micro-batches.
-            size: R.
+            dataset: responses of the step.
             processes: of the run.
+            seed: of the choice of pairs.
         """
-        longest = processes.largest([max(part.mask.shape[1] for part in scored)])[0]
-        table = scored[0].behavior.log_probs.new_zeros(size, longest)
-        for part in scored:
-            behavior = self.settings.reference == "behavior"
-            values = part.behavior.log_probs if behavior else required(part.sft_log_probs)
-            table[part.batch.index, : values.shape[1]] = values[..., 0]
-        return processes.total(table)
+        pairs = None
+        if self.settings.objective.pairwise:
+            pairs = build_pairs(dataset, max_pairs_per_prompt=self.settings.max_pairs_per_prompt, seed=seed)
+        plans = []
+        for rows in mini_batch_rows(dataset, self.settings.mini_batches, processes.count):
+            if pairs is None:
+                chosen = self._cut([[row] for row in rows], dataset, processes)
+                plans.append([collate(dataset, [row for item in batch for row in item]) for batch in chosen])
+                continue
+            own = [pair for pair in pairs if pair[0] in set(rows)]
+            if len(own) >= processes.count:
+                batches = self._cut([list(pair) for pair in own], dataset, processes)
+                plans.append([_collate_pairs(dataset, [(c, r) for c, r in batch]) for batch in batches])
+        return plans
 
     def losses(
         self,
+        mini_batch: Sequence[TrajectoryBatch],
         dataset: TrajectoryDataset,
         reference: Tensor,
         processes: Processes,
         to_device: Callable[[TrajectoryBatch], TrajectoryBatch],
-        *,
-        seed: int,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each micro-batch's share of the objective's mean over the step, with gradient, and its rows [B].
-
-        The shares add up to the mean.
+        values: Values | None = None,
+    ) -> SharesOfRows:
+        """Each micro-batch's share of the objective's mean over a mini-batch, and its rows; the shares add up to it.
 
         Backward belongs within the iteration: the reward model is active only until the next share is asked for.
 
         Args:
+            mini_batch: micro-batches of this process, from `plan`.
             dataset: responses of the step.
             reference: from `reference_rows`, [R, T].
             processes: of the run.
             to_device: moves a batch.
-            seed: of the choice of pairs.
+            values: takes the values of the responses, before this update.
         """
         objective = self.settings.objective
-        batches = [to_device(batch) for batch in self._batches(dataset, processes, seed)]
-        count = processes.total(torch.tensor(float(sum(b.count(objective.unit) for b in batches)))).item()
-        for batch in batches:
+        count = processes.total(torch.tensor(float(sum(b.count(objective.unit) for b in mini_batch)))).item()
+        for batch in map(to_device, mini_batch):
             with self.roles.use("reward") as model:
                 own = response_scores(model, batch, temperature=self.temperature, chunk_size=self.chunk_size)
                 scores = own.log_probs - reference[batch.index, : own.mask.shape[1]]
                 share = batch.count(objective.unit) / count
+                if values is not None:
+                    values.add(batch.index, self._values(scores.detach(), own.mask))
                 yield objective(scores, own.mask, self._balanced(batch, dataset)) * share, batch.index
 
-    def _batches(self, dataset: TrajectoryDataset, processes: Processes, seed: int) -> list[TrajectoryBatch]:
-        """This process's micro-batches, of rows or of pairs."""
-        if not self.settings.objective.pairwise:
-            items = [[row] for row in range(len(dataset))]
-            return [collate(dataset, [items[i][0] for i in batch]) for batch in self._cut(items, dataset, processes)]
-        pairs = build_pairs(dataset, max_pairs_per_prompt=self.settings.max_pairs_per_prompt, seed=seed)
-        batches = []
-        for chosen in self._cut([list(pair) for pair in pairs], dataset, processes):
-            rows = pair_rows(pairs, chosen)
-            place = {row: position for position, row in enumerate(rows)}
-            batches.append(collate(dataset, rows, [(place[pairs[i][0]], place[pairs[i][1]]) for i in chosen]))
-        return batches
-
-    def _cut(self, items: list[list[int]], dataset: TrajectoryDataset, processes: Processes) -> list[list[int]]:
-        order = sorted(range(len(items)), key=lambda i: -max(int(dataset.lengths[row]) for row in items[i]))
-        cut = cut_by_tokens([items[i] for i in order], dataset.lengths, self.max_tokens)
-        fitted = split_to_multiple(cut, dataset.lengths, processes.count)
-        if fitted is None:
-            raise ValueError(f"{len(items)} responses or pairs cannot be shared by {processes.count} processes")
-        remaining = iter(order)  # cutting and splitting keep the order
-        return [[next(remaining) for _ in batch] for batch in fitted][processes.rank :: processes.count]
+    def _cut(self, items: list[list[int]], dataset: TrajectoryDataset, processes: Processes) -> list[list[list[int]]]:
+        """This process's share of items, longest first, in batches of its budget."""
+        ordered = sorted(items, key=lambda item: -max(int(dataset.lengths[row]) for row in item))
+        cut = cut_by_tokens(ordered, dataset.lengths, self.max_tokens)
+        return fit_processes_by_merging(cut, dataset.lengths, processes.count)[processes.rank :: processes.count]
 
     def _balanced(self, batch: TrajectoryBatch, dataset: TrajectoryDataset) -> TrajectoryBatch:
         """The batch with weights and margins by the difficulty of its prompts, which the whole step tells."""
@@ -164,3 +191,17 @@ class OnlineReward:
         )
         batch.outcome_weights, batch.margins = (values.to(batch.index.device)[batch.index] for values in balance)
         return batch
+
+
+def _content(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    with path.open("rb") as file:
+        while part := file.read(1 << 24):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _collate_pairs(dataset: TrajectoryDataset, pairs: Sequence[tuple[int, int]]) -> TrajectoryBatch:
+    rows = pair_rows(pairs, range(len(pairs)))
+    place = {row: position for position, row in enumerate(rows)}
+    return collate(dataset, rows, [(place[chosen], place[rejected]) for chosen, rejected in pairs])

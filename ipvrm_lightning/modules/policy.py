@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from ipvrm_lightning.metrics import AverageAtK, AverageAtKReport
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import base_language_model, check_vocabulary
+from ipvrm_lightning.models.reference import base_fingerprint
 from ipvrm_lightning.models.roles import build_roles
 from ipvrm_lightning.models.sharding import gathered, placed
 from ipvrm_lightning.modules.processes import Processes
@@ -49,6 +50,7 @@ class PolicyModule(LightningModule):
         self.eval_batch_size = eval_batch_size
         self.stop_tokens = stop_tokens or []
         self.roles: Any = None
+        self.base: str | None = None
         self.judge = AverageAtK()
         self.evaluated: list[dict[str, Any]] = []
 
@@ -72,6 +74,7 @@ class PolicyModule(LightningModule):
             self.tokenizer = self.language_model.build_tokenizer()
             with self.roles.use("policy") as model:
                 check_vocabulary(model, self._largest_id())
+                self.base = base_fingerprint(model)
 
     def answer(self, prompts: list[PromptExample], sampling: Sampling, *, seed: int, batch_size: int) -> list[Group]:
         """Sample the policy's responses to prompts and verify them."""
@@ -87,6 +90,15 @@ class PolicyModule(LightningModule):
                 batch_size=batch_size,
                 seed=seed,
             )
+
+    def answer_together(
+        self, prompts: list[PromptExample], sampling: Sampling, *, seed: int, batch_size: int
+    ) -> list[Group]:
+        """The same by all processes together, each with its share of the prompts; the same result on each."""
+        processes = self.processes
+        own = self.answer(prompts[processes.rank :: processes.count], sampling, seed=seed, batch_size=batch_size)
+        shares = [iter(share) for share in processes.objects(own)]
+        return [next(shares[number % processes.count]) for number in range(len(prompts))]
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Answer prompts and judge the answers."""

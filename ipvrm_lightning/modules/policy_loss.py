@@ -1,14 +1,24 @@
-"""The policy's loss on a micro-batch, both branches from one forward pass, normalised by the whole mini-batch."""
+"""The policy's loss on a micro-batch, both branches from one forward pass; and how far its updates moved the policy."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ipvrm_lightning import functional
+from ipvrm_lightning.data.batching import TrajectoryDataset, collate
+from ipvrm_lightning.data.planning import cut_by_tokens, fit_processes_by_merging
 from ipvrm_lightning.models.candidates import candidate_log_probs
+from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.modules.distrl_settings import PolicyUpdate
 from ipvrm_lightning.modules.experience import ScoredBatch, Totals, required
+from ipvrm_lightning.modules.processes import Processes
+from ipvrm_lightning.types import TrajectoryBatch
+
+#: Responses, from long to short, on which the distance is measured, at least.
+_SAMPLE = 16
 
 
 def policy_loss(
@@ -52,12 +62,12 @@ def policy_loss(
     )
     tokens = loss.token_count / divisors.tokens
     weight = loss.candidate_weight / divisors.candidate_weight.clamp_min(torch.finfo(torch.float32).tiny)
+    candidates = behavior.candidates.mask.sum() / divisors.candidates.clamp_min(1)
     values = {
         "loss/token": tokens * loss.token,
         "loss/candidate": weight * loss.candidate,
         "clipped/token": tokens * loss.token_clip_fraction,
-        "clipped/candidate": weight * loss.candidate_clip_fraction,
-        "approx_kl": tokens * loss.approx_kl,
+        "clipped/candidate": candidates * loss.candidate_clip_fraction,
     }
     total = values["loss/token"] + update.distribution_coef * values["loss/candidate"]
     if update.uses_kl:
@@ -70,3 +80,43 @@ def policy_loss(
     if entropy is not None:
         total = total - update.entropy_coef * tokens * functional.masked_mean(entropy, part.mask)
     return total, {name: value.detach() for name, value in values.items()}
+
+
+@torch.no_grad()
+def distance_moved(
+    model: nn.Module,
+    dataset: TrajectoryDataset,
+    before: Tensor,
+    processes: Processes,
+    to_device: Callable[[TrajectoryBatch], TrajectoryBatch],
+    update: PolicyUpdate,
+    *,
+    temperature: float,
+    chunk_size: int,
+) -> Tensor:
+    """KL of the policy that sampled from the updated one, nats per token, on some of the step's responses.
+
+    Within a step's loss the two are equal until the first update, and the last update is never looked at.
+
+    Args:
+        model: the updated policy.
+        dataset: responses of the step.
+        before: log-probabilities of their tokens under the policy that sampled them, [R, T].
+        processes: of the run.
+        to_device: moves a batch.
+        update: its `max_tokens` bounds a forward pass.
+        temperature: that sampled the responses.
+        chunk_size: response tokens whose logits exist at one time.
+    """
+    rows = sorted(range(len(dataset)), key=lambda row: -int(dataset.lengths[row]))
+    rows = rows[:: max(1, len(rows) // max(_SAMPLE, processes.count))]
+    batches = cut_by_tokens([[row] for row in rows], dataset.lengths, update.max_tokens)
+    batches = fit_processes_by_merging(batches, dataset.lengths, processes.count)
+    sums = before.new_zeros(2)
+    for items in batches[processes.rank :: processes.count]:
+        batch = to_device(collate(dataset, [row for item in items for row in item]))
+        new = response_scores(model, batch, temperature=temperature, chunk_size=chunk_size)
+        old = before[batch.index, : new.mask.shape[1]]
+        sums += torch.stack([functional.low_variance_kl(old, new.log_probs)[new.mask].sum(), new.mask.sum()])
+    kl, tokens = processes.total(sums)
+    return kl / tokens

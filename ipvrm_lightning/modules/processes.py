@@ -71,6 +71,6 @@ class Processes:
     def _reduced(self, value: Tensor, operation: Any) -> Tensor:
         if self.count == 1:
             return value
-        result = value.detach().clone()
+        result = value.detach().to(self.device, copy=True)  # NCCL knows no other device
         dist.all_reduce(result, op=operation)
         return result

@@ -23,24 +23,40 @@ class Schedule:
 
         Args:
             optimizer: of torch.
-            steps: times the scheduler will be stepped over the run.
+            steps: times the scheduler will be stepped over the run; 0 where that is not known.
+
+        Raises:
+            ValueError: the shape depends on the length of the run, which is not known.
         """
         from transformers import get_scheduler
+
+        if not steps and (self.warmup or self.name != "constant_with_warmup"):
+            raise ValueError(
+                f"scheduler {self.name} with warmup {self.warmup:g} follows the length of the run, and nothing says it:"
+                " set trainer.max_epochs or trainer.max_steps"
+            )
 
         return get_scheduler(
             self.name, optimizer, num_warmup_steps=round(self.warmup * steps), num_training_steps=steps
         )
 
 
-def planned_batches(trainer: Any) -> int:
-    """Training batches of the whole run; 0 where only `max_steps` bounds it.
+def planned_batches(trainer: Any, *, steps_per_batch: int = 1) -> int:
+    """Training batches of the whole run; 0 where neither `max_epochs` nor `max_steps` bounds it.
 
     Not `trainer.estimated_stepping_batches`: it sets the training loader up before a checkpoint is restored, and a run
     resumed in the middle of an epoch would then start that epoch again without a word.
+
+    Args:
+        trainer: of the run.
+        steps_per_batch: optimiser steps that a batch takes, which `max_steps` counts.
     """
-    if trainer.max_epochs in (None, -1):
-        return 0
-    batches = len(trainer.datamodule.train_dataloader())
-    limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
-    return batches * int(trainer.max_epochs or 1)
+    bounds = []
+    if trainer.max_steps >= 0:
+        bounds.append(-(-trainer.max_steps // steps_per_batch))
+    if trainer.max_epochs not in (None, -1):
+        batches = len(trainer.datamodule.train_dataloader())
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+        bounds.append(batches * trainer.max_epochs)
+    return min(bounds, default=0)

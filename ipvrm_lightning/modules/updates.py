@@ -6,7 +6,7 @@ waiting.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ _NAMED = 8
 
 #: Losses of micro-batches, each with the rows [B] of the data set it was made of.
 LossesOfRows = Sequence[tuple[Tensor, Tensor]]
+#: The same, one after the other and with gradient.
+SharesOfRows = Iterator[tuple[Tensor, Tensor]]
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

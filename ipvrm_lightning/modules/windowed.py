@@ -17,9 +17,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from ipvrm_lightning.models.checkpoints import check_same_parameters, check_same_settings, optimizer_class
+from ipvrm_lightning.models.checkpoints import check_same_parameters, check_settings_of, optimizer_class
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head, check_vocabulary
+from ipvrm_lightning.models.reference import base_fingerprint
 from ipvrm_lightning.models.sharding import is_sharded, placed
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
@@ -71,6 +72,7 @@ class WindowedModule(LightningModule):
         self.gradient_clip_val = gradient_clip_val
         self.chunk_size = chunk_size
         self.model: Any = None
+        self.base: str | None = None
         self.skips = Skips(max_skipped_updates if on_nonfinite == "skip" else 0)
         self.val_loss = MeanMetric()
 
@@ -97,11 +99,12 @@ class WindowedModule(LightningModule):
             self.model = placed(self.language_model, self.device_mesh).build_model()
             check_output_head(self.model)
             check_vocabulary(self.model, self._largest_id())
+            self.base = base_fingerprint(self.model)
 
     def configure_optimizers(self) -> Any:
         """Optimiser over what is trained, and its schedule."""
         optimizer = check_optimizer(self.optimizer(self.trainable_parameters().values()))
-        scheduler = self.scheduler.build(optimizer, self._planned_steps())
+        scheduler = self.scheduler.build(optimizer, planned_batches(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -168,8 +171,9 @@ class WindowedModule(LightningModule):
         checkpoint["skips"] = self.skips.state_dict()
 
     def settings_to_keep(self) -> dict[str, Any]:
-        """What a checkpoint and a config must agree on to go on training: primitives only."""
-        return {"optimizer": optimizer_class(self.optimizer)}
+        """What a checkpoint and a config must agree on: primitives only; the optimiser, to go on training."""
+        settings = {"language_model": self.language_model.describe(), "base": self.base}
+        return {**settings, "optimizer": optimizer_class(self.optimizer)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or other settings.
@@ -177,8 +181,7 @@ class WindowedModule(LightningModule):
         Raises:
             ValueError: names the first thing that differs.
         """
-        if self.trainer.state.fn == "fit":
-            check_same_settings(self.settings_to_keep(), checkpoint.get("settings", {}), what="the checkpoint")
+        check_settings_of(checkpoint, self.settings_to_keep(), training=self.trainer.state.fn == "fit")
         check_same_parameters(self.trainable_parameters(), checkpoint["state_dict"], what="the checkpoint")
         self.skips.load_state_dict(checkpoint.get("skips", self.skips.state_dict()))
 
@@ -187,11 +190,6 @@ class WindowedModule(LightningModule):
         data = None if self._trainer is None else self.data
         sets = [getattr(data, "train_set", None), getattr(data, "val_set", None), *getattr(data, "test_sets", [])]
         return max((dataset.largest_id for dataset in sets if dataset is not None), default=-1)
-
-    def _planned_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        bounds = (planned_batches(self.trainer), self.trainer.max_steps)
-        return min((bound for bound in bounds if bound > 0), default=0)
 
     def _replicated_parameters(self) -> list[torch.nn.Parameter]:
         """Adapters on a sharded model: whole on every process, and unknown to the strategy."""

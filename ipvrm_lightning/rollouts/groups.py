@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ipvrm_lightning.rollouts.sampler import sample_responses
@@ -142,10 +144,19 @@ def collect_mixed(
     """
     kept: list[Group] = []
     sampled: list[Group] = []
+    drawn: Counter[str] = Counter()
     for _ in range(1 + max_refills):
-        groups = answer(source.take(max(1, round((wanted - len(kept)) * oversampling))))
+        prompts = source.take(max(1, round((wanted - len(kept)) * oversampling)))
+        groups = answer([_drawn_again(prompt, drawn) for prompt in prompts])
         sampled += groups
         kept += [group for group in groups if group.mixed]
         if len(kept) >= wanted:
             break
     return Collection(kept[:wanted], sampled)
+
+
+def _drawn_again(prompt: PromptExample, drawn: Counter[str]) -> PromptExample:
+    """A prompt under a name of its own each time it is drawn: by the same name it would get the same responses."""
+    drawn[prompt.id] += 1
+    times = drawn[prompt.id]
+    return prompt if times == 1 else replace(prompt, id=f"{prompt.id} ({times})")

@@ -112,3 +112,16 @@ def test_dropout_is_off(tmp_path: Path) -> None:
     with roles.use("policy") as model:
         assert model.training
         assert torch.equal(log_probs(model), log_probs(model))
+
+
+def test_dropout_that_models_keep_as_a_number_and_that_of_a_second_adapter_are_off() -> None:
+    config = {"model_type": "opt", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16}
+    config |= {"vocab_size": 64, "max_position_embeddings": 32, "dropout": 0.5, "word_embed_proj_dim": 16}
+    factory = RandomLanguageModel(config=config, lora=LoRA(r=2, dropout=0.5))
+    roles = with_reward(factory)
+    batch = make_batch()
+    batch = batch.__class__(batch.input_ids % 64, batch.lengths, batch.response_starts, batch.index)
+    for role in ("policy", "reward"):
+        with roles.use(role) as model:  # type: ignore[arg-type]
+            first, second = (response_scores(model.train(), batch).log_probs for _ in range(2))
+        assert torch.equal(first, second), role

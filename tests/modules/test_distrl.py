@@ -19,6 +19,7 @@ from ipvrm_lightning.models.logprobs import base_language_model
 from ipvrm_lightning.modules import DistRLModule, IPVRMModule
 from ipvrm_lightning.modules.alarms import Alarms
 from ipvrm_lightning.modules.distrl_settings import Collecting, RewardModel
+from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, ImplicitPRM
 from ipvrm_lightning.rollouts.sources import Sampling
 
@@ -26,7 +27,6 @@ from .conftest import InMemoryData, quiet_trainer
 from .distrl_cases import NeverRight, TinyPolicy, TinyPrompts, module, run
 
 SGD = partial(torch.optim.SGD, lr=0.5)
-TIMES = ("seconds", "tokens_per_second")
 
 
 def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], atol: float = 0.0) -> None:
@@ -99,23 +99,26 @@ def test_grpo_step_is_the_gradient_of_its_loss_written_out(tmp_path: Path) -> No
         torch.testing.assert_close(after[f"roles.policy.{name}"], expected, rtol=0, atol=2e-6)
 
 
-def test_candidate_branch_moves_tokens_that_were_never_sampled(tmp_path: Path) -> None:
+def test_candidate_branch_moves_tokens_that_were_never_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the token branch silent, a likely candidate that the reward model prefers gains probability."""
+    from ipvrm_lightning.modules import distrl
     from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
 
     silent = AdvantageSettings(outcome_coef=0.0, gae_coef=0.0)
-    kept: dict[str, Any] = {}
+    kept: list[Any] = []
     model = module(
         reward=RewardModel(objective=IPVRM(beta=1.0), optimizer=SGD, epochs=4),
         advantages=silent,
         optimizer=partial(torch.optim.SGD, lr=0.02),
         update={"distribution_coef": 1.0, "gradient_clip_val": None},
     )
-    score = model._set_advantages
-    model._set_advantages = lambda batches: (kept.update(batches=batches), score(batches))  # type: ignore[method-assign]
+    set_advantages = distrl.set_advantages
+    monkeypatch.setattr(
+        distrl, "set_advantages", lambda batch, *rest: (kept.append(batch), set_advantages(batch, *rest))
+    )
     run(tmp_path, model, steps=1)
     gains, before, after = [], 0.0, 0.0
-    for part in kept["batches"][0]:
+    for part in kept[0]:
         new, _ = candidate_log_probs(model.roles.policy, part.batch, part.behavior.candidates)
         others = part.behavior.candidates.mask.clone()
         others[..., 0] = False
@@ -144,6 +147,7 @@ def test_size_of_micro_batches_changes_nothing(objective: Any, lora: bool, tmp_p
             optimizer=partial(torch.optim.SGD, lr=0.02),
             adaptive_difficulty_boundary=balanced,
             dynamic_loss_weighting=balanced,
+            mini_batches=2,
         )
         sgd = partial(torch.optim.SGD, lr=0.02)
         update = {"max_tokens": max_tokens, "mini_batches": 2}
@@ -162,8 +166,8 @@ def test_reward_model_learns_when_it_is_told_to(when: Any, tmp_path: Path) -> No
     learned = max(float((p - start[n]).abs().max()) for n, p in model.roles.reward.named_parameters())
     assert (learned > 1e-4) == (when != "frozen")
     assert any(".reward." in name for name in state) == (when != "frozen")
-    # log-ratios of a reward model that is still the behaviour policy are zero
-    assert (steps[0]["reward/score"] == 0.0) == (when != "before")
+    # what is logged of it is what it said before it learned from these responses: a behaviour policy's log-ratios are 0
+    assert steps[0]["reward/score"] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_reference_may_be_the_supervised_model(tmp_path: Path) -> None:
@@ -202,6 +206,14 @@ def test_reward_model_comes_from_a_checkpoint_of_ipvrm_module(tmp_path: Path) ->
         expected = list(trained.trainable_parameters().values())
         found = list(model.roles.trained("reward").values())
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)) and expected
+        scaled = TinyPolicy(lora=LoRA(r=4, alpha=64))
+        if lora:
+            with pytest.raises(ValueError, match=r"reward.checkpoint .*lora.alpha is 32 there and 64 here"):
+                run(tmp_path, module(language_model=scaled, reward=reward), steps=1)
+            moved_base = TinyPolicy(lora=LoRA(r=4))
+            moved_base.seed = 1
+            with pytest.raises(ValueError, match=r"reward.checkpoint .* trained on other weights than this base's"):
+                run(tmp_path, module(language_model=moved_base, reward=reward), steps=1)
         with pytest.raises(ValueError, match=r"was trained by .*IPVRM with beta 10.0"):
             other = RewardModel(objective=IPVRM(beta=1.0), checkpoint=reward.checkpoint)
             run(tmp_path, module(language_model=policy, reward=other), steps=1)
@@ -337,6 +349,7 @@ def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:
     [
         ({"sampling": Sampling(group_size=1)}, "sampling.group_size must be at least 2"),
         ({"sampling": Sampling(temperature=0.0)}, "sampling.temperature must be above 0"),
+        ({"sampling": Sampling(top_p=0.9)}, "sampling.top_p must be 1, is 0.9"),
         ({"reward": None, "update": {"distribution_coef": 0.1}}, "update.distribution_coef needs a reward model"),
     ],
 )
@@ -361,3 +374,112 @@ def test_alarms_name_what_is_wrong() -> None:
     bad = {**healthy, "reward/accuracy": 0.4}
     assert "reward_accuracy" not in alarms.check(bad)
     assert alarms.check(bad)["reward_accuracy"] == "the reward model tells 40.0% of outcomes over 2 steps"
+
+
+def test_the_distance_that_an_update_moved_the_policy_is_measured_after_it(tmp_path: Path) -> None:
+    """On the responses of a step that are few enough to be all of the sample, against full logits of both policies."""
+    model = module(reward=None, optimizer=partial(torch.optim.SGD, lr=0.05))
+    collected = []
+    collect = model.collect
+    model.collect = lambda stream: collected.append(collect(stream)) or collected[-1]  # type: ignore[method-assign]
+    _, steps = run(tmp_path, model, steps=1, data=TinyPrompts(batch_size=2))
+    before, after = TinyPolicy().build_model(), model.roles.policy
+    terms = []
+    with torch.no_grad():
+        for group in collected[0].kept:
+            for attempt in group.attempts:
+                ids = torch.tensor([[*group.prompt.input_ids, *attempt.input_ids]])
+                start = len(group.prompt.input_ids)
+                both = [m(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1) for m in (before, after)]
+                old, new = (log_probs.gather(-1, ids[0, start:, None]).squeeze(-1) for log_probs in both)
+                terms.append((new - old).exp() - 1 - (new - old))
+    assert len(terms) == 8
+    assert steps[0]["approx_kl"] == pytest.approx(float(torch.cat(terms).mean()), rel=1e-4)
+    assert steps[0]["approx_kl"] > 1e-5
+
+
+def test_reward_model_takes_as_many_steps_as_there_are_mini_batches(tmp_path: Path) -> None:
+    """On mini-batches of one prompt each, in order: the same as a run of SGD over the prompts by hand."""
+    reward = RewardModel(objective=IPVRM(), optimizer=partial(torch.optim.SGD, lr=0.05), mini_batches=8, epochs=2)
+    model = module(reward=reward)
+    seen: list[list[int]] = []
+    run_step = model._step_on
+
+    def recording(shares: Any, role: str, *rest: Any) -> Any:
+        rows: list[int] = []
+        if role == "reward":
+            seen.append(rows)
+
+        def tapped() -> Any:
+            for loss, index in shares:
+                rows.extend(index.tolist())
+                yield loss, index
+
+        return run_step(tapped(), role, *rest)  # type: ignore[arg-type]
+
+    model._step_on = recording  # type: ignore[method-assign]
+    _, steps = run(tmp_path, model, steps=1)
+    kept = int(steps[0]["kept_prompts"])
+    assert len(seen) == 2 * kept and kept > 1
+    assert [sorted(rows) for rows in seen] == [list(range(4 * n, 4 * n + 4)) for n in range(kept)] * 2
+
+
+def test_a_prompt_that_comes_twice_in_a_step_gets_other_responses(tmp_path: Path) -> None:
+    model = module(reward=None)
+    collected = []
+    collect = model.collect
+    model.collect = lambda stream: collected.append(collect(stream)) or collected[-1]  # type: ignore[method-assign]
+    run(tmp_path, model, steps=1, data=TinyPrompts(batch_size=4, count=2))
+    groups = collected[0].sampled
+    assert [group.prompt.id for group in groups[:4]].count("prompt 0") <= 2
+    by_prompt: dict[tuple[int, ...], list[list[list[int]]]] = {}
+    for group in groups:
+        responses = [attempt.input_ids for attempt in group.attempts]
+        by_prompt.setdefault(tuple(group.prompt.input_ids), []).append(responses)
+    assert all(len(draws) > 1 and draws[0] != draws[1] for draws in by_prompt.values())
+    assert len({group.prompt.id for group in groups}) == len(groups)
+
+
+def test_a_policy_that_never_learns_stops_the_run_though_its_reward_model_does_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ipvrm_lightning.modules import distrl
+
+    whole = distrl.policy_loss
+    monkeypatch.setattr(distrl, "policy_loss", lambda *a, **o: (whole(*a, **o)[0] * float("inf"), {}))
+    with pytest.raises(FloatingPointError, match="2 updates in a row were not finite"):
+        run(tmp_path, module(update={"max_skipped_updates": 1}), steps=4)
+
+
+def test_learning_rates_follow_the_run_and_are_logged(tmp_path: Path) -> None:
+    reward = RewardModel(objective=IPVRM(), optimizer=SGD, scheduler=Schedule(name="constant_with_warmup", warmup=1.0))
+    model = module(reward=reward, scheduler=Schedule(name="linear"), update={"mini_batches": 2})
+    # two updates a step: `max_steps` counts updates, the schedules count steps
+    _, steps = run(tmp_path, model, steps=4, max_steps=8, max_epochs=-1)
+    assert [step["lr"] for step in steps] == pytest.approx([0.5, 0.375, 0.25, 0.125])
+    assert [step["reward/lr"] for step in steps] == pytest.approx([0.0, 0.125, 0.25, 0.375])
+
+
+@pytest.mark.parametrize("scheduler", [Schedule(name="linear"), Schedule(warmup=0.1)])
+def test_a_schedule_over_a_run_of_unknown_length_is_refused(scheduler: Schedule, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"set trainer.max_epochs or trainer.max_steps"):
+        run(tmp_path, module(scheduler=scheduler), max_epochs=-1, max_time={"hours": 1})
+
+
+def test_a_frozen_reward_model_cannot_be_exchanged_when_the_run_goes_on(tmp_path: Path) -> None:
+    data = InMemoryData()
+    data.setup = lambda stage=None: _small_tokens(data)  # type: ignore[method-assign]
+    trained = IPVRMModule(language_model=TinyPolicy(), objective=IPVRM(), optimizer=SGD)
+    trainer = quiet_trainer(tmp_path, limit_val_batches=0)
+    trainer.fit(trained, datamodule=data)
+    file = tmp_path / "reward" / "run" / "checkpoints" / "last.ckpt"
+    trainer.save_checkpoint(file)
+    reward = RewardModel(objective=IPVRM(), checkpoint=str(tmp_path / "reward"), update="frozen")
+    saved = ModelCheckpoint(tmp_path / "policy", every_n_train_steps=1, filename="{step}")
+    run(tmp_path, module(reward=reward), steps=1, callbacks=[saved], enable_checkpointing=True)
+    _resumed(tmp_path, module(reward=reward), tmp_path / "policy" / "step=1.ckpt")
+    with torch.no_grad():
+        next(iter(trained.trainable_parameters().values())).add_(0.1)
+    trainer.save_checkpoint(file)
+    with pytest.raises(ValueError, match=r"does not fit this config: reward.checkpoint is last.ckpt \w+ there"):
+        _resumed(tmp_path, module(reward=reward), tmp_path / "policy" / "step=1.ckpt")
