@@ -159,7 +159,8 @@ for name, rate in results.items():
 # | `reward/correlation` | of the final value and the outcome, over the step's answers. Near 0 the values say nothing |
 # | `loss/candidate` | before alpha |
 # | `entropy` | of the policy, in nats. Where it falls to 0 there are no candidates, and nothing new is tried |
-# | `approx_kl`, `clipped/token` | how far the policy has moved within a step. 0 here: there is one update a step |
+# | `approx_kl` | how far the step's updates moved the policy, in nats per token, on some of its answers |
+# | `clipped/token` | tokens whose ratio has left the clip within a step. 0 here: there is one update a step |
 
 # %%
 logged = list(csv.DictReader((OUT / "distrl" / "metrics.csv").open()))

@@ -24,16 +24,17 @@ _TITLES = {
     "auroc": "AUROC of the final value",
     "prefix_accuracy": "Prefixes whose value agrees with the outcome",
     "ece": "Expected calibration error of the final value",
-    "entropy": "Entropy of the policy, nats",
-    "approx_kl": "KL divergence from the sampling policy, nats",
+    "entropy": "Entropy of the policy on the responses it learns from, nats",
+    "approx_kl": "KL divergence that a step's updates moved the policy by, nats per token",
     "reward/accuracy": "Accuracy of the reward model on outcomes",
     "lr": "Learning rate",
 }
 
 _NOTES = {
-    "candidate_mass": "Mean over response positions of the policy's probability of the sampled token and of the likely "
+    "candidate_mass": "Mean over positions of the responses that are learned from, of the policy's probability of the sampled token and of the likely "
     "tokens that count beside it. What is missing to 1 gets no dense credit.",
-    "candidates": "Mean number of tokens per position that count besides the sampled one.",
+    "candidates": "Mean number of tokens per position that count besides the sampled one, in the responses that are "
+    "learned from.",
 }
 
 
