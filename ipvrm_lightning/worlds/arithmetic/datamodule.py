@@ -19,7 +19,7 @@ class ArithmeticDataModule(TokenizedDataModule):
     solutions whose prefixes have known values. No test problem occurs in training.
 
     Args:
-        size: "small" for demonstrations, "full" for comparisons.
+        size: "small", or "full" for more prompts; the published comparisons use "small".
         root: folder of worlds; None for the environment variable IPVRM_WORLDS, else outputs/worlds.
         overrides: settings of the world to replace, see `WorldSettings`.
         pairwise: windows of pairs, a right and a wrong response to one prompt.
