@@ -26,7 +26,6 @@ from .conftest import InMemoryData, quiet_trainer
 from .distrl_cases import NeverRight, TinyPolicy, TinyPrompts, module, run
 
 SGD = partial(torch.optim.SGD, lr=0.5)
-TIMES = ("seconds", "tokens_per_second")
 
 
 def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], atol: float = 0.0) -> None:
