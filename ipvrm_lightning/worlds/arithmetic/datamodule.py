@@ -81,10 +81,7 @@ class ArithmeticDataModule(TokenizedDataModule):
         self.val_set = read_trajectories(folder, "validation", tokenizer)
         self.test_sets = [read_test_set(folder, name, tokenizer) for name in TEST_NAMES]
         if self.pairwise:
-            self.train_pairs, self.val_pairs = (
-                build_pairs(dataset, max_pairs_per_prompt=self.max_pairs_per_prompt, seed=self.seed)
-                for dataset in (train_set, self.val_set)
-            )
+            self.train_pairs = build_pairs(train_set, max_pairs_per_prompt=self.max_pairs_per_prompt, seed=self.seed)
             if not self.train_pairs:
                 raise ValueError(f"no prompt in {folder} has both a right and a wrong response: no pair to train on")
         self.train_set = train_set
