@@ -41,8 +41,8 @@ COMMANDS = {
 NAMES = {"solutions": "ProcessBench", "folders": "model folders"}
 
 
-def run(kind: str, strategy, count: int, number: int, folder: Path) -> list[Result]:  # type: ignore[no-untyped-def]
-    """Results of so many different cases of a kind."""
+def run(strategy, count: int, number: int, folder: Path) -> list[Result]:  # type: ignore[no-untyped-def]
+    """Results of so many different cases that a strategy draws."""
     results: dict[str, Result] = {}
 
     @seed(number)
@@ -104,7 +104,7 @@ def main() -> None:
         bases = write_bases(folder / "bases")
         for kind in arguments.kinds:
             began = time.process_time()
-            results[kind] = run(kind, strategies[kind](bases), arguments.cases, arguments.seed, folder)
+            results[kind] = run(strategies[kind](bases), arguments.cases, arguments.seed, folder)
             seconds[kind] = time.process_time() - began
             print(kind, dict(Counter(result.verdict for result in results[kind])), flush=True)
             for result in results[kind]:

@@ -134,6 +134,11 @@ def spread_of(found: Found, name: str) -> float:
     return max(every) / min(every)
 
 
+def counted(number: int, noun: str) -> str:
+    """So many of something, in words: 1 round, 2 rounds."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table in Markdown, as lines."""
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]

@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES))
-    parser.add_argument("--size", default="full")
+    parser.add_argument("--size", default="small")
     parser.add_argument("--tries", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--tune-only", action="store_true", help="stop after tuning")

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measuring import Clock, Found, Peak, compare, memory_of, ratio, seconds_of, table
+from measuring import Clock, Found, Peak, compare, counted, memory_of, ratio, seconds_of, table
 
 VARIANTS = ("GRPO", "GRPO + IPVRM", "DistRL + IPVRM", "DistRL + IPVRM, all 5 count")
 
@@ -106,8 +106,8 @@ def make_table(found: Found, arguments: argparse.Namespace) -> list[str]:
     over = ["over GRPO + IPVRM", "over GRPO"]
     return [
         f"Qwen3 shape, hidden {arguments.hidden}, {arguments.layers} layers, vocabulary {arguments.vocabulary}; "
-        f"{arguments.prompts} prompts x 8 responses of up to {arguments.length} tokens; {arguments.rounds} rounds of "
-        f"{arguments.steps} steps.",
+        f"{arguments.prompts} prompts x 8 responses of up to {arguments.length} tokens; "
+        f"{counted(arguments.rounds, 'round')} of {counted(arguments.steps, 'step')}.",
         "",
         *table(["", "seconds a step", *over, "peak memory, MiB", *over], rows),
     ]

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measuring import Clock, Found, Peak, compare, memory_of, ratio, seconds_of, spread_of, table
+from measuring import Clock, Found, Peak, compare, counted, memory_of, ratio, seconds_of, spread_of, table
 
 VARIANTS = ("TRL GRPO", "GRPO", "DistRL + IPVRM")
 GROUP = 8
@@ -130,7 +130,8 @@ def make_table(found: Found, arguments: argparse.Namespace) -> list[str]:
         ])  # fmt: skip
     return [
         f"{arguments.shape}, random weights; {arguments.prompts} prompts of 64 tokens x {GROUP} responses of"
-        f" {arguments.tokens} tokens a step; {arguments.rounds} rounds of {arguments.steps} steps.",
+        f" {arguments.tokens} tokens a step; {counted(arguments.rounds, 'round')} of"
+        f" {counted(arguments.steps, 'step')}.",
         "",
         *table(["", "seconds a step", "slowest / fastest", "time ratio", "peak MiB", "memory ratio"], rows),
     ]

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from measuring import Clock, Found, Peak, compare, memory_of, ratio, seconds_of, table
+from measuring import Clock, Found, Peak, compare, counted, memory_of, ratio, seconds_of, table
 
 VARIANTS = ("plain", "ipvrm_lightning")
 
@@ -146,16 +146,18 @@ def make_table(found: Found, arguments: argparse.Namespace) -> list[str]:
     ]  # fmt: skip
     lines = [
         f"{arguments.shape}, random weights; {arguments.rows} solutions of ProcessBench {arguments.subset}, all of it"
-        f" from file to scores; {arguments.rounds} rounds.",
+        f" from file to scores; {counted(arguments.rounds, 'round')}.",
         "",
         *table(["", "seconds", "time ratio", "peak MiB", "memory ratio"], rows),
         "",
     ]
     if len(found) == 2:
         apart = [abs(a - b) for a, b in zip(*(runs[0]["scores"] for runs in found.values()), strict=True)]
+        differ = sum(difference > 1e-3 for difference in apart)
+        why = ": where a step's prefix, tokenised alone, has other tokens at its end" if differ else ""
         lines += [
-            f"Of {len(apart)} step scores, {sum(d > 1e-3 for d in apart)} differ by more than 1e-3 (median difference"
-            f" {statistics.median(apart):.1e}): where a step's prefix, tokenised alone, has other tokens at its end.",
+            f"Of {len(apart)} step scores, {differ} differ by more than 1e-3 (median difference"
+            f" {statistics.median(apart):.1e}){why}.",
             "",
         ]
     return [*lines, f"The exact best threshold of 3,400 solutions takes {threshold_search():.0f} ms."]

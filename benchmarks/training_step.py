@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measuring import Clock, Found, Peak, compare, memory_of, ratio, seconds_of, spread_of, table
+from measuring import Clock, Found, Peak, compare, counted, memory_of, ratio, seconds_of, spread_of, table
 
 #: Variant to the one that its ratio is taken to.
 VARIANTS = {
@@ -183,7 +183,7 @@ def make_table(found: Found, arguments: argparse.Namespace) -> list[str]:
     header = ["", "seconds a step", "slowest / fastest", "time ratio", "peak MiB", "memory ratio", "ratio to"]
     lines = [
         f"{arguments.shape}, random weights; {2 * arguments.pairs} sequences of up to {arguments.longest} tokens a"
-        f" step; {arguments.rounds} rounds of {arguments.steps} steps.",
+        f" step; {counted(arguments.rounds, 'round')} of {counted(arguments.steps, 'step')}.",
         "",
         *table(header, rows),
     ]

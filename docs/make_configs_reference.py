@@ -6,8 +6,10 @@ python docs/make_configs_reference.py            # --check: fail where the file 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import typing
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ SECTIONS: dict[str, list[str]] = {
     "Parts of `DistRLModule`": [
         f"ipvrm_lightning.modules.distrl_settings.{name}"
         for name in ("RewardModel", "Collecting", "AdvantageSettings", "PolicyUpdate")
-    ],
+    ]
+    + ["ipvrm_lightning.modules.alarms.Alarms"],
     "Data (`data`)": [
         "ipvrm_lightning.data.TrajectoryDataModule",
         "ipvrm_lightning.data.ProcessBenchDataModule",
@@ -45,12 +48,19 @@ SECTIONS: dict[str, list[str]] = {
         f"ipvrm_lightning.models.{name}" for name in ("AdaptersOff", "FrozenCopy", "CachedReference")
     ],
     "Learning rate (`scheduler`)": ["ipvrm_lightning.modules.schedule.Schedule"],
+    "Sampling (`sampling`, `evaluation`)": ["ipvrm_lightning.rollouts.Sampling"],
+    "Where responses come from (`source` of `ipvrm rollout`)": [
+        "ipvrm_lightning.rollouts.InProcess",
+        "ipvrm_lightning.rollouts.Endpoint",
+    ],
     "Verifiers (`verifier`)": [
         "ipvrm_lightning.rollouts.MathVerifier",
         "ipvrm_lightning.rollouts.ExactMatch",
         "ipvrm_lightning.worlds.arithmetic.ArithmeticVerifier",
     ],
-    "Callbacks": ["ipvrm_lightning.callbacks.HFExport"],
+    "Callbacks (`trainer.callbacks`)": ["ipvrm_lightning.callbacks.HFExport"],
+    "Strategies (`trainer.strategy`)": ["ipvrm_lightning.strategies.FullyShard"],
+    "Loggers (`trainer.logger`)": ["ipvrm_lightning.loggers.MetricsFile"],
 }
 
 
@@ -70,8 +80,9 @@ def page() -> str:
     lines = [
         "# What a config can name",
         "",
-        "Every class here is given by `class_path` and `init_args`; a class of your own with the same base fits in its",
-        "place. `ipvrm fit --help`, `--model.help IPVRMModule` and `--print_config` show the same on the command line.",
+        "A class is given by `class_path` and `init_args`, and one of your own with the same base fits in its place.",
+        "Those that say *plain keys* are groups of settings: their arguments stand in the config as they are.",
+        "`ipvrm fit --help`, `--model.help IPVRMModule` and `--print_config` show the same on the command line.",
         "This page is made from the code by `docs/make_configs_reference.py`.",
     ]
     for title, paths in SECTIONS.items():
@@ -90,7 +101,9 @@ def section(path: str) -> list[str]:
 
     found: Any = resolve_name(path)
     described = parse(found.__doc__ or "")
-    lines = [f"### `{path}`", "", *filter(None, [described.short_description, described.long_description])]
+    plain_keys = "*Plain keys.*" if is_dataclass(found) else None
+    described_by = filter(None, [plain_keys, described.short_description, described.long_description])
+    lines = [f"### `{path}`", "", *described_by]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(found, sub_configs=True)
     rows = [
@@ -116,7 +129,7 @@ def plain(value: Any) -> str:
         return str(value["class_path"])
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
-    return str(value)
+    return json.dumps(value) if isinstance(value, str) and "\n" in value else str(value)
 
 
 def type_name(hint: Any) -> str:

@@ -42,10 +42,14 @@ config's trainer.default_root_dir. `ipvrm <command> --help` lists its options, `
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; bad input gives one line on standard error and exit status 1.
+    """Run the command line; a failure gives one line on standard error, and an exit status.
 
     Args:
         argv: arguments after the program name, those of the process where none are given.
+
+    Raises:
+        SystemExit: with 2 for arguments and configs that cannot be parsed, 1 for everything else that fails, 141 where
+            the reader of the output has hung up.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in given or ("LOCAL_RANK" in os.environ and os.environ.get("IPVRM_DEBUG") == "1")

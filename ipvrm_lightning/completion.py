@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from inspect import Parameter, isclass, signature
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+from ipvrm_lightning.failures import OneLineParser
 from ipvrm_lightning.packaged_configs import packaged_names
 
 SHELLS = ("bash", "zsh", "fish")
@@ -33,10 +34,10 @@ class Option(NamedTuple):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of `ipvrm completion`."""
-    parser = argparse.ArgumentParser(
+    """The options of `ipvrm completion`; mistakes are raised."""
+    parser = OneLineParser(
         prog="ipvrm completion",
-        description="Print a script for a shell to read at its start; see the README for where to put it.",
+        description="Print a script for a shell to read at its start; see docs/completion.md for where to put it.",
     )
     parser.add_argument("shell", choices=SHELLS)
     return parser
@@ -47,6 +48,9 @@ def main(arguments: list[str]) -> None:
 
     Args:
         arguments: after `ipvrm completion`.
+
+    Raises:
+        ArgumentError: another shell, or none.
     """
     shell = build_parser().parse_args(arguments).shell
     print(script(shell, {name: list(options_of(name, parser)) for name, parser in all_parsers().items()}))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ipvrm_lightning.failures import OneLineParser
+
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of `ipvrm export`."""
-    parser = argparse.ArgumentParser(prog="ipvrm export", description=__doc__)
+    """The options of `ipvrm export`; mistakes are raised."""
+    parser = OneLineParser(prog="ipvrm export", description=__doc__)
     parser.add_argument("source", type=Path, help="checkpoint, folder of a run, or folder of runs for the newest")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--part", choices=("policy", "reward"), default="policy", help="of a policy optimisation")
@@ -34,6 +36,9 @@ def main(arguments: list[str]) -> None:
 
     Args:
         arguments: after `ipvrm export`.
+
+    Raises:
+        ArgumentError: an option that does not exist or cannot be read.
     """
     options = vars(build_parser().parse_args(arguments))
     from ipvrm_lightning.exporting import export_checkpoint

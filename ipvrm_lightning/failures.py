@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 _LONGEST = 600
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -32,6 +33,21 @@ _NOISE = re.compile(
     r"|Given value type|Given value: (?:NestedArg|Namespace|\{)"
     r"|Expected a path but .* either not accessible or invalid"
 )
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose mistakes are raised, so that they are told as every other failure is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise in place of printing the usage.
+
+        Args:
+            message: what is wrong.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise argparse.ArgumentError(None, message)
 
 
 def failure_line(command: str, error: BaseException) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ipvrm_lightning.failures import OneLineParser
+
 FORMATS = ("table", "json", "jsonl")
 PROTOCOLS = ("step_sum", "prefix_sum", "prefix_mean", "step_mean")
 OBJECTIVES = ("ipvrm", "implicit_prm", "dpo_rm", "endo_rm")
@@ -44,8 +46,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, max_length: int | None
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of `ipvrm score`."""
-    parser = argparse.ArgumentParser(
+    """The options of `ipvrm score`; mistakes are raised."""
+    parser = OneLineParser(
         prog="ipvrm score",
         description=__doc__,
         epilog="Without an export, say how log-ratios read: --beta 0.05 --objective implicit_prm, for instance.",
@@ -71,7 +73,7 @@ def main(arguments: list[str]) -> None:
         arguments: after `ipvrm score`.
 
     Raises:
-        ArgumentError: options that do not go together.
+        ArgumentError: an option that does not exist or cannot be read, or options that do not go together.
     """
     chosen = build_parser().parse_args(arguments)
     single = (chosen.problem is not None) + (chosen.solution is not None)

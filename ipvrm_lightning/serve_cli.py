@@ -6,6 +6,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
+from ipvrm_lightning.failures import OneLineParser
 from ipvrm_lightning.score_cli import add_model_options
 
 #: Libraries of the extra `serve`.
@@ -13,8 +14,8 @@ NEEDED = ("fastapi", "uvicorn")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of `ipvrm serve`."""
-    parser = argparse.ArgumentParser(prog="ipvrm serve", description=__doc__, epilog="See docs/serving.md.")
+    """The options of `ipvrm serve`; mistakes are raised."""
+    parser = OneLineParser(prog="ipvrm serve", description=__doc__, epilog="See docs/serving.md.")
     add_model_options(parser, max_length=8192)
     open_to = parser.add_argument_group("who may ask")
     open_to.add_argument("--host", default="127.0.0.1", help="address to listen at; default this machine alone")
@@ -35,11 +36,12 @@ def main(arguments: list[str]) -> None:
         arguments: after `ipvrm serve`.
 
     Raises:
+        ArgumentError: an option that does not exist or cannot be read.
         ValueError: the libraries of the extra are not installed, or see `serve_command`.
     """
     chosen = build_parser().parse_args(arguments)
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise ValueError(f'{" and ".join(missing)} not installed: pip install "ipvrm-lightning[serve]"')
+        raise ValueError(f'{" and ".join(missing)} not installed: pip install -e ".[serve]" in the repository')
     from ipvrm_lightning.serving.command import serve_command
 
     serve_command(chosen)

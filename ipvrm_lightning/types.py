@@ -148,7 +148,8 @@ class ScoredSolution:
         step_scores: protocol to one score per step, higher is better.
         step_lengths: characters of each step, for the longest-step floor.
         final_answer_correct: whether the final answer is right, None unknown.
-        final_value: normalised value of the whole response, None where the scorer has none.
+        final_value: value of the whole response, the objective's `prefix_logits` at its end; None where the scorer has
+            none.
     """
 
     id: str

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ipvrm_lightning.cli import COMMANDS, main
 from ipvrm_lightning.failures import (
     exit_status,
     failure_line,
@@ -24,6 +25,15 @@ def test_an_error_of_the_input_is_its_message_alone() -> None:
     assert failure_line("fit", ValueError("a.jsonl, row 1:\n  bad")) == "ipvrm fit: a.jsonl, row 1: bad"
     assert failure_line("fit", ValueError()) == "ipvrm fit: ValueError"
     assert exit_status(ValueError()) == 1 and exit_status(argparse.ArgumentError(None, "x")) == 2
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"rollout"}))
+def test_a_bad_option_is_one_line_for_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--bogus"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ipvrm {command}: ") and line.endswith("(see --help)")
 
 
 def test_an_error_nobody_expected_keeps_its_traceback() -> None:

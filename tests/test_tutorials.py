@@ -20,7 +20,7 @@ BESIDE = ("extension", "tiny_world")
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written_to(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where they write `outputs/`: the tiny world is built once for all of them."""
     return tmp_path_factory.mktemp("tutorials")
 
@@ -32,8 +32,8 @@ def test_there_are_six_and_the_index_names_each() -> None:
 
 
 @pytest.mark.parametrize("file", TUTORIALS, ids=lambda file: file.stem)
-def test_it_runs(file: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
+def test_it_runs(file: Path, written_to: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(written_to)
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setattr(sys, "argv", [str(file)])
     try:
@@ -42,10 +42,10 @@ def test_it_runs(file: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -
     finally:
         for name in BESIDE:
             sys.modules.pop(name, None)
-    written = workplace / "outputs" / "tutorials" / file.stem
+    written = written_to / "outputs" / "tutorials" / file.stem
     pictures = {path.name for path in written.glob("*.png")}
     assert pictures == set(re.findall(r'OUT / "(\w+\.png)"', file.read_text(encoding="utf-8")))
-    assert {path.name for path in workplace.iterdir()} == {"outputs"}
+    assert {path.name for path in written_to.iterdir()} == {"outputs"}
 
 
 @pytest.mark.parametrize("file", TUTORIALS, ids=lambda file: file.stem)

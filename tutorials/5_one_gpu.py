@@ -13,9 +13,11 @@
 #     python tutorials/5_one_gpu.py
 #
 # **The memory tables are computed**, from parameter counts and the formulas below, which are checked against the tiny
-# model of part 1. Two points were measured on a GPU and lie 11 % below what is computed (`benchmarks/results/gpu.md`):
-# Qwen3-8B with QLoRA and 5,120 tokens a pass took 13.1 GiB (computed: 14.7), Qwen3-0.6B with all weights, a frozen copy
-# and 10,240 tokens 13.7 GiB (15.4). `python benchmarks/gpu.py` measures on yours.
+# model of part 1. Three points were measured on a GPU and lie 7 to 11 % below what is computed
+# (`benchmarks/results/gpu.md`). With `chunk_size` 256, Qwen3-8B with QLoRA and 5,120 tokens a pass took 13.1 GiB
+# (computed: 14.7), and Qwen3-0.6B with all weights, a frozen copy and 10,240 tokens 13.7 GiB (15.4). The latter with
+# `chunk_size` 1,024, which `configs/ipvrm_qwen.yaml` has and the tables below use, took 15.5 GiB (16.7).
+# `python benchmarks/gpu.py` measures on yours.
 
 # %%
 import csv
@@ -240,14 +242,14 @@ print(f"the formula gives the bytes of the tiny model: {sizes}")
 # | adapters: weight, gradient, two states of the 8-bit optimiser | 4 + 4 + 2 each |
 # | kept for backward, with gradient checkpointing: the input of every layer | `L * tokens * H * 4` |
 # | one layer while it is computed again | about `tokens * 4 * (6*H + 4*(h+2*k)*d + 4*I)` |
-# | logits of one chunk, with softmax and gradient (`chunk_size` 256) | `256 * V * 4 * 3` |
+# | logits of one chunk, with softmax and gradient (`chunk_size` 1,024) | `1024 * V * 4 * 3` |
 # | the output head in bfloat16, while a chunk is computed | `V * H * 2` |
 #
 # `tokens` is what one forward pass holds: `data.max_tokens`. The longest response (2,560 tokens here) must fit in it.
 # Not in the table: what CUDA itself takes (about 0.5 GiB) and what the allocator cannot use. Leave 1.5 GiB free.
 
 # %%
-GIB, CHUNK = 2**30, 256
+GIB, CHUNK = 2**30, 1024
 
 
 def activations(shape, tokens):
@@ -291,7 +293,7 @@ for card in (8, 16, 24):
 # | --- | --- |
 # | tokens of one forward pass | `--data.max_tokens 2560`: the largest effect; a step takes more passes |
 # | gradient checkpointing | on in `configs/ipvrm_qwen.yaml`; keep it on |
-# | logits of a chunk | `--model.chunk_size 128` |
+# | logits of a chunk | `--model.chunk_size 256`: 1.3 GiB less by the formula, and a somewhat slower step |
 # | optimiser | the 8-bit paged one of the overlay moves its states to main memory when the GPU is full |
 # | longest response | `--data.max_length 1536`: longer ones are dropped and counted |
 # | a smaller model | the embedding in float32 is a large part of the small ones |
@@ -310,8 +312,9 @@ for card in (8, 16, 24):
 #     torchrun --nproc-per-node 8 -m ipvrm_lightning fit --config configs/ipvrm_qwen.yaml \
 #       --config configs/strategy/fsdp2.yaml
 #
-# `data.batch_size` is that of all GPUs together, so the result does not depend on their number. Several machines:
-# `docs/multi_node.md`. Two processes on a CPU, to rehearse: `--trainer.accelerator cpu --trainer.devices 2`.
+# `data.batch_size` is that of all GPUs together, so the result should not depend on their number: two processes on a
+# CPU agree with one, several GPUs have not been tried. Several machines: `docs/multi_node.md`. Two processes on a CPU,
+# to rehearse: `--trainer.accelerator cpu --trainer.devices 2`.
 #
 # With all weights trained, each of N GPUs holds:
 #

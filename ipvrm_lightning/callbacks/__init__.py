@@ -1,4 +1,4 @@
-"""What a Trainer does beside training: tables of results, exports, plots."""
+"""What a Trainer does beside training: records of a run, tables of results, exports."""
 
 from ipvrm_lightning.callbacks.hf_export import HFExport
 

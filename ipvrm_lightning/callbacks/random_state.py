@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from ipvrm_lightning.callbacks.gathering import from_all_processes
 
 
 class RandomState(Callback):
@@ -21,16 +25,17 @@ class RandomState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the states of all processes into the checkpoint; called on each of them."""
-        states: list[Any] = [random_state()]
-        if trainer.world_size > 1:
-            states = [None] * trainer.world_size
-            torch.distributed.all_gather_object(states, random_state())
-        checkpoint["random_states"] = states
+        checkpoint["random_states"] = from_all_processes(random_state())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember this process's state."""
+        """Remember this process's state, where the run goes on with as many processes as it had."""
         states = checkpoint.get("random_states") or []
         self._restored = states[trainer.global_rank] if len(states) == trainer.world_size else None
+        if states and self._restored is None and trainer.state.fn == TrainerFn.FITTING:
+            rank_zero_warn(
+                f"The run goes on with {trainer.world_size} processes in place of {len(states)}: their random states"
+                " cannot be restored, and what is random in training (dropout) is drawn anew."
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore: nothing draws between here and the step."""

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ipvrm_lightning.callbacks.gathering import from_all_processes
 from ipvrm_lightning.metrics.score_file import write_atomically
 
 
@@ -31,10 +31,7 @@ class ResponseFile(Callback):
     def _write(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
         own: list[dict[str, Any]] = getattr(pl_module, "evaluated", [])
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        everywhere = [own]
-        if trainer.world_size > 1:
-            everywhere = [[] for _ in range(trainer.world_size)]
-            dist.all_gather_object(everywhere, own)
-        records = sorted((record for part in everywhere for record in part), key=lambda record: str(record["id"]))
+        everywhere = (record for part in from_all_processes(own) for record in part)
+        records = sorted(everywhere, key=lambda record: str(record["id"]))
         if records and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             write_atomically(folder / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))

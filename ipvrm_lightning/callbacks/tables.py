@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ipvrm_lightning.callbacks.gathering import from_all_processes
 from ipvrm_lightning.callbacks.run_record import run_facts
 from ipvrm_lightning.metrics.score_file import in_stable_order, write_atomically, write_scores
 from ipvrm_lightning.metrics.tables import Report, output_console, plain_report, print_report
@@ -74,8 +73,4 @@ def gather_solutions(solutions: list[ScoredSolution]) -> list[ScoredSolution]:
     Raises:
         ValueError: two solutions of a subset share an id.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return in_stable_order(solutions)
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, list(solutions))
-    return in_stable_order(solution for part in parts for solution in part)
+    return in_stable_order(solution for part in from_all_processes(solutions) for solution in part)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ipvrm_lightning.callbacks.gathering import from_all_processes
 from ipvrm_lightning.metrics.resampling import stable_hash
 from ipvrm_lightning.metrics.token_file import TokenRecord, record_to_line, write_tokens
 
@@ -73,11 +73,8 @@ class TokenFile(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather on all processes, write on the first."""
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        parts: list[Any] = [self._lines]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self._lines)
-        lines = [line for _, _, line in sorted(line for part in parts for line in part)]
+        everywhere = (line for part in from_all_processes(self._lines) for line in part)
+        lines = [line for _, _, line in sorted(everywhere)]
         if lines and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             write_tokens(folder / self.filename, lines)
         self._lines = []

@@ -1,4 +1,4 @@
-"""`PrefixCalibration`: is sigmoid(normalised value) of a prefix the probability of a right end, and from when on.
+"""`PrefixCalibration`: is sigmoid(value) of a prefix the probability of a right end, and from when on.
 
 Memory stays bounded by the number of responses: of every token only histograms are kept, of every response its value
 at the end of each stretch.

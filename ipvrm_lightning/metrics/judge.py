@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
 
+from ipvrm_lightning.failures import OneLineParser
 from ipvrm_lightning.metrics.score_file import read_scores, write_atomically
 from ipvrm_lightning.metrics.step_f1_judge import judge_solutions
 from ipvrm_lightning.metrics.step_f1_report import JudgeSettings, StepF1Report
@@ -52,15 +52,10 @@ def parse_thresholds(texts: Sequence[str]) -> float | dict[str, float] | None:
     return numbers[""]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise argparse.ArgumentError(None, message)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The options of `ipvrm judge`; mistakes are raised."""
     defaults = {field.name: field.default for field in fields(JudgeSettings)}
-    parser = _Parser(prog="ipvrm judge", description=__doc__)
+    parser = OneLineParser(prog="ipvrm judge", description=__doc__)
     parser.add_argument("scores", help="score file (JSONL) as `ipvrm test` writes it")
     parser.add_argument(
         "--threshold",

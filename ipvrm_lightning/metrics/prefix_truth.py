@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class PrefixTruthReport:
-    """Agreement of sigmoid(normalised value) and truth; NaN where undefined.
+    """Agreement of sigmoid(value) and truth; NaN where undefined.
 
     Args:
         prefixes: number of prefixes whose truth is known.
@@ -78,7 +78,7 @@ class PrefixTruth(CollectingMetric):
         """Add prefixes.
 
         Args:
-            values: normalised prefix values z, [B, T].
+            values: prefix values as logits, what the objective's `prefix_logits` gives, [B, T].
             true_values: probability of a right end, NaN where unknown (padding too), [B, T].
             solution_ids: number of each row's solution in the data set, the same in all processes, long, [B].
             group_ids: number of each row's problem, long, [B].

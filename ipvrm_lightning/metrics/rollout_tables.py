@@ -42,7 +42,7 @@ def calibration_tables(report: CalibrationReport) -> list[Table]:
         f"Calibration of prefix values: {report.responses} responses, {report.right} of them right",
         ["part of the response"],
         ["prefixes", "ECE", "Brier", "AUROC %"],
-        "sigmoid(normalised value) against the outcome; AUROC ranks responses by the value at the end of the part.",
+        "sigmoid(value) against the outcome; AUROC ranks responses by the value at the end of the part.",
     )
     for result in report.positions:
         calibration.add_row(*_calibration_row(f"{100 * result.start:.0f} to {100 * result.stop:.0f} %", result))

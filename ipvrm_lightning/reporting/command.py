@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise argparse.ArgumentError(None, message)
+from ipvrm_lightning.failures import OneLineParser
 
 
 def _count(text: str) -> int:
@@ -24,7 +20,7 @@ _count.__name__ = "whole number from 0"
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of `ipvrm report`; mistakes are raised."""
-    parser = _Parser(prog="ipvrm report", description=__doc__)
+    parser = OneLineParser(prog="ipvrm report", description=__doc__)
     parser.add_argument(
         "paths",
         type=Path,

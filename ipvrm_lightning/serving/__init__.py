@@ -1,1 +1,1 @@
-"""Serve a reward model over HTTP: `ipvrm serve`; its libraries come with `pip install "ipvrm-lightning[serve]"`."""
+"""Serve a reward model over HTTP: `ipvrm serve`; its libraries come with `pip install -e ".[serve]"`."""

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from ipvrm_lightning.callbacks.random_state import RandomState, random_state, set_random_state
 from ipvrm_lightning.modules import IPVRMModule
@@ -27,6 +29,25 @@ def test_all_generators_go_back_to_where_they_were(tmp_path: Path) -> None:
     assert draws() != first
     set_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert draws() == first
+
+
+@pytest.mark.parametrize(("fn", "said"), [(TrainerFn.FITTING, True), (TrainerFn.TESTING, False)])
+def test_a_fit_with_another_number_of_processes_says_that_it_draws_anew(
+    tmp_path: Path, fn: TrainerFn, said: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    trainer = quiet_trainer(tmp_path)
+    trainer.state.fn = fn
+    callback, module = RandomState(), LightningModule()
+    callback.on_load_checkpoint(trainer, module, {"random_states": [random_state()]})
+    callback.on_load_checkpoint(trainer, module, {})
+    assert not recwarn.list
+    callback.on_load_checkpoint(trainer, module, {"random_states": [random_state(), random_state()]})
+    messages = [str(warning.message) for warning in recwarn.list]
+    assert len(messages) == said
+    assert all("1 processes in place of 2" in one and "drawn anew" in one for one in messages)
+    before = torch.get_rng_state()
+    callback.on_train_batch_start(trainer, module, None, 0)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Losses(Callback):

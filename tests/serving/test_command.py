@@ -128,4 +128,4 @@ def test_without_its_libraries_it_says_how_to_get_them(
 
     monkeypatch.setattr(serve_cli, "find_spec", find)
     line = refused(capsys, "--model", "missing")
-    assert line == 'ipvrm serve: fastapi not installed: pip install "ipvrm-lightning[serve]"'
+    assert line == 'ipvrm serve: fastapi not installed: pip install -e ".[serve]" in the repository'

@@ -19,7 +19,7 @@ class ArithmeticDataModule(TokenizedDataModule):
     solutions whose prefixes have known values. No test problem occurs in training.
 
     Args:
-        size: "small" for demonstrations, "full" for comparisons.
+        size: "small", or "full" for more prompts; the published comparisons use "small".
         root: folder of worlds; None for the environment variable IPVRM_WORLDS, else outputs/worlds.
         overrides: settings of the world to replace, see `WorldSettings`.
         pairwise: windows of pairs, a right and a wrong response to one prompt.
@@ -81,10 +81,7 @@ class ArithmeticDataModule(TokenizedDataModule):
         self.val_set = read_trajectories(folder, "validation", tokenizer)
         self.test_sets = [read_test_set(folder, name, tokenizer) for name in TEST_NAMES]
         if self.pairwise:
-            self.train_pairs, self.val_pairs = (
-                build_pairs(dataset, max_pairs_per_prompt=self.max_pairs_per_prompt, seed=self.seed)
-                for dataset in (train_set, self.val_set)
-            )
+            self.train_pairs = build_pairs(train_set, max_pairs_per_prompt=self.max_pairs_per_prompt, seed=self.seed)
             if not self.train_pairs:
                 raise ValueError(f"no prompt in {folder} has both a right and a wrong response: no pair to train on")
         self.train_set = train_set

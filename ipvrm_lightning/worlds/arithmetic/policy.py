@@ -22,7 +22,7 @@ class ArithmeticPolicy(LanguageModelFactory):
     """The fine-tuned policy of an arithmetic world, from which its rollouts were sampled; built if it is absent.
 
     Args:
-        size: "small" for demonstrations, "full" for comparisons.
+        size: "small", or "full" for more prompts; the published comparisons use "small".
         seed: of the world.
         root: folder of worlds; None for the environment variable IPVRM_WORLDS, else outputs/worlds.
         overrides: settings of the world to replace, see `WorldSettings`.

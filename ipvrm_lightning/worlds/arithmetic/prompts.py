@@ -21,7 +21,7 @@ class ArithmeticPromptData(PromptModule):
     knows; validation and test problems occur in neither, nor in the policy's fine-tuning.
 
     Args:
-        size: "small" for demonstrations, "full" for comparisons.
+        size: "small", or "full" for more prompts; the published comparisons use "small".
         root: folder of worlds; None for the environment variable IPVRM_WORLDS, else outputs/worlds.
         overrides: settings of the world to replace, see `WorldSettings`.
         batch_size: prompts per step over all processes.

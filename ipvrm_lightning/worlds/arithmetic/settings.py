@@ -147,7 +147,7 @@ class ArithmeticWorld:
     """Names a world: which one, and where it lies once it is built.
 
     Args:
-        size: "small" for demonstrations, "full" for comparisons.
+        size: "small", or "full" for more prompts; the published comparisons use "small".
         seed: of everything in it.
         root: folder of worlds; None for the environment variable IPVRM_WORLDS, else outputs/worlds.
         overrides: settings to replace, see `WorldSettings`.
