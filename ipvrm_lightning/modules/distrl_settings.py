@@ -62,7 +62,7 @@ class AdvantageSettings:
 
     Args:
         outcome_coef: weight of the group-relative outcome.
-        gae_coef: weight of the generalised TD advantage; the reference code has 0.05, of a whitened one, Eq. 13 writes 1.
+        gae_coef: weight of the generalised TD advantage. The reference code has 0.05, of a whitened one; Eq. 13 has 1.
         discount: gamma.
         gae_lambda: lambda.
         normalization: of the TD part: `prompt_group` (paper, Eqs. 27-29) or `minibatch` (reference code). The second is

@@ -31,9 +31,9 @@ _TITLES = {
 }
 
 _NOTES = {
-    "candidate_mass": "Mean over positions of the responses that are learned from, of the policy's probability of the sampled token and of the likely "
-    "tokens that count beside it. What is missing to 1 gets no dense credit.",
-    "candidates": "Mean number of tokens per position that count besides the sampled one, in the responses that are "
+    "candidate_mass": "Mean, over the positions of the responses that are learned from, of the policy's probability of "
+    "the sampled token and of the likely tokens that count beside it. What is missing to 1 gets no dense credit.",
+    "candidates": "Mean number of tokens that count besides the sampled one, per position of the responses that are "
     "learned from.",
 }
 

@@ -11,13 +11,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ipvrm_lightning import functional
 from ipvrm_lightning.data.batching import TrajectoryDataset, collate
-from ipvrm_lightning.models import AdaptersOff, CachedReference, FrozenCopy
+from ipvrm_lightning.models import AdaptersOff, CachedReference, FrozenCopy, LoRA, RandomLanguageModel
 from ipvrm_lightning.modules import IPVRMModule, SFTModule
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, EndoRM, ImplicitPRM, Objective
 from ipvrm_lightning.types import Window
 
-from .conftest import InMemoryData, make_examples, quiet_trainer, tiny, trained_state
+from .conftest import QWEN, InMemoryData, make_examples, quiet_trainer, tiny, trained_state
 
 SGD = partial(torch.optim.SGD, lr=0.05)
 OBJECTIVES: dict[str, Objective] = {
@@ -143,9 +143,17 @@ def test_checkpoint_holds_what_is_trained_and_loads_with_weights_only(tmp_path: 
     state = torch.load(tmp_path / "adapter.ckpt", weights_only=True)["state_dict"]
     assert state and all(".lora_" in name for name in state)
 
-    other = IPVRMModule(language_model=tiny(), optimizer=SGD)
-    with pytest.raises(ValueError, match="the checkpoint does not fit this config: parameter model"):
-        quiet_trainer(tmp_path).test(other, datamodule=InMemoryData(), ckpt_path=str(tmp_path / "adapter.ckpt"))
+    narrow = RandomLanguageModel(config=QWEN, lora=LoRA(r=2))
+    weak = RandomLanguageModel(config=QWEN, lora=LoRA(r=4, alpha=4))
+    for factory, problem in (
+        (tiny(), "the checkpoint does not fit this config: language_model.lora.alpha is 32 there and absent here"),
+        (weak, "the checkpoint does not fit this config: language_model.lora.alpha is 32 there and 4 here"),
+        (narrow, "the checkpoint does not fit this config: parameter model"),
+        (tiny(lora=True, seed=1), "trained from other weights than those that model.language_model names"),
+    ):
+        other = IPVRMModule(language_model=factory, optimizer=SGD)
+        with pytest.raises(ValueError, match=problem):
+            quiet_trainer(tmp_path).test(other, datamodule=InMemoryData(), ckpt_path=str(tmp_path / "adapter.ckpt"))
 
 
 def test_adapter_loaded_from_a_checkpoint_is_judged_against_the_base(tmp_path: Path) -> None:
