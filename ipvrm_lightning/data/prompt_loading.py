@@ -88,6 +88,7 @@ class PromptLoader:
         self.stream = PromptStream(prompts, seed=seed)
         self.batch_size = batch_size
         self._fingerprint = fingerprint(prompts)
+        self._epoch = 0
         self._steps = 0
         self._resume = 0
 
@@ -100,7 +101,20 @@ class PromptLoader:
         while self._steps < len(self):
             self._steps += 1
             yield self.stream
-        self._steps = 0
+        self.set_epoch(self._epoch + 1)
+
+    @property
+    def sampler(self) -> PromptLoader:
+        """Where Lightning looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Count the steps of another epoch from its start; the current one is left where it is. Lightning calls this.
+
+        The number of steps alone could not tell: an epoch may end before them all (`limit_train_batches`).
+        """
+        if epoch != self._epoch:
+            self._epoch, self._steps, self._resume = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next step and the next prompt are: primitives only, equal on all processes."""
@@ -108,6 +122,7 @@ class PromptLoader:
             "seed": self.stream.seed,
             "pass": self.stream.pass_number,
             "position": self.stream.position,
+            "epoch": self._epoch,
             "steps": self._resume or self._steps,
             "prompts": self._fingerprint,
         }
@@ -116,16 +131,22 @@ class PromptLoader:
         """Go on where `state_dict` was taken.
 
         Raises:
-            ValueError: the state is of other prompts or another seed, so that no exact continuation exists.
+            ValueError: the state is of other prompts or another seed, so that no exact continuation exists, or of a
+                version that did not keep the epoch.
         """
         for name, own in (("seed", self.stream.seed), ("prompts", self._fingerprint)):
             if state[name] != own:
                 raise ValueError(
                     f"cannot resume: the checkpoint was saved with {name} {state[name]}, this run has {own}"
                 )
+        if "epoch" not in state:
+            raise ValueError(
+                "cannot resume: the checkpoint was saved by an earlier version, which did not keep the epoch that its"
+                " steps belong to; start anew"
+            )
         self.stream.seek(int(state["pass"]), int(state["position"]))
-        # Lightning does not ask for the end of an epoch: a state with all of its steps is the start of the next.
-        self._steps = self._resume = int(state["steps"]) % len(self)
+        self._epoch, self._steps = int(state["epoch"]), int(state["steps"])
+        self._resume = self._steps
 
 
 class PromptEvalLoader:

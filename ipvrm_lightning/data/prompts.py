@@ -42,6 +42,8 @@ class PromptModule(TokenizerDataModule):
         self.train_prompts: list[PromptExample] = []
         self.val_prompts: list[PromptExample] = []
         self.test_prompts: list[PromptExample] = []
+        self._train_loader: PromptLoader | None = None
+        self._resume: dict[str, Any] = {}
 
     def train_dataloader(self) -> PromptLoader:
         """Hands each step the stream of prompts, the same on every process; resumable in the middle of an epoch.
@@ -51,7 +53,22 @@ class PromptModule(TokenizerDataModule):
         """
         if not self.train_prompts:
             raise ValueError(f"{type(self).__name__} has no training prompts: call setup, or give it some")
-        return PromptLoader(self.train_prompts, batch_size=self.batch_size, seed=self.seed)
+        self._train_loader = PromptLoader(self.train_prompts, batch_size=self.batch_size, seed=self.seed)
+        if self._resume:
+            self._train_loader.load_state_dict(self._resume)
+            self._resume = {}
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training loader's, once more: Lightning gives a loader none back where an epoch had ended.
+
+        The stream of prompts runs on through epochs, so that it would begin anew there.
+        """
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep for the training loader."""
+        self._resume = state
 
     def val_dataloader(self) -> list[PromptEvalLoader]:
         """Every validation prompt once over all processes; no loader where there are none."""

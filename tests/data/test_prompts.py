@@ -222,8 +222,10 @@ def test_a_loader_goes_on_with_the_next_prompt(stop: int) -> None:
     again = PromptLoader(examples(10), batch_size=3, seed=0)
     again.load_state_dict(state)
     iter(again)  # made and not used
+    epoch = stop // 3
+    again.set_epoch(epoch)  # as Lightning does
     remaining = draws(again, sizes[stop % 3 :])
-    assert again.state_dict() == {**states[3 if stop < 3 else 6], "steps": 0}
+    assert again.state_dict() == {**states[3 if stop < 3 else 6], "epoch": epoch + 1, "steps": 0}
     assert remaining == expected[stop : 3 if stop < 3 else 6]
     assert len(draws(again, sizes)) == 3
 
@@ -235,6 +237,9 @@ def test_a_loader_refuses_other_prompts_and_seeds() -> None:
     for prompts, seed, named in ((examples(11), 0, "prompts"), (changed, 0, "prompts"), (examples(10), 1, "seed 0")):
         with pytest.raises(ValueError, match=f"cannot resume: .*{named}"):
             PromptLoader(prompts, batch_size=3, seed=seed).load_state_dict(state)
+    del state["epoch"]
+    with pytest.raises(ValueError, match="cannot resume: the checkpoint was saved by an earlier version"):
+        PromptLoader(examples(10), batch_size=3, seed=0).load_state_dict(state)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 10, 17])
@@ -288,6 +293,7 @@ def fit(folder: Path, *, resume: str | None = None, **options: Any) -> Recorder:
         default_root_dir=folder, callbacks=[checkpoints], **options,
     )  # fmt: skip
     trainer.fit(recorder, datamodule=GivenPrompts(batch_size=3, eval_batch_size=2), ckpt_path=resume, weights_only=True)
+    trainer.save_checkpoint(folder / "last.ckpt")
     return recorder
 
 
@@ -302,6 +308,19 @@ def test_training_goes_on_exactly_where_it_stopped(tmp_path: Path, limit: dict[s
     for stop in (1, 4, 6, 11):
         resumed = fit(tmp_path / f"from{stop}", resume=str(tmp_path / "whole" / f"step={stop}.ckpt"), **limit)
         assert resumed.seen == whole.seen[stop:]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_epoch_that_ends_before_its_last_step_is_followed_by_a_whole_one(tmp_path: Path) -> None:
+    limit = {"max_epochs": 3, "limit_train_batches": 3}  # of 4
+    whole = fit(tmp_path / "whole", **limit)
+    assert len(whole.seen) == 9
+    for stop in (2, 3, 5, 6):
+        resumed = fit(tmp_path / f"from{stop}", resume=str(tmp_path / "whole" / f"step={stop}.ckpt"), **limit)
+        assert resumed.seen == whole.seen[stop:]
+    fit(tmp_path / "first", **{**limit, "max_epochs": 1})
+    resumed = fit(tmp_path / "second", resume=str(tmp_path / "first" / "last.ckpt"), **limit)
+    assert resumed.seen == whole.seen[3:]
 
 
 def test_real_prompts(shared_dir: Path) -> None:
