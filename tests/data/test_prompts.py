@@ -172,11 +172,17 @@ def test_splits_are_by_prompt(tmp_path: Path) -> None:
     assert train < set(ids(large.train_prompts)) and validation < set(ids(large.val_prompts))
     assert small.test_prompts == small.val_prompts
 
-    held_out, test = problems(tmp_path, range(8, 14), "val.jsonl"), problems(tmp_path, range(90, 93), "test.jsonl")
-    data = module(train=problems(tmp_path, range(10)), validation=held_out, test=test)
-    assert ids(data.train_prompts) == [f"p{i}" for i in range(8)]
-    assert ids(data.val_prompts) == [f"p{i}" for i in range(8, 14)] and ids(data.test_prompts) == ["p90", "p91", "p92"]
-    assert data.report == {"taken out of training: prompt is in validation": 2}
+    held_out, test = problems(tmp_path, range(8, 14), "val.jsonl"), problems(tmp_path, range(13, 16), "test.jsonl")
+    data = module(train=problems(tmp_path, range(20)), validation=held_out, test=test)
+    assert ids(data.train_prompts) == [f"p{i}" for i in [*range(8), *range(16, 20)]]
+    assert ids(data.val_prompts) == [f"p{i}" for i in range(8, 14)] and ids(data.test_prompts) == ["p13", "p14", "p15"]
+    assert data.report == {
+        "taken out of training: prompt is in validation": 6,
+        "taken out of training: prompt is in test": 2,
+    }
+    split = module(train=problems(tmp_path, range(20)), validation_fraction=0.5, test=test)
+    assert not set(ids(split.train_prompts)) & set(ids(split.val_prompts) + ids(split.test_prompts))
+    assert len(set(ids(split.train_prompts) + ids(split.val_prompts) + ids(split.test_prompts))) == 20
 
     few = [set(ids(module(train=problems(tmp_path, range(30)), max_prompts=n).train_prompts)) for n in (5, 12)]
     assert len(few[0]) == 5 and len(few[1]) == 12 and few[0] < few[1]

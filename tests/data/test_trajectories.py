@@ -76,6 +76,14 @@ def test_prompts_of_validation_files_leave_training(tmp_path: Path) -> None:
     assert data.test_sets == [data.val_set]
 
 
+def test_prompts_of_test_files_leave_training(tmp_path: Path) -> None:
+    train, test = grouped(tmp_path, range(10)), grouped(tmp_path, range(7, 12), "test.jsonl")
+    data = module(train, validation_fraction=0.0, test=test)
+    assert data.train_set is not None and [len(tested) for tested in data.test_sets] == [5 * 3]
+    assert len(data.train_set) == 7 * 3 and not groups(data.train_set) & groups(data.test_sets[0])
+    assert data.report == {"taken out of training: prompt is in test": 9}
+
+
 def test_fewer_prompts_are_a_part_of_more(tmp_path: Path) -> None:
     path = grouped(tmp_path, range(40))
     few, more = (groups(module(path, max_prompts=n, validation_fraction=0.0).train_set) for n in (5, 20))
