@@ -207,6 +207,7 @@ def _encode_chunk(
                 rollout.response,
                 prompt_format=prompt_format,
                 system_prompt=system_prompt,
+                finished=rollout.finished,
             )
         except DataError as error:
             report.bad_row(error.at(rollout.source, rollout.row))

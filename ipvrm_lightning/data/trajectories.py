@@ -17,7 +17,9 @@ class TrajectoryDataModule(TokenizedDataModule):
 
     Forms are recognised by their columns: `conversation`+`label`; `chosen`+`rejected`; `prompt`+`chosen`+`rejected`;
     `prompt`+`responses`+`scores`; `prompt`+`completions`+`correctness`; `prompt`+`completion`+`label`. Prompts are text
-    or chat messages. A prompt is on one side of the split, by a seeded hash of its text: adding data moves none.
+    or chat messages. Where a grouped row has `finished`, a list of true and false, a response that was cut off (false)
+    gets no end-of-turn token. A prompt is on one side of the split, by a seeded hash of its text: adding data moves
+    none.
 
     Args:
         train: parquet, JSON or JSONL file, a folder of them, owner/name of a hub data set, or a list of these.
