@@ -65,6 +65,8 @@ def _pair(row: Mapping[str, Any]) -> Answers:
 def _group(answers: str, labels: str) -> Callable[[Mapping[str, Any]], Answers]:
     def parse(row: Mapping[str, Any]) -> Answers:
         prompt = check_prompt(row["prompt"], "prompt")
+        if row.get("blank") and row[answers] == row[labels] == []:
+            return []  # as `ipvrm rollout` keeps a prompt of which no response had text
         texts, marks = check_list(row[answers], answers), check_list(row[labels], labels)
         if len(texts) != len(marks):
             problem = f"{len(texts)} entries in '{answers}' but {len(marks)} in '{labels}'"
@@ -111,7 +113,7 @@ def recognise(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _final_answers(value: Any, count: int) -> list[str | None]:
     """What solutions vote with in majority voting, as text: 7 and "7" are one answer."""
-    if value is None:
+    if value is None or not count:
         return [None] * count
     answers = check_list(value, "answers")
     if len(answers) != count:
@@ -124,7 +126,7 @@ def _final_answers(value: Any, count: int) -> list[str | None]:
 
 def _finished(value: Any, count: int) -> list[bool]:
     """Which responses of a group ended by themselves; all where the column is missing or null."""
-    if value is None:
+    if value is None or not count:
         return [True] * count
     marks = check_list(value, "finished")
     if len(marks) != count:
