@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ipvrm_lightning.data.planning import in_fair_order
 from ipvrm_lightning.types import PromptBatch, PromptExample
 
 
@@ -150,9 +151,10 @@ class PromptLoader:
 
 
 class PromptEvalLoader:
-    """Every prompt once over all processes, sorted by length, in batches of nearly equal size.
+    """Every prompt once over all processes, in batches of like length and nearly equal size.
 
-    Each process gets equally many batches; where there are fewer prompts than processes, some are empty.
+    The order of the batches is drawn, the same each time: the first few are a fair sample. Each process gets equally
+    many; where there are fewer prompts than processes, some are empty.
 
     Args:
         prompts: to answer.
@@ -173,7 +175,7 @@ class PromptEvalLoader:
         needed = -(-len(ordered) // batch_size)
         count = -(-needed // world_size) * world_size
         ends = [len(ordered) * number // count for number in range(count + 1)] if count else [0]
-        batches = [ordered[start:end] for start, end in pairwise(ends)]
+        batches = in_fair_order([ordered[start:end] for start, end in pairwise(ends)], world_size)
         self.batches = [PromptBatch(batch) for batch in batches[rank::world_size]]
 
     def __len__(self) -> int:

@@ -257,10 +257,23 @@ def test_processes_share_evaluation_prompts(count: int, world_size: int) -> None
     assert Counter(name for loader in loaders for batch in loader for name in ids(batch.prompts)) == Counter(
         ids(prompts)
     )
-    for loader in loaders:
-        lengths = [len(prompt.input_ids) for batch in loader for prompt in batch.prompts]
-        assert lengths == sorted(lengths, reverse=True)
-        assert all(len(batch.prompts) <= 4 for batch in loader)
+    for batch in (batch for loader in loaders for batch in loader):
+        lengths = [len(prompt.input_ids) for prompt in batch.prompts]
+        assert lengths == sorted(lengths, reverse=True) and len(lengths) <= 4
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_limited_evaluation_is_of_prompts_of_all_lengths(world_size: int) -> None:
+    prompts = [PromptExample([7] * (1 + i), f"problem {i}", str(i), "tests", f"p{i}") for i in range(800)]
+    first = []
+    for rank in range(world_size):
+        loader = PromptEvalLoader(prompts, batch_size=4, rank=rank, world_size=world_size)
+        again = PromptEvalLoader(prompts, batch_size=4, rank=rank, world_size=world_size)
+        assert [ids(batch.prompts) for batch in loader] == [ids(batch.prompts) for batch in again]
+        first += [list(loader)[number] for number in range(40 // world_size)]
+    lengths = [len(prompt.input_ids) for batch in first for prompt in batch.prompts]
+    # 160 of 800 in blocks of 4 or 8: the mean of 1 to 800 with a standard error of at most 50
+    assert len(lengths) == 160 and abs(sum(lengths) / len(lengths) - 400.5) < 125
 
 
 class Recorder(LightningModule):
