@@ -96,7 +96,8 @@ def roll_out(
         settings: what decides the responses and their scores, for the folder's manifest.
 
     Raises:
-        ValueError: no prompts, bad data, a folder with other settings, a server that gives no answers; one line.
+        ValueError: no prompts, bad data, a ground truth that the verifier cannot read, a folder with other settings, a
+            server that gives no answers; one line.
     """
     if prompts.tokenizer is None:
         prompts.with_tokenizer(source.build_tokenizer())
@@ -108,6 +109,7 @@ def roll_out(
     try:
         with names_full_disk(output), RolloutStore(output, settings) as store:
             pending = [prompt for prompt in chosen if not store.holds(prompt)]
+            verifier.check(pending)
             start, tokens = time.perf_counter(), 0
             answers = source.respond(pending, sampling) if pending else ()
             for answered in tqdm(answers, "prompts", len(chosen), initial=len(chosen) - len(pending)):

@@ -185,6 +185,14 @@ def test_bad_input_is_one_line_before_a_model_is_built(
     command = arguments(tmp_path, model)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "q", "answer": 1}\n{"prompt": "q", "answer": []}\n')
     assert "prompts.jsonl, row 2, field 'answer': ground truth is neither text nor a number" in fails(command, capsys)
+    command = arguments(tmp_path, model, output="math")
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"prompt": "q", "answer": 1}\n{"prompt": "r", "answer": "???", "id": "r"}\n'
+    )
+    config = yaml.safe_load((tmp_path / "rollout.yaml").read_text())
+    verifier = {"class_path": "ipvrm_lightning.rollouts.MathVerifier", "init_args": {"workers": 1}}
+    (tmp_path / "rollout.yaml").write_text(yaml.safe_dump({**config, "verifier": verifier}))
+    assert "prompt 'r': ground truth cannot be read: '???'" in fails(command, capsys)
 
 
 def test_any_data_module_of_prompts_will_do(tmp_path: Path, model: str) -> None:
