@@ -107,7 +107,7 @@ def roll_out(
     if not (chosen := parts[prompts_of]):
         raise ValueError(f"{type(prompts).__name__} has no {prompts_of} prompts")
     try:
-        with names_full_disk(output), RolloutStore(output, settings) as store:
+        with names_full_disk(output), RolloutStore(output, settings, weights=source.weights()) as store:
             pending = [prompt for prompt in chosen if not store.holds(prompt)]
             verifier.check(pending)
             start, tokens = time.perf_counter(), 0

@@ -175,6 +175,11 @@ def test_bad_input_is_one_line_before_a_model_is_built(
     assert "verifier.init_args.modulus 2, now it is 3" in fails(
         arguments(tmp_path, model, "--verifier.modulus", "3"), capsys
     )
+    weights = Path(model) / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "was made with other weights of the same name" in fails(arguments(tmp_path, model), capsys)
+    weights.write_bytes(content)
     assert "prompt '0' was finished with another text" in fails(
         arguments(tmp_path, model, "--prompts.system_prompt", "Be brief."), capsys
     )
