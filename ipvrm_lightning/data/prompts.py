@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from ipvrm_lightning.data.chat import PromptFormat, encode_prompts, render_prompt, with_system_prompt
 from ipvrm_lightning.data.prompt_loading import PromptEvalLoader, PromptLoader
 from ipvrm_lightning.data.prompt_rows import PromptRow, read_prompts
+from ipvrm_lightning.data.reading import chunks
 from ipvrm_lightning.data.rollouts import OnBadRows, Report
 from ipvrm_lightning.data.schema import DataError
 from ipvrm_lightning.data.splits import Sources
@@ -18,8 +18,6 @@ from ipvrm_lightning.types import PromptExample
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
-
-_CHUNK = 512  # texts per call of the tokenizer
 
 
 class PromptModule(TokenizerDataModule):
@@ -184,8 +182,7 @@ class PromptDataModule(PromptModule):
         self, rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, report: Report
     ) -> list[PromptExample]:
         examples: list[PromptExample] = []
-        remaining = iter(rows)
-        while chunk := list(islice(remaining, _CHUNK)):
+        for chunk in chunks(rows):
             usable: list[tuple[PromptRow, str]] = []
             for row in chunk:
                 try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ipvrm_lightning.data.batching import TrajectoryDataset
 from ipvrm_lightning.data.chat import PromptFormat
+from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.forms import Rollout
 from ipvrm_lightning.data.rollouts import OnBadRows, OverLength, Report, build_pairs, read_rollouts, tokenize_rollouts
 from ipvrm_lightning.data.splits import Sources
