@@ -29,10 +29,10 @@ class Summary(NamedTuple):
         prompts: answered.
         responses: sampled, blank ones included.
         right: responses with score 1.
-        cut_off: responses that reached the length limit.
+        cut_off: responses that reached the length limit, blank ones included.
         blank: responses without text, which are counted but cannot be trained on.
         unverified: responses that the verifier had a problem with.
-        mixed: prompts with both right and wrong responses: those that pairs and group advantages come from.
+        mixed: prompts with both right and wrong responses, blank ones not counted: those that pairs can be made of.
         alike: prompts whose responses are all the same text.
         new_prompts: answered in this run.
         tokens_per_second: response tokens of this run by its seconds; None where lengths are unknown or nothing was
@@ -96,7 +96,8 @@ def roll_out(
         settings: what decides the responses and their scores, for the folder's manifest.
 
     Raises:
-        ValueError: no prompts, bad data, a folder with other settings, a server that gives no answers; one line.
+        ValueError: no prompts, bad data, a ground truth that the verifier cannot read, a folder with other settings, a
+            server that gives no answers; one line.
     """
     if prompts.tokenizer is None:
         prompts.with_tokenizer(source.build_tokenizer())
@@ -106,8 +107,9 @@ def roll_out(
     if not (chosen := parts[prompts_of]):
         raise ValueError(f"{type(prompts).__name__} has no {prompts_of} prompts")
     try:
-        with names_full_disk(output), RolloutStore(output, settings) as store:
+        with names_full_disk(output), RolloutStore(output, settings, weights=source.weights()) as store:
             pending = [prompt for prompt in chosen if not store.holds(prompt)]
+            verifier.check(pending)
             start, tokens = time.perf_counter(), 0
             answers = source.respond(pending, sampling) if pending else ()
             for answered in tqdm(answers, "prompts", len(chosen), initial=len(chosen) - len(pending)):
@@ -123,10 +125,12 @@ def roll_out(
 def verified(answered: Answered, verifier: Verifier) -> dict[str, Any]:
     """The line of one prompt.
 
-    Trainers cannot use a response without text: such are left out of the lists and counted in `blank`.
+    Trainers cannot use a response without text: such are left out of the lists and counted in `blank`, those among
+    them that were cut off in `blank_cut_off`.
     """
     prompt: PromptExample = answered.prompt
     responses = [response for response in answered.responses if response.text.strip()]
+    blank = [response for response in answered.responses if not response.text.strip()]
     submissions = [Submission(prompt.prompt, response.text, prompt.ground_truth) for response in responses]
     verdicts = verifier.verify(submissions) if submissions else []
     judged = list(zip(responses, verdicts, strict=True))
@@ -141,7 +145,8 @@ def verified(answered: Answered, verifier: Verifier) -> dict[str, Any]:
         "finished": [response.finished for response in responses],
         "prompt_tokens": len(prompt.input_ids),
         "response_tokens": [response.tokens for response in responses],
-        "blank": len(answered.responses) - len(responses),
+        "blank": len(blank),
+        "blank_cut_off": sum(not response.finished for response in blank),
     }
 
 
@@ -150,14 +155,14 @@ def summarise(records: Iterable[Mapping[str, Any]], new_prompts: int, tokens_per
     prompts = responses = right = cut_off = blank = unverified = mixed = alike = 0
     for record in records:
         scores = record["scores"]
-        count = len(scores) + record["blank"]
         prompts += 1
-        responses += count
+        responses += len(scores) + record["blank"]
         right += sum(scores)
-        cut_off += record["finished"].count(False)
+        # lines of earlier versions do not say how many of their blank responses were cut off
+        cut_off += record["finished"].count(False) + record.get("blank_cut_off", 0)
         blank += record["blank"]
         unverified += sum(problem is not None for problem in record["problems"])
-        mixed += 0 < sum(scores) < count
+        mixed += 0 < sum(scores) < len(scores)
         alike += len(scores) > 1 and len(set(record["responses"])) == 1
     return Summary(prompts, responses, right, cut_off, blank, unverified, mixed, alike, new_prompts, tokens_per_second)
 

@@ -175,6 +175,11 @@ def test_bad_input_is_one_line_before_a_model_is_built(
     assert "verifier.init_args.modulus 2, now it is 3" in fails(
         arguments(tmp_path, model, "--verifier.modulus", "3"), capsys
     )
+    weights = Path(model) / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "was made with other weights of the same name" in fails(arguments(tmp_path, model), capsys)
+    weights.write_bytes(content)
     assert "prompt '0' was finished with another text" in fails(
         arguments(tmp_path, model, "--prompts.system_prompt", "Be brief."), capsys
     )
@@ -185,6 +190,14 @@ def test_bad_input_is_one_line_before_a_model_is_built(
     command = arguments(tmp_path, model)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "q", "answer": 1}\n{"prompt": "q", "answer": []}\n')
     assert "prompts.jsonl, row 2, field 'answer': ground truth is neither text nor a number" in fails(command, capsys)
+    command = arguments(tmp_path, model, output="math")
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"prompt": "q", "answer": 1}\n{"prompt": "r", "answer": "???", "id": "r"}\n'
+    )
+    config = yaml.safe_load((tmp_path / "rollout.yaml").read_text())
+    verifier = {"class_path": "ipvrm_lightning.rollouts.MathVerifier", "init_args": {"workers": 1}}
+    (tmp_path / "rollout.yaml").write_text(yaml.safe_dump({**config, "verifier": verifier}))
+    assert "prompt 'r': ground truth cannot be read: '???'" in fails(command, capsys)
 
 
 def test_any_data_module_of_prompts_will_do(tmp_path: Path, model: str) -> None:
@@ -202,11 +215,31 @@ def test_what_was_cut_off_or_blank_counts_as_wrong() -> None:
     record = verified(Answered(prompt, responses), EvenLength())
     assert record["responses"] == ["ab", "ab", "a"] and record["scores"] == [1, 0, 0] and record["blank"] == 1
     assert record["finished"] == [True, False, True] and record["response_tokens"] == [3, 9, 2]
-    only_blank = verified(Answered(prompt, [Response("", True, 1)] * 4), EvenLength())
+    only_blank = verified(Answered(prompt, [Response("", True, 1)] * 3 + [Response(" ", False, 9)]), EvenLength())
+    assert (record["blank_cut_off"], only_blank["blank_cut_off"]) == (0, 1)
     summary = summarise([record, only_blank], 1, None)
-    assert summary == (2, 8, 1, 1, 5, 0, 1, 0, 1, None)
-    assert "right         1 (12.5%)" in str(summary) and "cut off       1 (12.5%), counted as wrong" in str(summary)
+    assert summary == (2, 8, 1, 2, 5, 0, 1, 0, 1, None)
+    assert "right         1 (12.5%)" in str(summary) and "cut off       2 (25.0%), counted as wrong" in str(summary)
     assert "blank         5 (62.5%)" in str(summary) and "tokens/s      unknown" in str(summary)
+
+
+def test_counts_are_what_a_trainer_finds_in_the_file(tmp_path: Path) -> None:
+    def record(name: str, *texts: str) -> dict[str, Any]:
+        responses = [Response(text, len(text) < 4, len(text)) for text in texts]
+        return {"id": name, **verified(Answered(PromptExample([1], name, "2", "tests", name), responses), EvenLength())}
+
+    records = [record("a", "ab", "a"), record("b", "ab", "cd", " "), record("c", "", " "), record("d", "ab", "abcd")]
+    summary = summarise(records, 4, None)
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in records))
+    data = TrajectoryDataModule(train=str(path), validation_fraction=0.0, pairwise=True, prompt_format="plain")
+    data.with_tokenizer(TOKENIZER).setup()
+    dataset = data.train_set
+    assert dataset is not None and dataset.outcomes is not None and data.train_pairs is not None
+    assert len({dataset.group_ids[right] for right, _ in data.train_pairs}) == summary.mixed == 2
+    assert len(dataset) == summary.responses - summary.blank and dataset.outcomes.sum() == summary.right
+    ended = [dataset.input_ids(row)[-1] == TOKENIZER.eos_token_id for row in range(len(dataset))]
+    assert ended.count(False) == summary.cut_off == 1
 
 
 def test_the_config_parses_and_its_parts_are_made() -> None:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from ipvrm_lightning.data.batching import (
-    EvalLoader,
-    TrajectoryDataset,
-    WindowLoader,
-    collate,
-    eval_loader,
-    train_loader,
-)
+from ipvrm_lightning.data.batching import EvalLoader, WindowLoader, eval_loader, train_loader
 from ipvrm_lightning.data.chat import encode_example
+from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.data.planning import WindowSampler
 from ipvrm_lightning.data.processbench import ProcessBenchDataModule
 from ipvrm_lightning.data.prompt_loading import PromptEvalLoader, PromptLoader, PromptStream

@@ -16,7 +16,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
-from ipvrm_lightning.data.planning import WindowSampler, cut_by_tokens, fit_processes_by_merging, pair_rows
+from ipvrm_lightning.data.planning import (
+    WindowSampler,
+    cut_by_tokens,
+    fit_processes_by_merging,
+    in_fair_order,
+    pair_rows,
+)
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
 __all__ = [
@@ -125,10 +131,11 @@ class _Batches(Dataset[TrajectoryBatch]):
 
 
 class EvalLoader:
-    """Every example once over all processes, sorted by length, in batches within the token budget.
+    """Every example once over all processes, in batches of like length within the token budget.
 
-    Each process gets equally many batches. Where there are too few examples to split, the shortest batches are merged
-    past the budget. Not a `DataLoader`, so that Lightning does not hand examples out twice under DDP.
+    The order of the batches is drawn, the same each time: the first few are a fair sample. Each process gets equally
+    many. Where there are too few examples to split, the shortest batches are merged past the budget. Not a
+    `DataLoader`, so that Lightning does not hand examples out twice under DDP.
 
     Args:
         dataset: trajectories.
@@ -148,7 +155,7 @@ class EvalLoader:
             raise ValueError(f"{len(dataset)} examples cannot be shared by {world_size} processes")
         order = np.argsort(-dataset.lengths, kind="stable").tolist()
         batches = cut_by_tokens([[row] for row in order], dataset.lengths, max_tokens)
-        batches = fit_processes_by_merging(batches, dataset.lengths, world_size)
+        batches = in_fair_order(fit_processes_by_merging(batches, dataset.lengths, world_size), world_size)
         self.trajectories, self.num_workers = dataset, num_workers
         self.batches = [[row for item in batch for row in item] for batch in batches][rank::world_size]
 

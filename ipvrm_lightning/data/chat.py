@@ -28,12 +28,14 @@ class Rendered(NamedTuple):
         response: the response, as in the data.
         ending: end of turn or end of sequence, with what the template puts before it; nothing after it.
         chat: rendered by a template, which writes its special tokens into the text itself.
+        finished: the response ended by itself; one that was cut off is encoded without an ending.
     """
 
     prompt: str
     response: str
     ending: str
     chat: bool
+    finished: bool = True
 
 
 class Encoded(NamedTuple):
@@ -71,6 +73,7 @@ def render(
     *,
     prompt_format: PromptFormat = "auto",
     system_prompt: str | None = None,
+    finished: bool = True,
 ) -> Rendered:
     """Text of prompt and response.
 
@@ -83,17 +86,18 @@ def render(
         response: the answer's text.
         prompt_format: "chat", "plain", or "auto" for chat where the tokenizer has a template.
         system_prompt: put first where the messages have no system message of their own.
+        finished: whether the response ended by itself; False where it was cut off.
 
     Raises:
         DataError: the template fails, rewrites prompt or response, or the format cannot hold this prompt.
     """
     if uses_chat_template(tokenizer, prompt_format):
-        return _render_chat(tokenizer, prompt, response, system_prompt)
+        return _render_chat(tokenizer, prompt, response, system_prompt)._replace(finished=finished)
     text = _plain_text(prompt, system_prompt)
     if tokenizer.eos_token is None:
         raise DataError("the tokenizer has no end-of-sequence token to close a response with")
     _check_open(response, tokenizer.eos_token)
-    return Rendered(text, response, tokenizer.eos_token, chat=False)
+    return Rendered(text, response, tokenizer.eos_token, chat=False, finished=finished)
 
 
 def render_prompt(
@@ -210,7 +214,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered]) -> lis
     """Tokenise many texts at once; what cannot be used comes back as the error that says why.
 
     Chat text holds its special tokens already; plain text gets those that the tokenizer adds by default (BOS) and one
-    end-of-sequence token.
+    end-of-sequence token. A response that was cut off gets no ending: its last token is one of its own, as sampled.
     """
     encoded: list[Encoded | DataError] = []
     for chat in (True, False):
@@ -257,11 +261,11 @@ def _tokenize(
 
 
 def _encode_alike(tokenizer: PreTrainedTokenizerBase, texts: list[Rendered], chat: bool) -> list[Encoded | DataError]:
-    whole = [text.prompt + text.response + (text.ending if chat else "") for text in texts]
+    whole = [text.prompt + text.response + (text.ending if chat and text.finished else "") for text in texts]
     results: list[Encoded | DataError] = []
     for text, (ids, spans) in zip(texts, _tokenize(tokenizer, whole, chat=chat), strict=True):
         closed = chat and bool(text.ending)
-        if not closed:
+        if text.finished and not closed:
             ids.append(tokenizer.eos_token_id)
             spans.append((len(text.prompt + text.response), len(text.prompt + text.response) + 1))
         results.append(_locate(ids, spans, len(text.prompt)))

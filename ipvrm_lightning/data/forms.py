@@ -32,6 +32,7 @@ class Rollout:
         source: file or hub data set.
         row: row in it, from 1.
         pair: number shared by the chosen and the rejected response of one row; None where the row is no pair.
+        finished: it ended by itself; False where it was cut off.
         metadata: id, subset and answer.
     """
 
@@ -41,6 +42,7 @@ class Rollout:
     source: str
     row: int
     pair: int | None
+    finished: bool
     metadata: dict[str, Any]
 
 
@@ -63,6 +65,8 @@ def _pair(row: Mapping[str, Any]) -> Answers:
 def _group(answers: str, labels: str) -> Callable[[Mapping[str, Any]], Answers]:
     def parse(row: Mapping[str, Any]) -> Answers:
         prompt = check_prompt(row["prompt"], "prompt")
+        if row.get("blank") and row[answers] == row[labels] == []:
+            return []  # as `ipvrm rollout` keeps a prompt of which no response had text
         texts, marks = check_list(row[answers], answers), check_list(row[labels], labels)
         if len(texts) != len(marks):
             problem = f"{len(texts)} entries in '{answers}' but {len(marks)} in '{labels}'"
@@ -109,7 +113,7 @@ def recognise(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _final_answers(value: Any, count: int) -> list[str | None]:
     """What solutions vote with in majority voting, as text: 7 and "7" are one answer."""
-    if value is None:
+    if value is None or not count:
         return [None] * count
     answers = check_list(value, "answers")
     if len(answers) != count:
@@ -118,6 +122,19 @@ def _final_answers(value: Any, count: int) -> list[str | None]:
         if answer is not None and not isinstance(answer, (str, int, float)):
             raise DataError("answer is neither text nor a number", field=f"answers[{position}]", found=answer)
     return [None if answer is None else str(answer) for answer in answers]
+
+
+def _finished(value: Any, count: int) -> list[bool]:
+    """Which responses of a group ended by themselves; all where the column is missing or null."""
+    if value is None or not count:
+        return [True] * count
+    marks = check_list(value, "finished")
+    if len(marks) != count:
+        raise DataError("lengths differ", field="finished", found=f"{len(marks)} entries of {count} responses")
+    for position, mark in enumerate(marks):
+        if not isinstance(mark, bool):
+            raise DataError("neither true nor false", field=f"finished[{position}]", found=mark)
+    return marks
 
 
 def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, number: int, stem: str) -> list[Rollout]:
@@ -133,6 +150,7 @@ def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, num
     Raises:
         DataError: with file, row and field.
     """
+    grouped, paired = columns[1] in ("responses", "completions"), "chosen" in columns
     try:
         check_characters(row)
         for column in columns:
@@ -140,11 +158,11 @@ def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, num
                 raise DataError("missing column", field=column, found=sorted(row))
         answers = FORMS[columns](row)
         finals = _final_answers(row.get("answers"), len(answers))
+        finished = _finished(row.get("finished") if grouped else None, len(answers))
     except DataError as error:
         raise error.at(source, number) from None
     name = str(row["id"]) if row.get("id") is not None else f"{stem}-{number}"
     subset = next((row[key] for key in ("data_source", "dataset", "subset") if isinstance(row.get(key), str)), stem)
-    paired = "chosen" in columns
     return [
         Rollout(
             prompt=prompt,
@@ -153,6 +171,7 @@ def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, num
             source=source,
             row=number,
             pair=number if paired else None,
+            finished=finished[k],
             metadata={"id": name if len(answers) == 1 else f"{name}-{k}", "subset": subset, "answer": finals[k]}
             | {"place": f"{source}, row {number}"},
         )

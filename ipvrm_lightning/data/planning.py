@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 Item = list[int]
+Batch = TypeVar("Batch")
 
 
 def pair_rows(pairs: Sequence[tuple[int, int]], items: Sequence[int]) -> list[int]:
@@ -70,6 +71,21 @@ def fit_processes_by_merging(batches: list[list[Item]], lengths: np.ndarray, wor
     while len(batches) % world_size:
         batches[-2:] = [batches[-2] + batches[-1]]
     return batches
+
+
+def in_fair_order(batches: Sequence[Batch], world_size: int) -> list[Batch]:
+    """Evaluation batches in an order whose beginning stands for all of them, the same whenever it is asked for.
+
+    Batches are made of examples of like length; in that order, an evaluation of so many batches (`limit_val_batches`)
+    would judge the longest alone. Those that the processes compute at the same time stay together.
+
+    Args:
+        batches: sorted by length, a multiple of `world_size`.
+        world_size: processes.
+    """
+    rounds = [batches[start : start + world_size] for start in range(0, len(batches), world_size)]
+    random.Random("evaluation").shuffle(rounds)
+    return [batch for together in rounds for batch in together]
 
 
 class WindowSampler:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
-from ipvrm_lightning.data.batching import TrajectoryDataset
 from ipvrm_lightning.data.chat import Encoded, PromptFormat, Rendered, encode, render
-from ipvrm_lightning.data.reading import Row, find_files, is_hub_name, read_file, read_hub
+from ipvrm_lightning.data.dataset import TrajectoryDataset
+from ipvrm_lightning.data.reading import Row, chunks, find_files, is_hub_name, read_file, read_hub
 from ipvrm_lightning.data.rollouts import OnBadRows, Report, group_of
 from ipvrm_lightning.data.schema import DataError
 from ipvrm_lightning.data.solutions import Solution, check_solution
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
-_CHUNK = 512
 
 
 class ProcessBenchDataModule(TokenizedDataModule):
@@ -138,8 +136,7 @@ class ProcessBenchDataModule(TokenizedDataModule):
     def _examples(
         self, solutions: list[Solution], tokenizer: PreTrainedTokenizerBase, report: Report
     ) -> Iterator[Example]:
-        remaining = iter(solutions)
-        while chunk := list(islice(remaining, _CHUNK)):
+        for chunk in chunks(solutions):
             rendered: list[tuple[Solution, Rendered, list[int]]] = []
             for solution in chunk:
                 try:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ipvrm_lightning.data.planning import in_fair_order
 from ipvrm_lightning.types import PromptBatch, PromptExample
 
 
@@ -88,6 +89,7 @@ class PromptLoader:
         self.stream = PromptStream(prompts, seed=seed)
         self.batch_size = batch_size
         self._fingerprint = fingerprint(prompts)
+        self._epoch = 0
         self._steps = 0
         self._resume = 0
 
@@ -100,7 +102,20 @@ class PromptLoader:
         while self._steps < len(self):
             self._steps += 1
             yield self.stream
-        self._steps = 0
+        self.set_epoch(self._epoch + 1)
+
+    @property
+    def sampler(self) -> PromptLoader:
+        """Where Lightning looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Count the steps of another epoch from its start; the current one is left where it is. Lightning calls this.
+
+        The number of steps alone could not tell: an epoch may end before them all (`limit_train_batches`).
+        """
+        if epoch != self._epoch:
+            self._epoch, self._steps, self._resume = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next step and the next prompt are: primitives only, equal on all processes."""
@@ -108,6 +123,7 @@ class PromptLoader:
             "seed": self.stream.seed,
             "pass": self.stream.pass_number,
             "position": self.stream.position,
+            "epoch": self._epoch,
             "steps": self._resume or self._steps,
             "prompts": self._fingerprint,
         }
@@ -116,22 +132,29 @@ class PromptLoader:
         """Go on where `state_dict` was taken.
 
         Raises:
-            ValueError: the state is of other prompts or another seed, so that no exact continuation exists.
+            ValueError: the state is of other prompts or another seed, so that no exact continuation exists, or of a
+                version that did not keep the epoch.
         """
         for name, own in (("seed", self.stream.seed), ("prompts", self._fingerprint)):
             if state[name] != own:
                 raise ValueError(
                     f"cannot resume: the checkpoint was saved with {name} {state[name]}, this run has {own}"
                 )
+        if "epoch" not in state:
+            raise ValueError(
+                "cannot resume: the checkpoint was saved by an earlier version, which did not keep the epoch that its"
+                " steps belong to; start anew"
+            )
         self.stream.seek(int(state["pass"]), int(state["position"]))
-        # Lightning does not ask for the end of an epoch: a state with all of its steps is the start of the next.
-        self._steps = self._resume = int(state["steps"]) % len(self)
+        self._epoch, self._steps = int(state["epoch"]), int(state["steps"])
+        self._resume = self._steps
 
 
 class PromptEvalLoader:
-    """Every prompt once over all processes, sorted by length, in batches of nearly equal size.
+    """Every prompt once over all processes, in batches of like length and nearly equal size.
 
-    Each process gets equally many batches; where there are fewer prompts than processes, some are empty.
+    The order of the batches is drawn, the same each time: the first few are a fair sample. Each process gets equally
+    many; where there are fewer prompts than processes, some are empty.
 
     Args:
         prompts: to answer.
@@ -152,7 +175,7 @@ class PromptEvalLoader:
         needed = -(-len(ordered) // batch_size)
         count = -(-needed // world_size) * world_size
         ends = [len(ordered) * number // count for number in range(count + 1)] if count else [0]
-        batches = [ordered[start:end] for start, end in pairwise(ends)]
+        batches = in_fair_order([ordered[start:end] for start, end in pairwise(ends)], world_size)
         self.batches = [PromptBatch(batch) for batch in batches[rank::world_size]]
 
     def __len__(self) -> int:

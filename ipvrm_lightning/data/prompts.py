@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from ipvrm_lightning.data.chat import PromptFormat, encode_prompts, render_prompt, with_system_prompt
 from ipvrm_lightning.data.prompt_loading import PromptEvalLoader, PromptLoader
 from ipvrm_lightning.data.prompt_rows import PromptRow, read_prompts
-from ipvrm_lightning.data.reading import is_hub_name, read_hub
-from ipvrm_lightning.data.rollouts import OnBadRows, Report, group_of, limit_prompts, split_by_prompt
+from ipvrm_lightning.data.reading import chunks
+from ipvrm_lightning.data.rollouts import OnBadRows, Report
 from ipvrm_lightning.data.schema import DataError
+from ipvrm_lightning.data.splits import Sources
 from ipvrm_lightning.data.tokenized import TokenizerDataModule
 from ipvrm_lightning.types import PromptExample
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
-
-_CHUNK = 512  # texts per call of the tokenizer
 
 
 class PromptModule(TokenizerDataModule):
@@ -42,6 +40,8 @@ class PromptModule(TokenizerDataModule):
         self.train_prompts: list[PromptExample] = []
         self.val_prompts: list[PromptExample] = []
         self.test_prompts: list[PromptExample] = []
+        self._train_loader: PromptLoader | None = None
+        self._resume: dict[str, Any] = {}
 
     def train_dataloader(self) -> PromptLoader:
         """Hands each step the stream of prompts, the same on every process; resumable in the middle of an epoch.
@@ -51,7 +51,22 @@ class PromptModule(TokenizerDataModule):
         """
         if not self.train_prompts:
             raise ValueError(f"{type(self).__name__} has no training prompts: call setup, or give it some")
-        return PromptLoader(self.train_prompts, batch_size=self.batch_size, seed=self.seed)
+        self._train_loader = PromptLoader(self.train_prompts, batch_size=self.batch_size, seed=self.seed)
+        if self._resume:
+            self._train_loader.load_state_dict(self._resume)
+            self._resume = {}
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training loader's, once more: Lightning gives a loader none back where an epoch had ended.
+
+        The stream of prompts runs on through epochs, so that it would begin anew there.
+        """
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep for the training loader."""
+        self._resume = state
 
     def val_dataloader(self) -> list[PromptEvalLoader]:
         """Every validation prompt once over all processes; no loader where there are none."""
@@ -88,7 +103,7 @@ class PromptDataModule(PromptModule):
             evaluate only.
         validation: the same, for validation; its prompts are taken out of training. None to split `train`.
         validation_fraction: share of prompts held out where `validation` is None.
-        test: the same, for testing. None for the validation prompts.
+        test: the same, for testing; its prompts are taken out of training too. None for the validation prompts.
         split: split of hub data sets.
         batch_size: prompts per optimiser step over all processes.
         eval_batch_size: prompts of an evaluation batch of one process, at most.
@@ -125,23 +140,20 @@ class PromptDataModule(PromptModule):
         max_prompts: int | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, tokenizer=tokenizer, seed=seed)
-        if not 0 <= validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be in [0, 1), not {validation_fraction}")
+        self.sources = Sources(
+            train=train, validation=validation, validation_fraction=validation_fraction, test=test, split=split,
+            max_prompts=max_prompts, seed=seed,
+        )  # fmt: skip
         if over_length not in ("drop", "error"):
             raise ValueError(f"over_length must be drop or error, not {over_length}: a cut prompt is another question")
-        self.train, self.validation, self.test = train, validation, test
-        self.validation_fraction, self.split = validation_fraction, split
         self.max_prompt_length, self.over_length, self.on_bad_rows = max_prompt_length, over_length, on_bad_rows
-        self.prompt_format, self.system_prompt, self.max_prompts = prompt_format, system_prompt, max_prompts
+        self.prompt_format, self.system_prompt = prompt_format, system_prompt
         self.report: dict[str, int] = {}
         self._is_set_up = False
 
     def prepare_data(self) -> None:
         """Download hub data sets once per machine."""
-        for paths in (self.train, self.validation, self.test):
-            for path in [paths] if isinstance(paths, str) else paths or []:
-                if is_hub_name(path):
-                    next(read_hub(path, self.split), None)
+        self.sources.download()
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check, split and tokenise; runs once, before any model is built.
@@ -153,37 +165,24 @@ class PromptDataModule(PromptModule):
         if self._is_set_up:
             return
         report = Report(self.on_bad_rows)
-        train, validation = self._read_splits(report)
-        test = None if self.test is None else read_prompts(self.test, report, split=self.split)
+        given = self.sources
+        rows = given.read(read_prompts, report)
         tokenizer = self.load_tokenizer()
-        self.train_prompts = self._tokenize(train, tokenizer, report)
-        self.val_prompts = self._tokenize(validation, tokenizer, report)
-        self.test_prompts = self.val_prompts if test is None else self._tokenize(test, tokenizer, report)
-        if not (self.train_prompts if self.train is not None else self.val_prompts or self.test_prompts):
-            paths = self.train or self.validation or self.test or "train, validation and test: none is given"
+        self.train_prompts = self._tokenize(rows.train, tokenizer, report)
+        self.val_prompts = self._tokenize(rows.validation, tokenizer, report)
+        self.test_prompts = self.val_prompts if rows.test is None else self._tokenize(rows.test, tokenizer, report)
+        if not (self.train_prompts if given.train is not None else self.val_prompts or self.test_prompts):
+            paths = given.train or given.validation or given.test or "train, validation and test: none is given"
             raise ValueError(f"no usable prompt in {paths}; left out: {dict(report.counts)}")
         self.report = dict(report.counts)
         report.warn(type(self).__name__)
         self._is_set_up = True
 
-    def _read_splits(self, report: Report) -> tuple[list[PromptRow], list[PromptRow]]:
-        rows = [] if self.train is None else read_prompts(self.train, report, split=self.split)
-        rows = limit_prompts(rows, self.max_prompts, self.seed)
-        if self.validation is None:
-            return split_by_prompt(rows, self.validation_fraction, self.seed)
-        validation = read_prompts(self.validation, report, split=self.split)
-        held_out = {group_of(row.prompt) for row in validation}
-        train = [row for row in rows if group_of(row.prompt) not in held_out]
-        if leaked := len(rows) - len(train):
-            report.counts["taken out of training: prompt is in validation"] += leaked
-        return train, validation
-
     def _tokenize(
         self, rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, report: Report
     ) -> list[PromptExample]:
         examples: list[PromptExample] = []
-        remaining = iter(rows)
-        while chunk := list(islice(remaining, _CHUNK)):
+        for chunk in chunks(rows):
             usable: list[tuple[PromptRow, str]] = []
             for row in chunk:
                 try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ipvrm_lightning.data.schema import DataError
 
@@ -14,6 +15,16 @@ SUFFIXES = (".json", ".jsonl", ".parquet")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 Row = tuple[str, int, dict[str, Any]]
+Checked = TypeVar("Checked")
+
+_CHUNK = 512
+
+
+def chunks(rows: Iterable[Checked]) -> Iterator[list[Checked]]:
+    """Rows in lists for one call of the tokenizer each: enough for its threads, little memory."""
+    remaining = iter(rows)
+    while chunk := list(islice(remaining, _CHUNK)):
+        yield chunk
 
 
 def is_hub_name(path: str) -> bool:

@@ -8,14 +8,13 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from ipvrm_lightning.data.batching import TrajectoryDataset
 from ipvrm_lightning.data.chat import PromptFormat, Rendered, encode, render
+from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.forms import Rollout, check_row, recognise
-from ipvrm_lightning.data.reading import read_rows
+from ipvrm_lightning.data.reading import chunks, read_rows
 from ipvrm_lightning.data.schema import DataError, Prompt, prompt_key
 from ipvrm_lightning.types import Example
 
@@ -26,7 +25,6 @@ log = logging.getLogger(__name__)
 
 OnBadRows = Literal["error", "skip"]
 OverLength = Literal["drop", "truncate"]
-_CHUNK = 512  # texts per call of the tokenizer: enough for its threads, little memory
 
 
 class Prompted(Protocol):
@@ -165,8 +163,7 @@ def tokenize_rollouts(
 
     def examples() -> Iterator[Example]:
         nonlocal kept, is_paired
-        remaining = iter(rollouts)
-        while chunk := list(islice(remaining, _CHUNK)):
+        for chunk in chunks(rollouts):
             for rollout, ids, start in _encode_chunk(chunk, tokenizer, report, prompt_format, system_prompt):
                 if len(ids) > max_length:
                     if over_length == "drop" or start >= max_length:
@@ -207,6 +204,7 @@ def _encode_chunk(
                 rollout.response,
                 prompt_format=prompt_format,
                 system_prompt=system_prompt,
+                finished=rollout.finished,
             )
         except DataError as error:
             report.bad_row(error.at(rollout.source, rollout.row))

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
 
-from ipvrm_lightning.data.batching import EvalLoader, TrajectoryDataset, WindowLoader, eval_loader, train_loader
+from ipvrm_lightning.data.batching import EvalLoader, WindowLoader, train_loader
+from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class TokenizedDataModule(TokenizerDataModule):
 
     def evaluation_loader(self, dataset: TrajectoryDataset) -> EvalLoader:
         """Every example once over all processes."""
-        return eval_loader(
+        return EvalLoader(
             dataset,
             max_tokens=self.max_tokens,
             rank=self.rank,

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ipvrm_lightning.data.batching import TrajectoryDataset
 from ipvrm_lightning.data.chat import PromptFormat
+from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.forms import Rollout
-from ipvrm_lightning.data.reading import is_hub_name, read_hub
-from ipvrm_lightning.data.rollouts import (
-    OnBadRows,
-    OverLength,
-    Report,
-    build_pairs,
-    group_of,
-    limit_prompts,
-    read_rollouts,
-    split_by_prompt,
-    tokenize_rollouts,
-)
+from ipvrm_lightning.data.rollouts import OnBadRows, OverLength, Report, build_pairs, read_rollouts, tokenize_rollouts
+from ipvrm_lightning.data.splits import Sources
 from ipvrm_lightning.data.tokenized import TokenizedDataModule
 
 
@@ -27,13 +17,15 @@ class TrajectoryDataModule(TokenizedDataModule):
 
     Forms are recognised by their columns: `conversation`+`label`; `chosen`+`rejected`; `prompt`+`chosen`+`rejected`;
     `prompt`+`responses`+`scores`; `prompt`+`completions`+`correctness`; `prompt`+`completion`+`label`. Prompts are text
-    or chat messages. A prompt is on one side of the split, by a seeded hash of its text: adding data moves none.
+    or chat messages. Where a grouped row has `finished`, a list of true and false, a response that was cut off (false)
+    gets no end-of-turn token. A prompt is on one side of the split, by a seeded hash of its text: adding data moves
+    none.
 
     Args:
         train: parquet, JSON or JSONL file, a folder of them, owner/name of a hub data set, or a list of these.
         validation: the same, for validation; its prompts are taken out of training. None to split `train`.
         validation_fraction: share of prompts held out where `validation` is None.
-        test: the same, for testing. None for the validation rollouts.
+        test: the same, for testing; its prompts are taken out of training too. None for the validation rollouts.
         split: split of hub data sets.
         keep: "all" rollouts, or only those that are "right", for fine-tuning on them.
         pairwise: windows of pairs, a right and a wrong response to one prompt: the file's own, else built from groups.
@@ -77,24 +69,21 @@ class TrajectoryDataModule(TokenizedDataModule):
         super().__init__(
             batch_size=batch_size, max_tokens=max_tokens, tokenizer=tokenizer, seed=seed, num_workers=num_workers
         )
-        if not 0 <= validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be in [0, 1), not {validation_fraction}")
-        self.train, self.validation, self.test = train, validation, test
-        self.validation_fraction, self.split = validation_fraction, split
+        self.sources = Sources(
+            train=train, validation=validation, validation_fraction=validation_fraction, test=test, split=split,
+            max_prompts=max_prompts, seed=seed,
+        )  # fmt: skip
         if keep == "right" and pairwise:
             raise ValueError("keep: right leaves no wrong response to make pairs of; set pairwise: false")
         self.keep = keep
         self.pairwise, self.max_pairs_per_prompt = pairwise, max_pairs_per_prompt
         self.max_length, self.over_length, self.on_bad_rows = max_length, over_length, on_bad_rows
-        self.prompt_format, self.system_prompt, self.max_prompts = prompt_format, system_prompt, max_prompts
+        self.prompt_format, self.system_prompt = prompt_format, system_prompt
         self.report: dict[str, int] = {}
 
     def prepare_data(self) -> None:
         """Download hub data sets once per machine."""
-        for paths in (self.train, self.validation, self.test):
-            for path in [paths] if isinstance(paths, str) else paths or []:
-                if is_hub_name(path):
-                    next(read_hub(path, self.split), None)
+        self.sources.download()
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check, split and tokenise; runs once, before any model is built.
@@ -106,36 +95,24 @@ class TrajectoryDataModule(TokenizedDataModule):
         if self.train_set is not None:
             return
         report = Report(self.on_bad_rows)
-        train, validation = self._read_splits(report)
+        splits = self.sources.read(read_rollouts, report)
+        train, validation = splits.train, splits.validation
         if self.keep == "right":
             train, validation = ([r for r in part if r.outcome == 1] for part in (train, validation))
-        test = None if self.test is None else list(read_rollouts(self.test, report, split=self.split))
         train_set = self._tokenize(train, report)
         if not len(train_set):
-            raise ValueError(f"no usable training example in {self.train}; left out: {dict(report.counts)}")
+            raise ValueError(f"no usable training example in {self.sources.train}; left out: {dict(report.counts)}")
         val_set = self._tokenize(validation, report) if validation else None
-        test_set = val_set if test is None else self._tokenize(test, report)
+        test_set = val_set if splits.test is None else self._tokenize(splits.test, report)
         if self.pairwise:
             self.train_pairs = self._pairs(train_set)
             if not self.train_pairs:
-                raise ValueError(f"no pair in {self.train}: no prompt has both a right and a wrong response")
+                raise ValueError(f"no pair in {self.sources.train}: no prompt has both a right and a wrong response")
         self.val_set = val_set if val_set else None
         self.test_sets = [test_set] if test_set else []
         self.train_set = train_set
         self.report = dict(report.counts)
         report.warn(type(self).__name__)
-
-    def _read_splits(self, report: Report) -> tuple[list[Rollout], list[Rollout]]:
-        rollouts = list(read_rollouts(self.train, report, split=self.split))
-        rollouts = limit_prompts(rollouts, self.max_prompts, self.seed)
-        if self.validation is None:
-            return split_by_prompt(rollouts, self.validation_fraction, self.seed)
-        validation = list(read_rollouts(self.validation, report, split=self.split))
-        held_out = {group_of(rollout.prompt) for rollout in validation}
-        train = [rollout for rollout in rollouts if group_of(rollout.prompt) not in held_out]
-        if leaked := len(rollouts) - len(train):
-            report.counts["taken out of training: prompt is in validation"] += leaked
-        return train, validation
 
     def _tokenize(self, rollouts: list[Rollout], report: Report) -> TrajectoryDataset:
         return tokenize_rollouts(

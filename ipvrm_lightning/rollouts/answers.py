@@ -59,3 +59,8 @@ def last_line(text: str) -> str | None:
 def plain(text: str) -> str:
     """Text with single spaces, no dollar signs around it and no full stop at its end."""
     return " ".join(text.split()).strip("$ ").removesuffix(".").rstrip()
+
+
+def is_proper(text: str) -> bool:
+    """Whether a text that is no mathematics can still be compared as a text: it says something, its braces close."""
+    return text.count("{") == text.count("}") and any(character.isalnum() for character in text)

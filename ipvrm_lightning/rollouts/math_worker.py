@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from math_verify import parse, verify
 from sympy import Equality
 
-from ipvrm_lightning.rollouts.answers import plain
+from ipvrm_lightning.rollouts.answers import is_proper, plain
 from ipvrm_lightning.rollouts.worker_pool import serve
 
 _REWRITES = [
@@ -78,8 +78,7 @@ def _read(text: str) -> list[Any]:
 def _read_ground_truth(text: str) -> list[Any]:
     found = _read(text)
     is_expression = len(found) > 1
-    is_text = text.count("{") == text.count("}") and any(character.isalnum() for character in text)
-    return found if is_expression or is_text else []
+    return found if is_expression or is_proper(text) else []
 
 
 def _differ(expected: Any, found: Any) -> bool:

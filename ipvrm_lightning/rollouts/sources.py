@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ipvrm_lightning.failures import library_errors
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ipvrm_lightning.models.language_model import LanguageModelFactory
+
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,10 @@ class ResponseSource(ABC):
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model that answers."""
 
+    def weights(self) -> str | None:
+        """Hash of the weights that answer, where another model could take their name; None where it cannot be known."""
+        return None
+
     @abstractmethod
     def respond(self, prompts: Sequence[PromptExample], sampling: Sampling) -> Iterator[Answered]:
         """Answer prompts, each as soon as all of its responses are there, in any order.
@@ -122,6 +130,19 @@ class InProcess(ResponseSource):
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         """The language model's."""
         return self.language_model.build_tokenizer()
+
+    def weights(self) -> str | None:
+        """Hash of the model's weight files where it is a folder; a name on the hub has its revision."""
+        name = getattr(self.language_model, "name", None)
+        if not isinstance(name, str) or not Path(name).is_dir():
+            return None
+        digest = hashlib.blake2b(digest_size=16)
+        for file in sorted(file for file in Path(name).iterdir() if file.suffix in WEIGHT_SUFFIXES):
+            digest.update(file.name.encode())
+            with file.open("rb") as content:
+                while block := content.read(1 << 24):
+                    digest.update(block)
+        return digest.hexdigest()
 
     def respond(self, prompts: Sequence[PromptExample], sampling: Sampling) -> Iterator[Answered]:
         """Answer as many prompts at a time as fit the batch; how they are divided changes no response but for rounding.

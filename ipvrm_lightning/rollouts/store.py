@@ -31,13 +31,14 @@ class RolloutStore(AppendOnlyFile):
         folder: made where it is absent.
         settings: everything that decides which responses a prompt gets and how they are judged, as JSON; a store never
             holds rollouts of two settings. Which prompts there are is not part of it: more may be added.
+        weights: hash of those that answer, which may be others under the same name; None where it is not known.
 
     Raises:
         StoreError: on entering: another process writes to the folder, it was made with other settings, or it is broken.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any], *, weights: str | None = None) -> None:
+        self.folder, self.weights = Path(folder), weights
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         super().__init__(self.folder / ROLLOUTS, lock=self.folder / LOCK, hash_field="prompt_hash")
 
@@ -77,7 +78,7 @@ class RolloutStore(AppendOnlyFile):
         if not path.exists() or not used:  # a run that answered no prompt, for want of a model say, binds no other
             if used:
                 raise StoreError(f"{self.folder} has {ROLLOUTS} but no {MANIFEST}: nothing says what made them")
-            _replace(path, {"settings": self.settings, "versions": [_versions()]})
+            _replace(path, {"settings": self.settings, "weights": self.weights, "versions": [_versions()]})
             return
         try:
             manifest = json.loads(path.read_bytes())
@@ -89,8 +90,14 @@ class RolloutStore(AppendOnlyFile):
             old, new = before.get(name, _NOT_SET), now.get(name, _NOT_SET)
             if old != new:
                 raise StoreError(f"{self.folder} was made with {name} {old}, now it is {new}: use another folder")
-        if _versions() not in manifest["versions"]:
-            _replace(path, {**manifest, "versions": [*manifest["versions"], _versions()]})
+        known = manifest.get("weights") or self.weights  # manifests of earlier versions have none
+        if self.weights is not None and known != self.weights:
+            raise StoreError(f"{self.folder} was made with other weights of the same name: use another folder")
+        versions = manifest["versions"]
+        if (now_running := _versions()) not in versions:
+            versions = [*versions, now_running]
+        if manifest != (updated := {**manifest, "weights": known, "versions": versions}):
+            _replace(path, updated)
 
 
 def _flat(settings: Any, name: str = "") -> dict[str, Any]:

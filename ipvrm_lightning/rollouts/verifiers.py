@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from ipvrm_lightning.rollouts.answers import final_answer, last_line, plain
+from ipvrm_lightning.rollouts.answers import final_answer, is_proper, last_line, plain
 from ipvrm_lightning.rollouts.worker_pool import WorkerPool
+
+if TYPE_CHECKING:
+    from ipvrm_lightning.types import PromptExample
 
 
 class Submission(NamedTuple):
@@ -52,6 +55,16 @@ class Verifier(ABC):
     @abstractmethod
     def verify(self, submissions: Sequence[Submission]) -> list[Verdict]:
         """Verdicts, in the order of the submissions."""
+
+    def check(self, prompts: Sequence[PromptExample]) -> None:  # noqa: B027 - most can compare with any text
+        """Refuse ground truths that `verify` would fail on; before anything is sampled, or a run dies in the middle.
+
+        Args:
+            prompts: whose answers are to be judged.
+
+        Raises:
+            ValueError: names the prompt and its ground truth.
+        """
 
     def close(self) -> None:  # noqa: B027 - most verifiers hold nothing
         """Let go of processes and other resources; they come back when needed."""
@@ -131,6 +144,19 @@ class MathVerifier(Verifier):
         self.memory_limit = memory_limit
         self.response_characters = response_characters
         self._pool: WorkerPool | None = None
+
+    def check(self, prompts: Sequence[PromptExample]) -> None:
+        """Refuse ground truths that are neither mathematics nor proper text.
+
+        Raises:
+            ValueError: names the first prompt with one.
+            RuntimeError: workers do not start.
+        """
+        doubtful = [prompt for prompt in prompts if not is_proper(prompt.ground_truth)]
+        tasks = [(prompt.ground_truth, None) for prompt in doubtful]
+        for prompt, outcome in zip(doubtful, self._workers_here().run(tasks) if tasks else [], strict=True):
+            if outcome.problem is None and not outcome.value.known:
+                raise ValueError(f"prompt {prompt.id!r}: ground truth cannot be read: {prompt.ground_truth!r}")
 
     def verify(self, submissions: Sequence[Submission]) -> list[Verdict]:
         """Verdicts, in the order of the submissions.

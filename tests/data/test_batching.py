@@ -286,3 +286,18 @@ def test_evaluation_batches_are_full() -> None:
     assert len(eval_loader(dataset, max_tokens=100)) == math.ceil(40 / 10)
     with pytest.raises(ValueError, match="1 examples cannot be shared by 2"):
         eval_loader(make_dataset([5]), max_tokens=99, world_size=2)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_limited_evaluation_is_of_examples_of_all_lengths(world: int) -> None:
+    dataset = make_dataset([3 + i for i in range(400)])
+    loaders = [eval_loader(dataset, max_tokens=1200, rank=rank, world_size=world) for rank in range(world)]
+    for number in range(len(loaders[0])):  # of like length at the same time, or one process waits for the other
+        together = sorted(dataset.lengths[row] for loader in loaders for row in loader.batches[number])
+        assert together == list(range(together[0], together[-1] + 1))
+    share = [row for loader in loaders for batch in loader.batches[: len(loader) // 4] for row in batch]
+    # a quarter of all in blocks of like length: a mean of 202.5, with a standard error of at most 20
+    assert abs(dataset.lengths[share].mean() - 202.5) < 50
+    assert [loader.batches for loader in loaders] == [
+        eval_loader(dataset, max_tokens=1200, rank=rank, world_size=world).batches for rank in range(world)
+    ]

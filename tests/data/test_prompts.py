@@ -172,11 +172,17 @@ def test_splits_are_by_prompt(tmp_path: Path) -> None:
     assert train < set(ids(large.train_prompts)) and validation < set(ids(large.val_prompts))
     assert small.test_prompts == small.val_prompts
 
-    held_out, test = problems(tmp_path, range(8, 14), "val.jsonl"), problems(tmp_path, range(90, 93), "test.jsonl")
-    data = module(train=problems(tmp_path, range(10)), validation=held_out, test=test)
-    assert ids(data.train_prompts) == [f"p{i}" for i in range(8)]
-    assert ids(data.val_prompts) == [f"p{i}" for i in range(8, 14)] and ids(data.test_prompts) == ["p90", "p91", "p92"]
-    assert data.report == {"taken out of training: prompt is in validation": 2}
+    held_out, test = problems(tmp_path, range(8, 14), "val.jsonl"), problems(tmp_path, range(13, 16), "test.jsonl")
+    data = module(train=problems(tmp_path, range(20)), validation=held_out, test=test)
+    assert ids(data.train_prompts) == [f"p{i}" for i in [*range(8), *range(16, 20)]]
+    assert ids(data.val_prompts) == [f"p{i}" for i in range(8, 14)] and ids(data.test_prompts) == ["p13", "p14", "p15"]
+    assert data.report == {
+        "taken out of training: prompt is in validation": 6,
+        "taken out of training: prompt is in test": 2,
+    }
+    split = module(train=problems(tmp_path, range(20)), validation_fraction=0.5, test=test)
+    assert not set(ids(split.train_prompts)) & set(ids(split.val_prompts) + ids(split.test_prompts))
+    assert len(set(ids(split.train_prompts) + ids(split.val_prompts) + ids(split.test_prompts))) == 20
 
     few = [set(ids(module(train=problems(tmp_path, range(30)), max_prompts=n).train_prompts)) for n in (5, 12)]
     assert len(few[0]) == 5 and len(few[1]) == 12 and few[0] < few[1]
@@ -222,8 +228,10 @@ def test_a_loader_goes_on_with_the_next_prompt(stop: int) -> None:
     again = PromptLoader(examples(10), batch_size=3, seed=0)
     again.load_state_dict(state)
     iter(again)  # made and not used
+    epoch = stop // 3
+    again.set_epoch(epoch)  # as Lightning does
     remaining = draws(again, sizes[stop % 3 :])
-    assert again.state_dict() == {**states[3 if stop < 3 else 6], "steps": 0}
+    assert again.state_dict() == {**states[3 if stop < 3 else 6], "epoch": epoch + 1, "steps": 0}
     assert remaining == expected[stop : 3 if stop < 3 else 6]
     assert len(draws(again, sizes)) == 3
 
@@ -235,6 +243,9 @@ def test_a_loader_refuses_other_prompts_and_seeds() -> None:
     for prompts, seed, named in ((examples(11), 0, "prompts"), (changed, 0, "prompts"), (examples(10), 1, "seed 0")):
         with pytest.raises(ValueError, match=f"cannot resume: .*{named}"):
             PromptLoader(prompts, batch_size=3, seed=seed).load_state_dict(state)
+    del state["epoch"]
+    with pytest.raises(ValueError, match="cannot resume: the checkpoint was saved by an earlier version"):
+        PromptLoader(examples(10), batch_size=3, seed=0).load_state_dict(state)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 10, 17])
@@ -246,10 +257,23 @@ def test_processes_share_evaluation_prompts(count: int, world_size: int) -> None
     assert Counter(name for loader in loaders for batch in loader for name in ids(batch.prompts)) == Counter(
         ids(prompts)
     )
-    for loader in loaders:
-        lengths = [len(prompt.input_ids) for batch in loader for prompt in batch.prompts]
-        assert lengths == sorted(lengths, reverse=True)
-        assert all(len(batch.prompts) <= 4 for batch in loader)
+    for batch in (batch for loader in loaders for batch in loader):
+        lengths = [len(prompt.input_ids) for prompt in batch.prompts]
+        assert lengths == sorted(lengths, reverse=True) and len(lengths) <= 4
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_limited_evaluation_is_of_prompts_of_all_lengths(world_size: int) -> None:
+    prompts = [PromptExample([7] * (1 + i), f"problem {i}", str(i), "tests", f"p{i}") for i in range(800)]
+    first = []
+    for rank in range(world_size):
+        loader = PromptEvalLoader(prompts, batch_size=4, rank=rank, world_size=world_size)
+        again = PromptEvalLoader(prompts, batch_size=4, rank=rank, world_size=world_size)
+        assert [ids(batch.prompts) for batch in loader] == [ids(batch.prompts) for batch in again]
+        first += [list(loader)[number] for number in range(40 // world_size)]
+    lengths = [len(prompt.input_ids) for batch in first for prompt in batch.prompts]
+    # 160 of 800 in blocks of 4 or 8: the mean of 1 to 800 with a standard error of at most 50
+    assert len(lengths) == 160 and abs(sum(lengths) / len(lengths) - 400.5) < 125
 
 
 class Recorder(LightningModule):
@@ -288,6 +312,7 @@ def fit(folder: Path, *, resume: str | None = None, **options: Any) -> Recorder:
         default_root_dir=folder, callbacks=[checkpoints], **options,
     )  # fmt: skip
     trainer.fit(recorder, datamodule=GivenPrompts(batch_size=3, eval_batch_size=2), ckpt_path=resume, weights_only=True)
+    trainer.save_checkpoint(folder / "last.ckpt")
     return recorder
 
 
@@ -302,6 +327,19 @@ def test_training_goes_on_exactly_where_it_stopped(tmp_path: Path, limit: dict[s
     for stop in (1, 4, 6, 11):
         resumed = fit(tmp_path / f"from{stop}", resume=str(tmp_path / "whole" / f"step={stop}.ckpt"), **limit)
         assert resumed.seen == whole.seen[stop:]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_epoch_that_ends_before_its_last_step_is_followed_by_a_whole_one(tmp_path: Path) -> None:
+    limit = {"max_epochs": 3, "limit_train_batches": 3}  # of 4
+    whole = fit(tmp_path / "whole", **limit)
+    assert len(whole.seen) == 9
+    for stop in (2, 3, 5, 6):
+        resumed = fit(tmp_path / f"from{stop}", resume=str(tmp_path / "whole" / f"step={stop}.ckpt"), **limit)
+        assert resumed.seen == whole.seen[stop:]
+    fit(tmp_path / "first", **{**limit, "max_epochs": 1})
+    resumed = fit(tmp_path / "second", resume=str(tmp_path / "first" / "last.ckpt"), **limit)
+    assert resumed.seen == whole.seen[3:]
 
 
 def test_real_prompts(shared_dir: Path) -> None:

@@ -140,6 +140,17 @@ def test_final_answers_are_kept(tmp_path: Path) -> None:
     assert [r.metadata["answer"] for r in rollouts] == ["7", None, "7"]
 
 
+def test_cut_off_responses_are_known_where_a_group_says_so(tmp_path: Path) -> None:
+    group = {"prompt": "q", "responses": ["a", "b"], "scores": [1, 0]}
+    hub = {"prompt": "q", "completions": ["a", "b"], "correctness": [1, 0]}
+    for row in (group, hub):
+        rows = [{**row, "finished": [True, False]}, row, {**row, "finished": None}]
+        found = [r.finished for r in read_rollouts(write(tmp_path, rows), Report())]
+        assert found == [True, False, True, True, True, True]
+    other = {"conversation": [USER, RIGHT], "label": 1, "finished": "long ago"}  # means something else there
+    assert [r.finished for r in read_rollouts(write(tmp_path, [other]), Report())] == [True]
+
+
 GOOD = {"conversation": [USER, RIGHT], "label": 1}
 GROUP = {"prompt": "q", "responses": ["a", "b"], "scores": [1, 0]}
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
@@ -179,6 +190,9 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {**GROUP, "answers": ["7", {"of": 7}]},
         "field 'answers[1]': answer is neither text nor a number",
     ),
+    "finished": (GROUP, {**GROUP, "finished": [True, 0]}, "field 'finished[1]': neither true nor false, found 0"),
+    "finished length": (GROUP, {**GROUP, "finished": [True]}, "'finished': lengths differ, found '1 entries of 2 resp"),
+    "finished list": (GROUP, {**GROUP, "finished": True}, "field 'finished': not a list, found True"),
     "prompt": (GROUP, {**GROUP, "prompt": ""}, "field 'prompt': empty text, found ''"),
     "pair": (
         {"chosen": [USER, RIGHT], "rejected": [USER, WRONG]},

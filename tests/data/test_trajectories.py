@@ -76,6 +76,31 @@ def test_prompts_of_validation_files_leave_training(tmp_path: Path) -> None:
     assert data.test_sets == [data.val_set]
 
 
+def test_prompts_of_test_files_leave_training(tmp_path: Path) -> None:
+    train, test = grouped(tmp_path, range(10)), grouped(tmp_path, range(7, 12), "test.jsonl")
+    data = module(train, validation_fraction=0.0, test=test)
+    assert data.train_set is not None and [len(tested) for tested in data.test_sets] == [5 * 3]
+    assert len(data.train_set) == 7 * 3 and not groups(data.train_set) & groups(data.test_sets[0])
+    assert data.report == {"taken out of training: prompt is in test": 9}
+
+
+@pytest.mark.parametrize("prompt_format", ["chat", "plain"])
+def test_a_response_that_was_cut_off_has_no_end_token(tmp_path: Path, prompt_format: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "3+4?\n", "responses": ["It is 7.", "It is", "It is 8."], "scores": [1, 0, 0]}
+    path.write_text(json.dumps({**row, "finished": [True, False, True]}))
+    data = module(str(path), validation_fraction=0.0, prompt_format=prompt_format, pairwise=True)
+    dataset = data.train_set
+    assert dataset is not None and data.train_pairs == [(0, 1), (0, 2)]
+    texts = [str(TOKENIZER.decode(dataset[i].input_ids[dataset[i].response_start :])) for i in range(3)]
+    assert texts == ["It is 7.<|im_end|>", "It is", "It is 8.<|im_end|>"]
+    # as a policy samples it: the prompt's own tokens, then the response's
+    prompt = dataset[0].input_ids[: dataset[0].response_start]
+    assert dataset[1].input_ids == [*prompt, *TOKENIZER("It is", add_special_tokens=False)["input_ids"]]
+    (window,) = data.train_dataloader()
+    assert window.counts["tokens"] == dataset.response_lengths.sum()
+
+
 def test_fewer_prompts_are_a_part_of_more(tmp_path: Path) -> None:
     path = grouped(tmp_path, range(40))
     few, more = (groups(module(path, max_prompts=n, validation_fraction=0.0).train_set) for n in (5, 20))

@@ -105,6 +105,18 @@ def test_two_settings_never_mix(tmp_path: Path, settings: dict[str, Any], messag
     assert fill(tmp_path, PROMPTS) == ["p2", "p3", "p4"]  # the lock is free again
 
 
+def test_weights_of_one_name_never_mix(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    fill(tmp_path, PROMPTS[:1])  # as an earlier version did, which knew of none
+    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "weights"}))
+    for weights in ("a", "a", None):
+        with RolloutStore(tmp_path, SETTINGS, weights=weights):
+            assert json.loads(manifest.read_text())["weights"] == "a"
+    with pytest.raises(StoreError, match="was made with other weights of the same name: use another folder"):
+        RolloutStore(tmp_path, SETTINGS, weights="b").__enter__()
+    assert fill(tmp_path, PROMPTS[:2]) == ["p1"]  # the lock is free again
+
+
 def test_rollouts_without_a_manifest_are_refused(tmp_path: Path) -> None:
     fill(tmp_path, PROMPTS)
     (tmp_path / "manifest.json").unlink()

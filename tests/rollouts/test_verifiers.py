@@ -18,6 +18,7 @@ import pytest
 from ipvrm_lightning.rollouts.answers import final_answer
 from ipvrm_lightning.rollouts.verifiers import ExactMatch, MathVerifier, Submission, Verdict, Verifier
 from ipvrm_lightning.rollouts.worker_pool import MEMORY_LIMIT, WORKER_DIED, Outcome, WorkerPool
+from ipvrm_lightning.types import PromptExample
 
 #: A power tower: evaluating it never ends and cannot be interrupted from within.
 HOSTILE = r"\boxed{9^{9^{9^9}}}"
@@ -175,6 +176,22 @@ def test_a_ground_truth_that_cannot_be_read_is_an_error(verifier: MathVerifier, 
         verifier.verify([submit(r"\boxed{1}", "1"), submit("no answer", truth)])
     assert str(caught.value) == f"ground truth cannot be read: {truth!r}"
     assert verdict(verifier, r"\boxed{1}", "1").correct
+
+
+def test_ground_truths_are_checked_before_there_are_answers(verifier: MathVerifier) -> None:
+    def prompts(*truths: str) -> list[PromptExample]:
+        return [PromptExample([1], "?", truth, "tests", f"p{number}") for number, truth in enumerate(truths)]
+
+    good = prompts("1", "E_1, E_3", r"\text{yes}", "∞")  # the last is mathematics, though no text
+    verifier.check(good)
+    for truth in ("???", r"\frac{"):
+        with pytest.raises(ValueError, match=r"^prompt 'p1': ground truth cannot be read: ") as caught:
+            verifier.check(prompts("2", truth, "3"))
+        assert repr(truth) in str(caught.value)
+    never = MathVerifier(workers=1)
+    never.check(good[:3])
+    assert never._pool is None  # what is plain to see starts no worker
+    ExactMatch().check(prompts("???"))
 
 
 def test_real_ground_truths(verifier: MathVerifier, shared_dir: Path) -> None:

@@ -1,0 +1,93 @@
+"""Where a data module's training, validation and test rows come from, read and kept apart by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from ipvrm_lightning.data.reading import is_hub_name, read_hub
+from ipvrm_lightning.data.rollouts import AnyPrompted, Prompted, Report, group_of, limit_prompts, split_by_prompt
+
+Row = TypeVar("Row", bound=Prompted, covariant=True)
+
+
+class Reader(Protocol[Row]):
+    """Reads checked rows: `read_rollouts`, `read_prompts`."""
+
+    def __call__(self, paths: str | Path | Sequence[str | Path], report: Report, *, split: str) -> Iterable[Row]:
+        """Rows of all paths."""
+
+
+@dataclass(frozen=True)
+class Splits(Generic[AnyPrompted]):
+    """Rows of each part; `test` is None where no source is named for it."""
+
+    train: list[AnyPrompted]
+    validation: list[AnyPrompted]
+    test: list[AnyPrompted] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Files, folders or hub data sets of each part.
+
+    Args:
+        train: paths or names; None where nothing is trained.
+        validation: the same; None to split `train`.
+        validation_fraction: share of prompts held out where `validation` is None.
+        test: the same; None for none.
+        split: of hub data sets.
+        max_prompts: use so many prompts of `train` only; None for all.
+        seed: of what is held out and of which prompts are used.
+
+    Raises:
+        ValueError: a share that is none.
+    """
+
+    train: str | list[str] | None
+    validation: str | list[str] | None
+    validation_fraction: float
+    test: str | list[str] | None
+    split: str
+    max_prompts: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be in [0, 1), not {self.validation_fraction}")
+
+    def download(self) -> None:
+        """Download hub data sets."""
+        for paths in (self.train, self.validation, self.test):
+            for path in [paths] if isinstance(paths, str) else paths or []:
+                if is_hub_name(path):
+                    next(read_hub(path, self.split), None)
+
+    def read(self, reader: Reader[AnyPrompted], report: Report) -> Splits[AnyPrompted]:
+        """Rows of all parts. No prompt that is judged, in validation or test, stays in training.
+
+        Args:
+            reader: of rows.
+            report: bad rows, and how many were taken out of training.
+        """
+        train = [] if self.train is None else list(reader(self.train, report, split=self.split))
+        train = limit_prompts(train, self.max_prompts, self.seed)
+        if self.validation is None:
+            train, validation = split_by_prompt(train, self.validation_fraction, self.seed)
+        else:
+            validation = list(reader(self.validation, report, split=self.split))
+            train = _without(train, validation, "validation", report)
+        if self.test is None:
+            return Splits(train, validation, None)
+        test = list(reader(self.test, report, split=self.split))
+        return Splits(_without(train, test, "test", report), validation, test)
+
+
+def _without(rows: list[AnyPrompted], held_out: list[AnyPrompted], name: str, report: Report) -> list[AnyPrompted]:
+    groups = {group_of(row.prompt) for row in held_out}
+    kept = [row for row in rows if group_of(row.prompt) not in groups]
+    if leaked := len(rows) - len(kept):
+        report.counts[f"taken out of training: prompt is in {name}"] += leaked
+    return kept
