@@ -73,7 +73,7 @@ def positions(arguments: argparse.Namespace, seed: int) -> list[Position]:
     """Positions of one world's held-out responses, with the truth sampled."""
     import torch
 
-    from ipvrm_lightning.data.batching import collate
+    from ipvrm_lightning.data.dataset import collate
     from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_probs
     from ipvrm_lightning.modules.experience import to_dataset
     from ipvrm_lightning.rollouts import Sampling
@@ -149,7 +149,7 @@ def branches(seed: int) -> dict[str, float]:
     """Norms of the token and the candidate branch's gradients on one step's responses, and the cosine between them."""
     import torch
 
-    from ipvrm_lightning.data.batching import collate
+    from ipvrm_lightning.data.dataset import collate
     from ipvrm_lightning.models.candidates import behavior_scores
     from ipvrm_lightning.models.logprobs import response_mask
     from ipvrm_lightning.models.roles import build_roles

@@ -236,17 +236,21 @@ def make_tables(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> st
     lines = [
         f"World of minima and maxima: {arguments.prompts} prompts x 8 responses a step, learning rate "
         f"{arguments.rate:g}; pass rate (percent) on 100 held-out problems x 4 responses; mean ± spread over seeds. "
-        "The last column is the difference to GRPO with the same seed.",
+        "The last columns are differences to GRPO with the same seed.",
         "",
-        f"| | seeds | {' | '.join(f'step {s}' for s in steps)} | area under the curve | area minus GRPO's |",
-        "| --- " * (len(steps) + 4) + "|",
+        f"| | seeds | {' | '.join(f'step {s}' for s in steps)} | area under the curve | step {steps[-1]} minus GRPO's |"
+        " area minus GRPO's |",
+        "| --- " * (len(steps) + 5) + "|",
     ]
-    grpo = {run["key"][1]: area(run) for run in rows.get("GRPO", [])}
+    grpo = {run["key"][1]: run for run in rows.get("GRPO", [])}
     for name, found in rows.items():
         cells = [spread([100 * run["curve"][i][1] for run in found]) for i in range(len(steps))]
-        gains = [area(run) - grpo[run["key"][1]] for run in found if run["key"][1] in grpo]
-        gain = spread(gains) if gains and name != "GRPO" else ""
-        lines.append(f"| {name} | {len(found)} | {' | '.join(cells)} | {spread([area(r) for r in found])} | {gain} |")
+        cells.append(spread([area(run) for run in found]))
+        paired = [(run, grpo[run["key"][1]]) for run in found if run["key"][1] in grpo and name != "GRPO"]
+        for measure in (last_rate, area):
+            gains = [measure(run) - measure(other) for run, other in paired]
+            cells.append(spread(gains) if gains else "")
+        lines.append(f"| {name} | {len(found)} | {' | '.join(cells)} |")
     shown = ["candidates", "candidate_mass", "loss/token", "loss/candidate", "reward/accuracy",
              "reward/correlation", "kept_prompts", "entropy", "gradient_norm"]  # fmt: skip
     lines += [
@@ -292,6 +296,11 @@ def at_step(run: dict[str, Any], step: float) -> float:
         if left <= step <= right:
             return float(100 * (low + (high - low) * (step - left) / (right - left)))
     raise ValueError(f"step {step} is not within the run")
+
+
+def last_rate(run: dict[str, Any]) -> float:
+    """Pass rate at the end of the run, in percent."""
+    return 100 * float(run["curve"][-1][1])
 
 
 def area(run: dict[str, Any]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipvrm_lightning.data.batching import EvalLoader, WindowLoader, eval_loader, train_loader
+from ipvrm_lightning.data.batching import EvalLoader, WindowLoader, train_loader
 from ipvrm_lightning.data.chat import encode_example
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.data.planning import WindowSampler
@@ -34,7 +34,6 @@ __all__ = [
     "collate",
     "encode_example",
     "encode_steps",
-    "eval_loader",
     "read_rows",
     "train_loader",
 ]

@@ -25,16 +25,6 @@ from ipvrm_lightning.data.planning import (
 )
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
-__all__ = [
-    "EvalLoader",
-    "TrajectoryDataset",
-    "WindowLoader",
-    "WindowSampler",
-    "collate",
-    "eval_loader",
-    "train_loader",
-]
-
 
 class _Plan(NamedTuple):
     micro_batches: list[list[int]]
@@ -201,10 +191,3 @@ def train_loader(
         world_size=world_size,
     )
     return WindowLoader(dataset, sampler, num_workers=num_workers)
-
-
-def eval_loader(
-    dataset: TrajectoryDataset, *, max_tokens: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
-) -> EvalLoader:
-    """`EvalLoader` under the name that goes with `train_loader`."""
-    return EvalLoader(dataset, max_tokens=max_tokens, rank=rank, world_size=world_size, num_workers=num_workers)

@@ -22,7 +22,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from ipvrm_lightning.data.batching import TrajectoryDataset, collate
+from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_probs
 from ipvrm_lightning.models.checkpoints import check_same_parameters, check_settings_of, optimizer_class
 from ipvrm_lightning.models.language_model import LanguageModelFactory

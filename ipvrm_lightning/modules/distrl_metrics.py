@@ -10,7 +10,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ipvrm_lightning.data.batching import TrajectoryDataset
+from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.functional import pearson_correlation
 from ipvrm_lightning.modules.experience import ScoredBatch
 from ipvrm_lightning.modules.processes import Processes

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipvrm_lightning.data.batching import TrajectoryDataset
+from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.planning import cut_by_tokens, fit_processes_by_merging
 from ipvrm_lightning.functional import Advantages
 from ipvrm_lightning.models.candidates import BehaviorScores

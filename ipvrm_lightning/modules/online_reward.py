@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipvrm_lightning.data.batching import TrajectoryDataset, collate
+from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.data.planning import cut_by_tokens, fit_processes_by_merging, pair_rows
 from ipvrm_lightning.data.rollouts import build_pairs
 from ipvrm_lightning.functional import balance_outcomes, last_positions, td_advantages

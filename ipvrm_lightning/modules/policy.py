@@ -60,12 +60,13 @@ class PolicyModule(LightningModule):
         return Processes(self.global_rank, self.trainer.world_size, self.device)
 
     def setup(self, stage: str) -> None:
-        """Refuse a strategy that does not fit, before any model is built.
+        """Refuse a strategy that does not fit and answers that nothing can be compared with, before a model is built.
 
         Raises:
-            ValueError: says which pair cannot work.
+            ValueError: says which pair cannot work, or names the prompt.
         """
         check_fit(self.trainer.strategy, self)
+        self.verifier.check(self._prompts())
 
     def configure_model(self) -> None:
         """Build the policy; called by the strategy, after the data was checked."""
@@ -132,9 +133,12 @@ class PolicyModule(LightningModule):
 
     def _largest_id(self) -> int:
         """The largest token id of the run's prompts, -1 where they are not known beforehand."""
+        return max((max(prompt.input_ids) for prompt in self._prompts()), default=-1)
+
+    def _prompts(self) -> list[PromptExample]:
         data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
         parts = [getattr(data, name, []) for name in ("train_prompts", "val_prompts", "test_prompts")]
-        return max((max(prompt.input_ids) for part in parts for prompt in part), default=-1)
+        return [prompt for part in parts for prompt in part]
 
     def _forget(self) -> None:
         self.judge.reset()

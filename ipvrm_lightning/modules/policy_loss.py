@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ipvrm_lightning import functional
-from ipvrm_lightning.data.batching import TrajectoryDataset, collate
+from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.data.planning import cut_by_tokens, fit_processes_by_merging
 from ipvrm_lightning.models.candidates import candidate_log_probs
 from ipvrm_lightning.models.logprobs import response_scores

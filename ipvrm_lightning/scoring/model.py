@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from ipvrm_lightning.data.batching import eval_loader
+from ipvrm_lightning.data.batching import EvalLoader
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.schema import Prompt
 from ipvrm_lightning.failures import library_errors
@@ -200,7 +200,7 @@ class PrefixValueModel:
             if model is not None:
                 check_vocabulary(model, dataset.largest_id)
         found: dict[int, SolutionScore] = {}
-        for batch in eval_loader(dataset, max_tokens=self.max_tokens):
+        for batch in EvalLoader(dataset, max_tokens=self.max_tokens):
             rows = [solutions[index] for index in batch.index.tolist()]
             found |= zip(batch.index.tolist(), self._answers(rows, self._on_device(batch), tokens), strict=True)
         return [found[index] for index in range(len(solutions))]

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvrm_lightning.data.batching import WindowLoader, eval_loader, train_loader
+from ipvrm_lightning.data.batching import EvalLoader, WindowLoader, train_loader
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.data.planning import WindowSampler
 from ipvrm_lightning.types import Example, Window
@@ -271,7 +271,7 @@ def test_pair_windows(lengths: list[int], world: int, max_tokens: int, data: st.
 )
 def test_evaluation_loses_nothing_and_repeats_nothing(lengths: list[int], world: int, max_tokens: int) -> None:
     dataset = make_dataset(lengths)
-    ranks = [list(eval_loader(dataset, max_tokens=max_tokens, rank=r, world_size=world)) for r in range(world)]
+    ranks = [list(EvalLoader(dataset, max_tokens=max_tokens, rank=r, world_size=world)) for r in range(world)]
     assert len({len(batches) for batches in ranks}) == 1 and ranks[0]
     batches = [batch for share in ranks for batch in share]
     assert sorted(row for batch in batches for row in batch.index.tolist()) == list(range(len(lengths)))
@@ -283,15 +283,15 @@ def test_evaluation_loses_nothing_and_repeats_nothing(lengths: list[int], world:
 
 def test_evaluation_batches_are_full() -> None:
     dataset = make_dataset([10] * 40)
-    assert len(eval_loader(dataset, max_tokens=100)) == math.ceil(40 / 10)
+    assert len(EvalLoader(dataset, max_tokens=100)) == math.ceil(40 / 10)
     with pytest.raises(ValueError, match="1 examples cannot be shared by 2"):
-        eval_loader(make_dataset([5]), max_tokens=99, world_size=2)
+        EvalLoader(make_dataset([5]), max_tokens=99, world_size=2)
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_limited_evaluation_is_of_examples_of_all_lengths(world: int) -> None:
     dataset = make_dataset([3 + i for i in range(400)])
-    loaders = [eval_loader(dataset, max_tokens=1200, rank=rank, world_size=world) for rank in range(world)]
+    loaders = [EvalLoader(dataset, max_tokens=1200, rank=rank, world_size=world) for rank in range(world)]
     for number in range(len(loaders[0])):  # of like length at the same time, or one process waits for the other
         together = sorted(dataset.lengths[row] for loader in loaders for row in loader.batches[number])
         assert together == list(range(together[0], together[-1] + 1))
@@ -299,5 +299,5 @@ def test_a_limited_evaluation_is_of_examples_of_all_lengths(world: int) -> None:
     # a quarter of all in blocks of like length: a mean of 202.5, with a standard error of at most 20
     assert abs(dataset.lengths[share].mean() - 202.5) < 50
     assert [loader.batches for loader in loaders] == [
-        eval_loader(dataset, max_tokens=1200, rank=rank, world_size=world).batches for rank in range(world)
+        EvalLoader(dataset, max_tokens=1200, rank=rank, world_size=world).batches for rank in range(world)
     ]

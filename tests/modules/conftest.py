@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from ipvrm_lightning.data.batching import TrajectoryDataset
+from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.trajectories import TokenizedDataModule
 from ipvrm_lightning.models import LoRA, RandomLanguageModel
 from ipvrm_lightning.types import Example

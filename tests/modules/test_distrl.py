@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,7 @@ def test_reward_model_comes_from_a_checkpoint_of_ipvrm_module(tmp_path: Path) ->
 
 
 def _small_tokens(data: InMemoryData) -> None:
-    from ipvrm_lightning.data.batching import TrajectoryDataset
+    from ipvrm_lightning.data.dataset import TrajectoryDataset
     from ipvrm_lightning.types import Example
 
     from .conftest import make_examples
@@ -483,3 +484,17 @@ def test_a_frozen_reward_model_cannot_be_exchanged_when_the_run_goes_on(tmp_path
     trainer.save_checkpoint(file)
     with pytest.raises(ValueError, match=r"does not fit this config: reward.checkpoint is last.ckpt \w+ there"):
         _resumed(tmp_path, module(reward=reward), tmp_path / "policy" / "step=1.ckpt")
+
+
+def test_a_ground_truth_that_cannot_be_read_is_refused_before_a_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ipvrm_lightning.rollouts import MathVerifier
+
+    data = TinyPrompts()
+    data.setup()
+    data.train_prompts = [replace(data.train_prompts[0], ground_truth="\\frac{")]
+    monkeypatch.setattr(data, "setup", lambda stage=None: None)
+    monkeypatch.setattr(TinyPolicy, "build_model", lambda self: pytest.fail("a model was built"))
+    with pytest.raises(ValueError, match="prompt 'prompt 0': ground truth cannot be read"):
+        run(tmp_path, module(verifier=MathVerifier(workers=1)), data=data)

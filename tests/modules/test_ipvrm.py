@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ipvrm_lightning import functional
-from ipvrm_lightning.data.batching import TrajectoryDataset, collate
+from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.models import AdaptersOff, CachedReference, FrozenCopy, LoRA, RandomLanguageModel
 from ipvrm_lightning.modules import IPVRMModule, SFTModule
 from ipvrm_lightning.modules.schedule import Schedule

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ipvrm_lightning.data.batching import TrajectoryDataset
+from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.modules.experience import mini_batch_rows, plan_mini_batches
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.types import Example
