@@ -83,6 +83,12 @@ def load_config(name: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
+def positions(config: PretrainedConfig) -> int | None:
+    """Tokens that a model can read at once; None where its config does not say."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def load_model(
     name: str, *, trust_remote_code: bool = False, gguf_file: str | None = None, **options: Any
 ) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipvrm_lightning.models.logprobs import check_vocabulary
+from ipvrm_lightning.models.logprobs import check_positions, check_vocabulary
 from ipvrm_lightning.pretrained import load_config, load_model, load_tokenizer
 
 from .fuzz.bases import MODEL, write_bases
@@ -75,3 +75,13 @@ def test_tokens_without_an_embedding_are_refused(bases: str) -> None:
     check_vocabulary(model, 299)
     with pytest.raises(ValueError, match="token 300, but the model has embeddings for 300 tokens"):
         check_vocabulary(model, 300)
+
+
+def test_sequences_that_a_model_has_no_positions_for_are_refused(bases: str) -> None:
+    model = load_model(f"{bases}/model")
+    limit = model.config.max_position_embeddings
+    check_positions(model, limit)
+    with pytest.raises(
+        ValueError, match=f"up to {limit + 1} tokens .* made for {limit}"
+    ):
+        check_positions(model, limit + 1)

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.sharding import inside
+from ipvrm_lightning.pretrained import positions
 from ipvrm_lightning.types import TrajectoryBatch
 
 DEFAULT_CHUNK_SIZE = 256
@@ -151,6 +152,24 @@ def check_vocabulary(model: nn.Module, largest_id: int) -> None:
         raise ValueError(
             f"the data holds token {largest_id}, but the model has embeddings for {rows} tokens: its tokenizer is not"
             " the model's"
+        )
+
+
+def check_positions(model: nn.Module, longest: int) -> None:
+    """Refuse sequences that a model has no positions for: some models stop without a reason, others go on and err.
+
+    Args:
+        model: causal language model.
+        longest: tokens of the longest sequence it is to read, prompt and response together.
+
+    Raises:
+        ValueError: the model was made for shorter ones.
+    """
+    limit = positions(base_language_model(model).config)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"sequences of up to {longest} tokens are to be read, but the model was made for {limit}"
+            " (max_position_embeddings): allow fewer tokens, or extend its positions in its config"
         )
 
 

@@ -146,6 +146,10 @@ class DistRLModule(PolicyModule):
         )
 
     @property
+    def _max_new_tokens(self) -> int:
+        return max(self.sampling.max_new_tokens, self.evaluation.max_new_tokens)
+
+    @property
     def updates_reward(self) -> bool:
         """Whether the reward model learns."""
         return self.reward is not None and self.reward.update != "frozen"
@@ -203,17 +207,13 @@ class DistRLModule(PolicyModule):
 
     def collect(self, stream: PromptSource) -> Collection:
         """Groups of responses, sampled and verified by all processes together, the same on each."""
+        settings = self.collecting
         return collect_mixed(
             stream,
-            partial(
-                self.answer_together,
-                sampling=self.sampling,
-                seed=self._step_seed,
-                batch_size=self.collecting.batch_size,
-            ),
+            partial(self.answer_together, sampling=self.sampling, seed=self._step_seed, batch_size=settings.batch_size),
             wanted=self.trainer.datamodule.batch_size,  # type: ignore[attr-defined]
-            oversampling=self.collecting.oversampling,
-            max_refills=self.collecting.max_refills,
+            oversampling=settings.oversampling,
+            max_refills=settings.max_refills,
         )
 
     def _learn(self, kept: list[Group], metrics: dict[str, Tensor | float]) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 
 from ipvrm_lightning.metrics import AverageAtK, AverageAtKReport
 from ipvrm_lightning.models.language_model import LanguageModelFactory
-from ipvrm_lightning.models.logprobs import base_language_model, check_vocabulary
+from ipvrm_lightning.models.logprobs import base_language_model, check_positions, check_vocabulary
 from ipvrm_lightning.models.reference import base_fingerprint
 from ipvrm_lightning.models.roles import build_roles
 from ipvrm_lightning.models.sharding import gathered, placed
@@ -74,7 +74,10 @@ class PolicyModule(LightningModule):
             self.roles = build_roles(placed(self.language_model, self.device_mesh))
             self.tokenizer = self.language_model.build_tokenizer()
             with self.roles.use("policy") as model:
-                check_vocabulary(model, self._largest_id())
+                prompts = self._prompts()
+                check_vocabulary(model, max((max(prompt.input_ids) for prompt in prompts), default=-1))
+                longest = max((len(prompt.input_ids) for prompt in prompts), default=0)
+                check_positions(model, longest + self._max_new_tokens)
                 self.base = base_fingerprint(model)
 
     def answer(self, prompts: list[PromptExample], sampling: Sampling, *, seed: int, batch_size: int) -> list[Group]:
@@ -131,11 +134,12 @@ class PolicyModule(LightningModule):
         """Stop the verifier's workers."""
         self.verifier.close()
 
-    def _largest_id(self) -> int:
-        """The largest token id of the run's prompts, -1 where they are not known beforehand."""
-        return max((max(prompt.input_ids) for prompt in self._prompts()), default=-1)
+    @property
+    def _max_new_tokens(self) -> int:
+        return self.evaluation.max_new_tokens
 
     def _prompts(self) -> list[PromptExample]:
+        """The run's prompts, none where they are not known beforehand."""
         data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
         parts = [getattr(data, name, []) for name in ("train_prompts", "val_prompts", "test_prompts")]
         return [prompt for part in parts for prompt in part]

@@ -17,9 +17,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.models.checkpoints import check_same_parameters, check_settings_of, optimizer_class
 from ipvrm_lightning.models.language_model import LanguageModelFactory
-from ipvrm_lightning.models.logprobs import check_output_head, check_vocabulary
+from ipvrm_lightning.models.logprobs import check_output_head, check_positions, check_vocabulary
 from ipvrm_lightning.models.reference import base_fingerprint
 from ipvrm_lightning.models.sharding import is_sharded, placed
 from ipvrm_lightning.modules.processes import Processes
@@ -98,7 +99,9 @@ class WindowedModule(LightningModule):
         if self.model is None:
             self.model = placed(self.language_model, self.device_mesh).build_model()
             check_output_head(self.model)
-            check_vocabulary(self.model, self._largest_id())
+            sets = self._data_sets()
+            check_vocabulary(self.model, max((dataset.largest_id for dataset in sets), default=-1))
+            check_positions(self.model, max((int(dataset.lengths.max()) for dataset in sets), default=0))
             self.base = base_fingerprint(self.model)
 
     def configure_optimizers(self) -> Any:
@@ -185,11 +188,11 @@ class WindowedModule(LightningModule):
         check_same_parameters(self.trainable_parameters(), checkpoint["state_dict"], what="the checkpoint")
         self.skips.load_state_dict(checkpoint.get("skips", self.skips.state_dict()))
 
-    def _largest_id(self) -> int:
-        """The largest token id of the run's data, -1 where it is not known beforehand."""
+    def _data_sets(self) -> list[TrajectoryDataset]:
+        """The run's data, as far as it is known beforehand."""
         data = None if self._trainer is None else self.data
         sets = [getattr(data, "train_set", None), getattr(data, "val_set", None), *getattr(data, "test_sets", [])]
-        return max((dataset.largest_id for dataset in sets if dataset is not None), default=-1)
+        return [dataset for dataset in sets if dataset is not None and len(dataset)]
 
     def _replicated_parameters(self) -> list[torch.nn.Parameter]:
         """Adapters on a sharded model: whole on every process, and unknown to the strategy."""

@@ -20,10 +20,11 @@ from ipvrm_lightning.models.frozen import load_frozen
 from ipvrm_lightning.models.logprobs import DEFAULT_CHUNK_SIZE, base_language_model, check_vocabulary, response_scores
 from ipvrm_lightning.models.token_scores import TokenScores, steps_by_protocol, token_scores
 from ipvrm_lightning.objectives import Objective
+from ipvrm_lightning.pretrained import positions
 from ipvrm_lightning.scoring.answers import answer, ranked
 from ipvrm_lightning.scoring.description import Description, Part, describe
 from ipvrm_lightning.scoring.encoding import EncodedSolution, SolutionEncoder
-from ipvrm_lightning.scoring.opening import open_encoder, positions
+from ipvrm_lightning.scoring.opening import open_encoder
 from ipvrm_lightning.scoring.requests import split_solution
 from ipvrm_lightning.scoring.results import RankBy, RankedCandidate, ScoreRequest, SolutionScore
 from ipvrm_lightning.types import TrajectoryBatch

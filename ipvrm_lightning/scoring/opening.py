@@ -6,12 +6,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ipvrm_lightning.models.exported import ModelSource
-from ipvrm_lightning.pretrained import find_file, load_config, load_tokenizer
+from ipvrm_lightning.pretrained import find_file, load_config, load_tokenizer, positions
 from ipvrm_lightning.scoring.description import Description, Part
 from ipvrm_lightning.scoring.encoding import SolutionEncoder
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 def open_encoder(description: Description, *, max_length: int | None = None) -> SolutionEncoder:
@@ -61,12 +61,6 @@ def foreign_ids(
                 f" {tokens.get(number)!r} there, so that log-ratios would compare different texts"
             )
     return frozenset(number for token, number in mine.items() if token not in theirs)
-
-
-def positions(config: PretrainedConfig) -> int | None:
-    """Tokens that a model can read at once; None where its config does not say."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
 
 
 def _positions(source: ModelSource) -> int | None:
