@@ -42,7 +42,7 @@ class Schedule:
 
 
 def planned_batches(trainer: Any, *, steps_per_batch: int = 1) -> int:
-    """Training batches of the whole run; 0 where neither `max_epochs` nor `max_steps` bounds it.
+    """Training batches of the whole run; 0 where neither `max_epochs` of a data module nor `max_steps` bounds it.
 
     Not `trainer.estimated_stepping_batches`: it sets the training loader up before a checkpoint is restored, and a run
     resumed in the middle of an epoch would then start that epoch again without a word.
@@ -52,10 +52,11 @@ def planned_batches(trainer: Any, *, steps_per_batch: int = 1) -> int:
         steps_per_batch: optimiser steps that a batch takes, which `max_steps` counts.
     """
     bounds = []
+    data = getattr(trainer, "datamodule", None)
     if trainer.max_steps >= 0:
         bounds.append(-(-trainer.max_steps // steps_per_batch))
-    if trainer.max_epochs not in (None, -1):
-        batches = len(trainer.datamodule.train_dataloader())
+    if data is not None and trainer.max_epochs not in (None, -1):
+        batches = len(data.train_dataloader())
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
         bounds.append(batches * trainer.max_epochs)
