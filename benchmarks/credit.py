@@ -167,7 +167,7 @@ def branches(seed: int) -> dict[str, float]:
     roles, tokenizer = build_roles(factory), factory.build_tokenizer()
     roles.add_reward()
     settings = RewardModel(objective=IPVRM(), checkpoint=str(reward_model("IPVRM", seed)))
-    load_checkpoint(roles, settings)
+    load_checkpoint(roles, settings, factory.describe(), None)
     data = ArithmeticPromptData(**WORLD, seed=seed)
     data.with_tokenizer(tokenizer).setup()
     with roles.use("policy") as policy:

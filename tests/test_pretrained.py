@@ -81,7 +81,5 @@ def test_sequences_that_a_model_has_no_positions_for_are_refused(bases: str) -> 
     model = load_model(f"{bases}/model")
     limit = model.config.max_position_embeddings
     check_positions(model, limit)
-    with pytest.raises(
-        ValueError, match=f"up to {limit + 1} tokens .* made for {limit}"
-    ):
+    with pytest.raises(ValueError, match=f"up to {limit + 1} tokens .* made for {limit}"):
         check_positions(model, limit + 1)

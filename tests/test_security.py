@@ -248,4 +248,5 @@ def test_a_reward_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None
     with pytest.raises(
         ValueError, match=r"parameter .*(embed_tokens|lm_head).* is \(290, 16\) there and \(300, 16\) in the model"
     ):
-        load_checkpoint(roles, RewardModel(objective=IPVRM(), checkpoint=str(tmp_path / "reward.ckpt")))
+        reward = RewardModel(objective=IPVRM(), checkpoint=str(tmp_path / "reward.ckpt"))
+        load_checkpoint(roles, reward, RandomLanguageModel(config=MODEL).describe(), None)

@@ -16,6 +16,9 @@ from ipvrm_lightning.modules.experience import ScoredBatch
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.rollouts.groups import Collection
 
+#: Values of a reward model that still is the policy: log-ratios of nothing but rounding.
+_ROUNDING = 1e-4
+
 
 @contextmanager
 def timed(phase: str, metrics: dict[str, Tensor | float], device: torch.device) -> Iterator[None]:
@@ -99,7 +102,8 @@ def reward_metrics(values: Values, dataset: TrajectoryDataset, processes: Proces
     """How the reward model's value of whole responses goes with their outcomes.
 
     `score` is the mean value (a logit), `accuracy` the share of responses whose value is positive where they are right
-    and negative where they are wrong, `correlation` that of value and outcome.
+    and negative where they are wrong, `correlation` that of value and outcome. A value of 0 tells nothing and counts
+    half.
 
     Args:
         values: of the responses, before the reward model learned from them.
@@ -109,8 +113,10 @@ def reward_metrics(values: Values, dataset: TrajectoryDataset, processes: Proces
     sums, times = processes.total(values.sums)
     seen = times > 0
     value, outcome = sums[seen] / times[seen], torch.as_tensor(dataset.outcomes).to(sums)[seen]
+    value = value.masked_fill(value.abs() < _ROUNDING, 0.0)
+    told = ((value > 0) == (outcome > 0.5)).float().masked_fill(value == 0, 0.5)
     return {
         "reward/score": value.mean(),
-        "reward/accuracy": ((value > 0) == (outcome > 0.5)).float().mean(),
+        "reward/accuracy": told.mean(),
         "reward/correlation": pearson_correlation(value, outcome),
     }
