@@ -29,19 +29,17 @@ class Alarms:
     baseline: int = 3
     state: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
 
-    def check(self, metrics: dict[str, float]) -> dict[str, str]:
-        """Alarms that these metrics set off: name to what is wrong.
+    def check(self, metrics: dict[str, float]) -> dict[str, str | None]:
+        """What is wrong, by the name of the alarm; None where nothing is.
 
         Args:
             metrics: of one step; names as in the log, without `train/`.
         """
-        found = {}
-        for name, metric, factor in (
-            ("length", "response_tokens", self.length_factor),
-            ("steps", "response_steps", self.step_factor),
-        ):
-            if (text := self._drift(metric, metrics[metric], factor)) is not None:
-                found[name] = text
+        found = {
+            "length": self._drift("response_tokens", metrics["response_tokens"], self.length_factor),
+            "steps": self._drift("response_steps", metrics["response_steps"], self.step_factor),
+            "kl": None,
+        }
         if (kl := metrics.get("approx_kl", 0.0)) > self.max_kl:
             found["kl"] = f"KL of the updated policy to the one that sampled is {kl:.3g}, beyond {self.max_kl:g}"
         if "reward/accuracy" in metrics:
@@ -49,8 +47,9 @@ class Alarms:
             recent.append(metrics["reward/accuracy"])
             del recent[: -self.patience]
             mean = sum(recent) / len(recent)
-            if len(recent) == self.patience and mean <= self.min_reward_accuracy:
-                found["reward_accuracy"] = f"the reward model tells {mean:.1%} of outcomes over {self.patience} steps"
+            low = len(recent) == self.patience and mean <= self.min_reward_accuracy
+            text = f"the reward model tells {mean:.1%} of outcomes over {self.patience} steps"
+            found["reward_accuracy"] = text if low else None
         return found
 
     def _drift(self, name: str, value: float, factor: float) -> str | None:

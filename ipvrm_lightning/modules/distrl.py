@@ -339,8 +339,9 @@ class DistRLModule(PolicyModule):
         metrics["skipped_updates"] = float(sum(guard.skipped for guard in self.updates.values()))
         values = {name: float(value) for name, value in metrics.items()}
         for name, text in self.alarms.check(values).items():
-            rank_zero_warn(f"step {self.steps_done}: {text}")
-            values[f"alarm/{name}"] = 1.0
+            values[f"alarm/{name}"] = float(text is not None)
+            if text is not None:
+                rank_zero_warn(f"step {self.steps_done}: {text}")
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name in ("outcome", "reward/accuracy"), batch_size=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,7 +104,7 @@ def reward_metrics(values: Values, dataset: TrajectoryDataset, processes: Proces
 
     `score` is the mean value (a logit), `accuracy` the share of responses whose value is positive where they are right
     and negative where they are wrong, `correlation` that of value and outcome. A value of 0 tells nothing and counts
-    half.
+    half; where all values are alike the correlation is 0.
 
     Args:
         values: of the responses, before the reward model learned from them.
@@ -114,9 +115,10 @@ def reward_metrics(values: Values, dataset: TrajectoryDataset, processes: Proces
     seen = times > 0
     value, outcome = sums[seen] / times[seen], torch.as_tensor(dataset.outcomes).to(sums)[seen]
     value = value.masked_fill(value.abs() < _ROUNDING, 0.0)
+    correlation = pearson_correlation(value, outcome)
     told = ((value > 0) == (outcome > 0.5)).float().masked_fill(value == 0, 0.5)
     return {
         "reward/score": value.mean(),
         "reward/accuracy": told.mean(),
-        "reward/correlation": pearson_correlation(value, outcome),
+        "reward/correlation": 0.0 if math.isnan(correlation) else correlation,
     }
