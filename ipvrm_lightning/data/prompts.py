@@ -54,7 +54,6 @@ class PromptModule(TokenizerDataModule):
         self._train_loader = PromptLoader(self.train_prompts, batch_size=self.batch_size, seed=self.seed)
         if self._resume:
             self._train_loader.load_state_dict(self._resume)
-            self._resume = {}
         return self._train_loader
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,8 +64,12 @@ class PromptModule(TokenizerDataModule):
         return {} if self._train_loader is None else self._train_loader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep for the training loader."""
+        """Keep for the training loaders of this fit; there is one more where a schedule asks how long the run is."""
         self._resume = state
+
+    def teardown(self, stage: str) -> None:
+        """Let another fit start from the beginning."""
+        self._resume = {}
 
     def val_dataloader(self) -> list[PromptEvalLoader]:
         """Every validation prompt once over all processes; no loader where there are none."""

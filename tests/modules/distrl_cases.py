@@ -102,10 +102,10 @@ def run(
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Weights after a run, and what it logged."""
     torch.manual_seed(0)
-    losses = Losses()
+    losses, resumed = Losses(), options.pop("ckpt_path", None)
     callbacks = [losses, *options.pop("callbacks", [])]
     defaults = {"limit_train_batches": steps, "limit_val_batches": 0}
     trainer = quiet_trainer(folder, callbacks=callbacks, **{**defaults, **options})
-    trainer.fit(model, datamodule=data or TinyPrompts(), ckpt_path=options.pop("ckpt_path", None))
+    trainer.fit(model, datamodule=data or TinyPrompts(), ckpt_path=resumed)
     state = {name: parameter.detach().clone() for name, parameter in model.trainable_parameters().items()}
     return state, losses.steps

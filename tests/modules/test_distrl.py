@@ -290,6 +290,19 @@ def _resumed(folder: Path, model: DistRLModule, file: Path) -> tuple[dict[str, T
     return {n: p.detach().clone() for n, p in model.trainable_parameters().items()}, losses.steps
 
 
+def test_a_run_stopped_at_the_end_of_a_short_epoch_goes_on_with_the_prompts_that_come_next(tmp_path: Path) -> None:
+    """Epochs of 2 of 4 steps: the stream of prompts goes on, and the next epoch has its 2 steps."""
+    whole, all_steps = run(tmp_path, module(), steps=2, max_epochs=3)
+    assert len(all_steps) == 6
+    first = module()
+    trainer = quiet_trainer(tmp_path, limit_train_batches=2, limit_val_batches=0)
+    trainer.fit(first, datamodule=TinyPrompts())
+    trainer.save_checkpoint(tmp_path / "epoch.ckpt")
+    rest, last_steps = run(tmp_path, module(), steps=2, max_epochs=3, ckpt_path=tmp_path / "epoch.ckpt")
+    assert_same(whole, rest)
+    assert last_steps == all_steps[2:]
+
+
 def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
