@@ -111,30 +111,29 @@ def recognise(row: Mapping[str, Any]) -> tuple[str, ...]:
     raise DataError(f"no known form has the columns {', '.join(sorted(map(str, row)))}; known are {known}")
 
 
+def _of_each(value: Any, field: str, count: int, kinds: tuple[type, ...], problem: str) -> list[Any] | None:
+    """A column with an entry for each response of the row; None where it is missing, null, or nothing was answered."""
+    if value is None or not count:
+        return None
+    entries = check_list(value, field)
+    if len(entries) != count:
+        raise DataError("lengths differ", field=field, found=f"{len(entries)} entries of {count} responses")
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, kinds):
+            raise DataError(problem, field=f"{field}[{position}]", found=entry)
+    return entries
+
+
 def _final_answers(value: Any, count: int) -> list[str | None]:
     """What solutions vote with in majority voting, as text: 7 and "7" are one answer."""
-    if value is None or not count:
-        return [None] * count
-    answers = check_list(value, "answers")
-    if len(answers) != count:
-        raise DataError("lengths differ", field="answers", found=f"{len(answers)} answers of {count} responses")
-    for position, answer in enumerate(answers):
-        if answer is not None and not isinstance(answer, (str, int, float)):
-            raise DataError("answer is neither text nor a number", field=f"answers[{position}]", found=answer)
-    return [None if answer is None else str(answer) for answer in answers]
+    kinds = (str, int, float, type(None))
+    answers = _of_each(value, "answers", count, kinds, "answer is neither text nor a number")
+    return [None if answer is None else str(answer) for answer in answers or [None] * count]
 
 
 def _finished(value: Any, count: int) -> list[bool]:
     """Which responses of a group ended by themselves; all where the column is missing or null."""
-    if value is None or not count:
-        return [True] * count
-    marks = check_list(value, "finished")
-    if len(marks) != count:
-        raise DataError("lengths differ", field="finished", found=f"{len(marks)} entries of {count} responses")
-    for position, mark in enumerate(marks):
-        if not isinstance(mark, bool):
-            raise DataError("neither true nor false", field=f"finished[{position}]", found=mark)
-    return marks
+    return _of_each(value, "finished", count, (bool,), "neither true nor false") or [True] * count
 
 
 def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, number: int, stem: str) -> list[Rollout]:
