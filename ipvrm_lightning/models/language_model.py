@@ -12,8 +12,9 @@ import torch
 
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.preparation import (
+    attention_options,
     check_quantization,
-    check_sharded_adapters,
+    check_sharded,
     empty_model,
     prepare_for_training,
     quantization_options,
@@ -68,6 +69,23 @@ class LanguageModelFactory(ABC):
         """Whether its weights are in fewer bits than a float has."""
         return False
 
+    @property
+    def compiled(self) -> bool:
+        """Whether its decoder blocks are compiled."""
+        return False
+
+    def check_sampling(self) -> None:
+        """Refuse to sample responses, before anything is loaded, where that cannot be done well.
+
+        Raises:
+            ValueError: its blocks are compiled.
+        """
+        if self.compiled:
+            raise ValueError(
+                "language_model.compile is for supervised training and reward models: sampling would compile for each"
+                " length, and a compiled policy's ratio to itself is not exactly 1"
+            )
+
     def describe(self) -> dict[str, Any]:
         """What gives trained weights their meaning besides their names and shapes: primitives only."""
         lora = getattr(self, "lora", None)
@@ -102,8 +120,10 @@ class PretrainedLanguageModel(LanguageModelFactory):
         revision: branch, tag or commit on the hub.
         gguf_file: GGUF file inside `name`; its weights are dequantised.
         dtype: precision of the weights.
-        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None takes what transformers chooses.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ..., or `varlen` for sequences without padding;
+            None takes what transformers chooses.
         gradient_checkpointing: recompute activations in backward: less memory, about a third more time.
+        compile: compile the decoder blocks (`torch.compile`): less time a step, after a minute of compiling.
         lora: train adapters on frozen weights; None trains the weights.
         quantization: `nf4` loads the weights in 4 bits (bitsandbytes, double quantisation); needs `lora`.
         compute_dtype: precision of products with 4-bit weights.
@@ -120,6 +140,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
         dtype: DType = "float32",
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         lora: LoRA | None = None,
         quantization: Literal["nf4"] | None = None,
         compute_dtype: DType = "bfloat16",
@@ -133,6 +154,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
         self.dtype = dtype
         self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
+        self.compile = compile
         self.lora = lora
         self.quantization = quantization
         self.compute_dtype = compute_dtype
@@ -149,6 +171,11 @@ class PretrainedLanguageModel(LanguageModelFactory):
         """True where `quantization` is set."""
         return self.quantization is not None
 
+    @property
+    def compiled(self) -> bool:
+        """As `compile` says."""
+        return self.compile
+
     def build_model(self) -> PreTrainedModel:
         """Load the model.
 
@@ -157,27 +184,24 @@ class PretrainedLanguageModel(LanguageModelFactory):
         """
         self._refuse_adapter_folder()
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "revision": self.revision}
-        if self.attn_implementation is not None:
-            options["attn_implementation"] = self.attn_implementation
+        options.update(attention_options(self.attn_implementation))
         options.update(quantization_options(self.gguf_file, self.quantization, self.compute_dtype))
         model = load_model(
             self.name, trust_remote_code=self.trust_remote_code, **{k: v for k, v in options.items() if v is not None}
         )
-        return prepare_for_training(
-            model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, quantized=self.quantized
-        )
+        return _prepared(self, model)
 
     def check_sharding(self) -> None:
         """Refuse what cannot be read, or adapted, in parts.
 
         Raises:
-            ValueError: a GGUF file, weights in 4 bits, or DoRA.
+            ValueError: a GGUF file, weights in 4 bits, DoRA, or compiled blocks.
         """
         if self.gguf_file is not None or self.quantized:
             raise ValueError(
                 "a GGUF file or weights in 4 bits cannot be divided over processes: use DDP, or safetensors as they are"
             )
-        check_sharded_adapters(self.lora)
+        check_sharded(self.lora, compiled=self.compile)
 
     def build_sharded(self, divide: Divide) -> PreTrainedModel:
         """Load the model, each process its own rows of it.
@@ -205,7 +229,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
         load_safetensors(model, folder)
         if (folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
+        return _prepared(self, model)
 
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
@@ -235,8 +259,10 @@ class RandomLanguageModel(LanguageModelFactory):
         tokenizer: name or folder of the tokenizer.
         seed: of the weights; the global random state is left as it was.
         dtype: precision of the weights.
-        attn_implementation: `sdpa`, `eager`, ...; None takes what transformers chooses.
+        attn_implementation: `sdpa`, `eager`, ..., or `varlen` for sequences without padding; None takes what
+            transformers chooses.
         gradient_checkpointing: recompute activations in backward.
+        compile: compile the decoder blocks (`torch.compile`): less time a step, after a minute of compiling.
         lora: train adapters on frozen weights; None trains the weights.
     """
 
@@ -249,6 +275,7 @@ class RandomLanguageModel(LanguageModelFactory):
         dtype: DType = "float32",
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         lora: LoRA | None = None,
     ) -> None:
         if isinstance(config, dict) and "model_type" not in config:
@@ -259,12 +286,18 @@ class RandomLanguageModel(LanguageModelFactory):
         self.dtype = dtype
         self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
+        self.compile = compile
         self.lora = lora
 
     @property
     def has_adapters(self) -> bool:
         """True where LoRA is configured."""
         return self.lora is not None
+
+    @property
+    def compiled(self) -> bool:
+        """As `compile` says."""
+        return self.compile
 
     def build_model(self) -> PreTrainedModel:
         """Make the model from its config, the same for the same seed on every kind of device: drawn on the CPU.
@@ -274,20 +307,20 @@ class RandomLanguageModel(LanguageModelFactory):
         """
         from transformers import AutoModelForCausalLM
 
-        options = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
+        options = attention_options(self.attn_implementation)
         describing = library_errors("RandomLanguageModel.config describes no model")
         with describing, torch.random.fork_rng(), torch.device("cpu"):
             torch.manual_seed(self.seed)
             model = AutoModelForCausalLM.from_config(self._model_config(), dtype=getattr(torch, self.dtype), **options)
-        return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
+        return _prepared(self, model)
 
     def check_sharding(self) -> None:
-        """Refuse DoRA.
+        """Refuse DoRA and compiled blocks.
 
         Raises:
-            ValueError: names it.
+            ValueError: names what is refused.
         """
-        check_sharded_adapters(self.lora)
+        check_sharded(self.lora, compiled=self.compile)
 
     def build_sharded(self, divide: Divide) -> PreTrainedModel:
         """Make the model in shards; the weights are those of `build_model`."""
@@ -298,7 +331,7 @@ class RandomLanguageModel(LanguageModelFactory):
         first_values.name_parameters(model)
         divide(model)
         first_values.replay(model, self.seed)
-        return prepare_for_training(model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
+        return _prepared(self, model)
 
     def _model_config(self) -> Any:
         from transformers import AutoConfig
@@ -317,3 +350,13 @@ class RandomLanguageModel(LanguageModelFactory):
         if self.tokenizer is None:
             raise ValueError("RandomLanguageModel needs the argument tokenizer to read text")
         return load_tokenizer(self.tokenizer)
+
+
+def _prepared(factory: PretrainedLanguageModel | RandomLanguageModel, model: Any) -> PreTrainedModel:
+    return prepare_for_training(
+        model,
+        lora=factory.lora,
+        gradient_checkpointing=factory.gradient_checkpointing,
+        compile_blocks=factory.compile,
+        quantized=factory.quantized,
+    )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ipvrm_lightning.models.packing import VARLEN, register_varlen
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -53,14 +55,27 @@ def quantization_options(gguf_file: str | None, quantization: str | None, comput
     }
 
 
-def check_sharded_adapters(lora: LoRA | None) -> None:
-    """Refuse adapters that read whole weights of a model which is divided over processes.
+def attention_options(attn_implementation: str | None) -> dict[str, str]:
+    """What transformers is told of attention; nothing where it is to choose itself.
 
     Raises:
-        ValueError: DoRA.
+        ValueError: this torch cannot do it.
+    """
+    if attn_implementation == VARLEN:
+        register_varlen()
+    return {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+
+
+def check_sharded(lora: LoRA | None, *, compiled: bool) -> None:
+    """Refuse adapters that read whole weights of a model which is divided over processes, and compiled blocks.
+
+    Raises:
+        ValueError: DoRA, or compilation.
     """
     if lora is not None and lora.use_dora:
         raise ValueError("lora.use_dora reads whole weights: with FSDP2 use plain LoRA, or another strategy")
+    if compiled:
+        raise ValueError("language_model.compile does not go with FSDP2 here: set it to false, or use DDP")
 
 
 def empty_model(config: Any, dtype: DType, attn_implementation: str | None, **options: Any) -> PreTrainedModel:
@@ -75,26 +90,55 @@ def empty_model(config: Any, dtype: DType, attn_implementation: str | None, **op
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
+    options |= attention_options(attn_implementation)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), **options)
     model.tie_weights()  # moving parameters to the meta device has made two of each tied one
     return model
 
 
+def decoder_blocks(model: PreTrainedModel) -> list[Any]:
+    """The layers that a model repeats.
+
+    Raises:
+        ValueError: it does not say what they are.
+    """
+    kinds = set(model._no_split_modules or ())
+    blocks = [module for module in model.modules() if type(module).__name__ in kinds]
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} does not say what its blocks are: it cannot be sharded or compiled")
+    return blocks
+
+
+def is_compiled(model: PreTrainedModel) -> bool:
+    """Whether `prepare_for_training` was to compile the blocks of a Hugging Face model."""
+    return getattr(model, "blocks_are_compiled", False)
+
+
 def prepare_for_training(
-    model: Any, *, lora: LoRA | None, gradient_checkpointing: bool, quantized: bool = False
+    model: Any, *, lora: LoRA | None, gradient_checkpointing: bool, compile_blocks: bool, quantized: bool = False
 ) -> PreTrainedModel:
-    """Add adapters and gradient checkpointing to a freshly loaded model.
+    """Add adapters, gradient checkpointing and compilation to a freshly loaded model.
 
     Args:
         model: the model.
         lora: adapters to add; the weights are frozen then.
         gradient_checkpointing: recompute activations in backward.
+        compile_blocks: compile decoder blocks when they first run.
         quantized: the weights are in 4 bits.
+
+    Raises:
+        ValueError: blocks are to be compiled and the model does not say what they are.
     """
     model.config.use_cache = False
+    model.blocks_are_compiled = compile_blocks
+    if compile_blocks:
+        import torch._dynamo  # takes seconds
+
+        # with adapters on and off, with and without gradient, in training and not: beyond the limit nothing is compiled
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+        for block in decoder_blocks(model):
+            block.compile(dynamic=True)
     if quantized:
         from peft import prepare_model_for_kbit_training
 

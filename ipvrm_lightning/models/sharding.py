@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.preparation import decoder_blocks
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -83,11 +84,7 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    kinds = set(model._no_split_modules or ())
-    blocks = [module for module in model.modules() if type(module).__name__ in kinds]
-    if not blocks:
-        raise ValueError(f"{type(model).__name__} does not say what its blocks are: it cannot be sharded")
-    for block in blocks:
+    for block in decoder_blocks(model):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # else what is left would stay gathered after a pass, and its parameters would not be those of the optimiser
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

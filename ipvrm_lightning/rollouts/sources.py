@@ -124,6 +124,7 @@ class InProcess(ResponseSource):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        language_model.check_sampling()
         self.language_model, self.batch_size, self.device = language_model, batch_size, device
         self.stop_tokens = stop_tokens or []
 

@@ -5,7 +5,13 @@ import torch
 
 from ipvrm_lightning.models import logprobs
 from ipvrm_lightning.models.language_model import LoRA, RandomLanguageModel
-from ipvrm_lightning.models.logprobs import check_output_head, output_head, response_scores, token_log_probs
+from ipvrm_lightning.models.logprobs import (
+    OutputHead,
+    check_output_head,
+    output_head,
+    response_scores,
+    token_log_probs,
+)
 from ipvrm_lightning.types import TrajectoryBatch
 
 from .conftest import QWEN, TINY, make_batch
@@ -45,7 +51,7 @@ def plain_log_probs(model: torch.nn.Module, batch: TrajectoryBatch, temperature:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["linear_cross_entropy", "checkpointed_chunks"])
+@pytest.mark.parametrize("fused", [True, False], ids=["linear_cross_entropy", "chunks"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_values_and_gradients_equal_full_logits(
     name: str, fused: bool, batch: TrajectoryBatch, monkeypatch: pytest.MonkeyPatch
@@ -109,7 +115,7 @@ def test_half_precision_returns_float32_close_to_float32() -> None:
 
 
 def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest tensor that the checkpointed path makes has chunk_size rows of logits."""
+    """The largest tensor that the chunks make has chunk_size rows of logits."""
     sizes: list[int] = []
     original = logprobs.head_logits
     monkeypatch.setattr(logprobs, "head_logits", lambda h, head: sizes.append(h.shape[0]) or original(h, head))
@@ -144,3 +150,39 @@ def test_all_linear_leaves_the_head_alone() -> None:
     model = RandomLanguageModel(config=QWEN, lora=LoRA(r=2)).build_model()
     check_output_head(model)
     assert sum(p.requires_grad for p in model.parameters()) == 2 * 7 * 2
+
+
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+@pytest.mark.parametrize("trained", ["head and states", "states"])
+def test_gradients_of_the_chunks_are_those_of_finite_differences(soft_cap: float | None, trained: str) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(11, 3, dtype=torch.float64), torch.randn(11, dtype=torch.float64)
+    targets = torch.randint(0, 11, (7,))
+    if trained == "head and states":
+        weight.requires_grad_()
+        bias.requires_grad_()
+
+    def log_probs(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        head = OutputHead(weight, bias, 0.7, soft_cap)
+        return token_log_probs(hidden, head, targets, chunk_size=3, fused=False)
+
+    assert torch.autograd.gradcheck(log_probs, (hidden, weight, bias))
+
+
+def test_half_precision_products_have_gradients_near_exact_ones() -> None:
+    """Logits below 4 are rounded by at most 2^-7, and so are probabilities; two more roundings are of 2^-9 each."""
+    torch.manual_seed(0)
+    rounded = [(0.4 * torch.randn(*shape)).bfloat16() for shape in ((50, 32), (97, 32))]
+    assert (rounded[0].float() @ rounded[1].float().T).abs().max() < 4
+    targets, weights = torch.randint(0, 97, (50,)), torch.randn(50)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        hidden, weight = (tensor.to(dtype).requires_grad_() for tensor in rounded)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            values = token_log_probs(hidden, OutputHead(weight, None, 1.0, None), targets, chunk_size=8, fused=False)
+        (values * weights).sum().backward()
+        found.append((values.detach().double(), hidden.grad.double(), weight.grad.double()))
+        assert values.dtype == hidden.grad.dtype == weight.grad.dtype == dtype
+    for half, exact in zip(*found, strict=True):
+        assert float((half - exact).norm() / exact.norm()) < 2**-7 + 2 * 2**-9

@@ -1,0 +1,145 @@
+"""Batches without padding: the sequences of a pass lie in one row, and each attends to itself alone.
+
+`attn_implementation: varlen` asks for it. Attention in half precision on a GPU is torch's `varlen_attn`
+(FlashAttention), elsewhere one call of `scaled_dot_product_attention` per sequence; all other layers see tokens, not
+sequences. Passes that bring their own mask, such as sampling, are transformers' `sdpa`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+VARLEN = "varlen"
+
+
+def register_varlen() -> None:
+    """Make `varlen` known to transformers.
+
+    Raises:
+        ValueError: this torch has no `varlen_attn` for one of its GPUs.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    if torch.cuda.is_available() and not _has_kernel():
+        raise ValueError(f"attn_implementation varlen needs torch 2.11, this is {torch.__version__}: use sdpa")
+    AttentionInterface.register(VARLEN, varlen_attention)
+    AttentionMaskInterface.register(VARLEN, sdpa_mask)
+
+
+def packs(language_model: Any) -> bool:
+    """Whether a Hugging Face model reads sequences in one row."""
+    return bool(language_model.config.get_text_config()._attn_implementation == VARLEN)
+
+
+def packed_states(backbone: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
+    """Last hidden states of all tokens, sequence after sequence, [tokens, H].
+
+    Args:
+        backbone: the Hugging Face model without its head.
+        input_ids: right-padded sequences, [B, L].
+        lengths: tokens of each, [B].
+    """
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    real = positions < lengths[:, None]
+    ends = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    longest = input_ids.shape[1]
+    output = backbone(
+        input_ids=input_ids[real][None],
+        position_ids=positions[real][None],
+        # one of four dimensions is left alone by all that would make a [tokens, tokens] mask
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
+        cu_seq_lens_q=ends,
+        cu_seq_lens_k=ends,
+        max_length_q=longest,
+        max_length_k=longest,
+        use_cache=False,
+    )
+    states: Tensor = output.last_hidden_state[0]
+    return states
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each sequence of one row, as transformers calls it.
+
+    Args:
+        module: the attention layer.
+        query: [1, heads, tokens, D].
+        key: [1, key heads, tokens, D].
+        value: [1, key heads, tokens, D].
+        attention_mask: of passes whose sequences are not in one row.
+        scaling: of the scores.
+        cu_seq_lens_q: where each sequence starts, and the number of tokens, [B + 1]; None for other passes.
+        max_length_q: no sequence is longer.
+        options: what else transformers passes.
+
+    Returns:
+        [1, tokens, heads, D] and no weights.
+
+    Raises:
+        ValueError: the layer asks for what this attention does not do.
+    """
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+    if cu_seq_lens_q is None:
+        found: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
+        return found
+    for name in ("dropout", "sliding_window", "softcap", "s_aux", "position_bias"):
+        if options.get(name):
+            raise ValueError(f"attn_implementation varlen knows no {name}, which {type(module).__name__} asks for")
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    attend = _kernel if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else _one_by_one
+    return attend(query, key, value, cu_seq_lens_q, max_length_q, scaling)[None], None
+
+
+def _has_kernel() -> bool:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "window_size" in inspect.signature(varlen_attn).parameters
+
+
+def _kernel(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int | None, scale: float | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    sizes: Any = (ends, ends, longest, longest)
+    attended: Any = varlen_attn(query, key, value, *sizes, window_size=(-1, 0), scale=scale)
+    return attended
+
+
+@torch.compiler.disable
+def _one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int | None, scale: float | None
+) -> Tensor:
+    sizes = ends.diff().tolist()
+    parts = (tensor.transpose(0, 1)[None].split(sizes, dim=2) for tensor in (query, key, value))
+    attended = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale) for q, k, v in zip(*parts, strict=True)
+    ]
+    return torch.cat(attended, dim=2)[0].transpose(0, 1)

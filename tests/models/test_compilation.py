@@ -1,0 +1,57 @@
+"""Compiled decoder blocks and chunks give the numbers and gradients of the same model as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ipvrm_lightning.models import LoRA, RandomLanguageModel
+from ipvrm_lightning.models.logprobs import response_scores
+from ipvrm_lightning.models.reference import AdaptersOff
+
+from .conftest import QWEN, make_batch
+
+BATCHES = [make_batch([9, 14, 5, 11], [3, 6, 1, 10]), make_batch([7, 12], [2, 3])]
+
+
+@pytest.fixture(autouse=True)
+def without_generated_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and differentiated as ever, but run by PyTorch's own kernels: no C++ compiler is needed, or waited for."""
+    torch._dynamo.reset()
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: compile_(*args, **options, backend="aot_eager"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attn_implementation": "sdpa"},
+        {"attn_implementation": "varlen", "lora": LoRA(r=4), "gradient_checkpointing": True},
+    ],
+    ids=["full", "adapters"],
+)
+def test_values_and_gradients_are_those_of_the_model_as_it_is(options: dict[str, Any]) -> None:
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)  # of adapters
+        factory = RandomLanguageModel(config=QWEN, compile=compiled, **options)
+        model: Any = factory.build_model()
+        numbers = []
+        for batch in BATCHES:
+            log_probs = response_scores(model, batch, chunk_size=4).log_probs
+            log_probs.sum().backward()
+            numbers.append(log_probs.detach().flatten())
+        if "lora" in options:
+            reference = AdaptersOff()
+            reference.setup(factory, model)
+            numbers += [reference.log_probs(batch).flatten() for batch in BATCHES]
+        numbers += [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        found.append(torch.cat(numbers))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_have_the_names_of_a_model_as_it_is() -> None:
+    compiled, as_it_is = (RandomLanguageModel(config=QWEN, compile=value).build_model() for value in (True, False))
+    assert list(compiled.state_dict()) == list(as_it_is.state_dict())

@@ -1,0 +1,112 @@
+"""Sequences of one row give the numbers they give alone, and what cannot be kept apart is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ipvrm_lightning.models import LoRA, RandomLanguageModel, packing
+from ipvrm_lightning.models.candidates import behavior_scores
+from ipvrm_lightning.models.logprobs import check_output_head, response_scores
+
+from .conftest import QWEN, TINY, make_batch
+
+LLAMA = {"model_type": "llama", "num_key_value_heads": 2, **TINY}
+GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 97}
+LENGTHS, STARTS = [9, 14, 5, 11], [3, 6, 1, 10]
+
+
+def build(config: dict[str, Any], attention: str, **options: Any) -> Any:
+    torch.manual_seed(0)  # of adapters
+    model = RandomLanguageModel(config=config, attn_implementation=attention, **options).build_model().double()
+    check_output_head(model)
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"lora": LoRA(r=4)}], ids=str)
+@pytest.mark.parametrize("config", [QWEN, LLAMA, GPT2], ids=lambda config: config["model_type"])
+def test_values_and_gradients_are_those_of_padded_sequences(config: dict[str, Any], options: dict[str, Any]) -> None:
+    found = []
+    for attention in ("sdpa", "varlen"):
+        model = build({**config, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}, attention, **options)
+        log_probs = response_scores(model, make_batch(LENGTHS, STARTS), chunk_size=4).log_probs
+        log_probs.sum().backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        found.append((log_probs.detach(), torch.cat(gradients)))
+    # norms of these models are in float32 whatever the weights are
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=1e-5)
+
+
+def test_no_layer_sees_padding() -> None:
+    model, seen = build(QWEN, "varlen"), []
+    model.model.layers[0].mlp.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:2]))
+    response_scores(model, make_batch(LENGTHS, STARTS))
+    assert seen == [(1, sum(LENGTHS))]
+
+
+def test_candidates_come_by_the_same_path() -> None:
+    options = {"top_k": 5, "min_probability": 0.05}
+    wide = {**QWEN, "initializer_range": 0.2}
+    padded, packed = (
+        behavior_scores(build(wide, attention), make_batch(LENGTHS, STARTS), **options)
+        for attention in ("sdpa", "varlen")
+    )
+    assert torch.equal(packed.candidates.mask, padded.candidates.mask)
+    torch.testing.assert_close(packed.log_probs, padded.log_probs, rtol=0, atol=1e-6)
+
+
+def test_sampling_pads_as_ever() -> None:
+    prompts = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
+    options = {"attention_mask": (prompts > 0).long(), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    expected, found = (build(QWEN, attention).eval().generate(prompts, **options) for attention in ("sdpa", "varlen"))
+    assert torch.equal(found, expected)
+
+
+def test_the_kernel_is_called_with_what_it_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's kernel replaced by its definition: full attention under a mask of blocks."""
+
+    def varlen_attn(
+        query: Tensor, key: Tensor, value: Tensor, ends: Tensor, also: Tensor, longest: int, too: int, **options: Any
+    ) -> Tensor:
+        assert options == {"window_size": (-1, 0), "scale": 8**-0.5}
+        assert ends.dtype == torch.int32 and ends is also and longest == too >= ends.diff().max()
+        assert query.shape == key.shape == value.shape == (int(ends[-1]), 4, 8)
+        row = torch.bucketize(torch.arange(len(query)), ends[1:], right=True)
+        mask = (row[:, None] == row[None]).tril()
+        scores = torch.einsum("qhd,khd->hqk", query, key) * options["scale"]
+        return torch.einsum("hqk,khd->qhd", scores.masked_fill(~mask, float("-inf")).softmax(-1), value)
+
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(packing, "_one_by_one", packing._kernel)
+    check_output_head(build(QWEN, "varlen"))
+
+
+def test_models_that_mix_sequences_are_refused() -> None:
+    mamba = {"model_type": "mamba", "state_size": 4, "time_step_rank": 4, **TINY}
+    with pytest.raises(ValueError, match=r"MambaForCausalLM cannot run .* with attn_implementation varlen"):
+        build(mamba, "varlen")
+
+
+def test_attention_that_the_kernel_does_not_know_is_refused() -> None:
+    mistral = {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 4, **TINY}
+    with pytest.raises(ValueError, match="varlen knows no sliding_window, which MistralAttention asks for"):
+        build(mistral, "varlen")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_sequences_that_reach_each_other_are_refused(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, *_: Any) -> Tensor:
+        return packing_one_by_one(query, key, value, ends[[0, -1]], *_)
+
+    packing_one_by_one = packing._one_by_one
+    factory = RandomLanguageModel(config={**QWEN, "initializer_range": 0.2}, attn_implementation="varlen")
+    model = factory.build_model().to(dtype)
+    check_output_head(model)
+    monkeypatch.setattr(packing, "_one_by_one", one)
+    with pytest.raises(ValueError, match="Qwen3ForCausalLM does not keep the sequences of one row apart"):
+        check_output_head(model)
