@@ -34,6 +34,7 @@ from ..modules.distrl_cases import module as distrl_module
 
 STEPS = 10
 ADAM = partial(torch.optim.AdamW, lr=1e-3)
+SGD = partial(torch.optim.SGD, lr=0.05)
 #: Divides into no number of processes that tests use: 97 tokens, 3 layers.
 UNEVEN = {**QWEN, "num_hidden_layers": 3, "tie_word_embeddings": True}
 
@@ -48,22 +49,28 @@ def ipvrm(**options: Any) -> tuple[Any, Any]:
     return module, InMemoryData(count=40, max_tokens=60, pairwise=module.objective.pairwise)
 
 
-def distrl(*, reference: str = "behavior", **options: Any) -> tuple[Any, Any]:
-    reward = RewardModel(objective=IPVRM(), optimizer=ADAM, reference=reference)  # type: ignore[arg-type]
+def distrl(*, reference: str = "behavior", optimizer: Any = ADAM, **options: Any) -> tuple[Any, Any]:
+    reward = RewardModel(objective=IPVRM(), optimizer=optimizer, reference=reference)  # type: ignore[arg-type]
     update = {"mini_batches": 2}
-    return distrl_module(reward=reward, optimizer=ADAM, update=update, **options), TinyPrompts()
+    return distrl_module(reward=reward, optimizer=optimizer, update=update, **options), TinyPrompts()
 
 
 CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "ipvrm": lambda: ipvrm(language_model=language_model(gradient_checkpointing=True)),
     "ipvrm adapters": lambda: ipvrm(language_model=language_model(lora=True)),
     # SGD: the head's bias has no gradient in pairs, and Adam makes steps of what rounding leaves
-    "qrm": lambda: ipvrm(objective=QRM(), optimizer=partial(torch.optim.SGD, lr=0.05)),
+    "qrm": lambda: ipvrm(objective=QRM(), optimizer=SGD),
     "sft": lambda: (SFTModule(language_model=language_model(), optimizer=ADAM), InMemoryData(count=40, max_tokens=60)),
     "distrl": lambda: distrl(reference="sft"),
     "distrl adapters": lambda: distrl(language_model=TinyPolicy(lora=LoRA(r=4), gradient_checkpointing=True)),
 }
-
+#: For kernels that are not the same under every strategy.
+ON_GPU: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "distrl, SGD": lambda: distrl(reference="sft", optimizer=SGD),
+    "distrl adapters, SGD": lambda: distrl(
+        optimizer=SGD, language_model=TinyPolicy(lora=LoRA(r=4), gradient_checkpointing=True)
+    ),
+}
 
 #: Where runs write the checkpoint that others go on from, and those that do.
 SAVED = 6
@@ -96,7 +103,7 @@ def run(name: str, folder: Path, *, resume: Path | None = None, **options: Any) 
         resume: checkpoint to go on from.
     """
     torch.manual_seed(0)
-    module, data = CASES[name]()
+    module, data = (CASES | ON_GPU)[name]()
     record = Record()
     steps = STEPS * (module.update.mini_batches if name.startswith("distrl") else 1)
     saved = ModelCheckpoint(folder, filename=name, every_n_train_steps=SAVED, save_top_k=-1)
