@@ -7,8 +7,8 @@ Random weights, prompts and responses of up to 2,560 tokens together, steps of I
 and the trainer that everyone uses; the reference is computed in the step. Operations are counted as the training needs
 them, whatever is computed twice: per token 2 for each weight in a forward pass, 2 more for the gradient of activations,
 and 2 more for that of weights where they are trained; attention likewise; the output head at response positions alone.
-The ceiling is a product of large matrices in bfloat16 (float32 on a CPU), measured in the same process. QLoRA's base is
-written to disk once, 16 GB. Cases that are meant for a card of 24 GB get no more memory than such a card has.
+The ceiling is a product of large matrices in bfloat16 (float32 on a CPU), measured in the same process. Cases that are
+meant for a card of 24 GB get no more memory than such a card has.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Variant(NamedTuple):
         shape: a key of `shapes.SHAPES`.
         quantized: adapters on weights in 4 bits, else all weights in float32 with products in bfloat16.
         checkpointing: recompute activations in backward.
-        attention: implementation that transformers is asked for.
+        attention: implementation that transformers is asked for; `varlen` packs sequences without padding.
+        compiled: decoder blocks and what is done to logits are compiled.
         chunk_size: response tokens whose logits exist at one time.
         max_tokens: of one forward pass, as a multiple of the longest sequence.
         gibibytes: of GPU memory that may be used, None for all there is.
@@ -39,6 +40,7 @@ class Variant(NamedTuple):
     quantized: bool = False
     checkpointing: bool = True
     attention: str = "sdpa"
+    compiled: bool = False
     chunk_size: int = 256
     max_tokens: int = 4
     gibibytes: float | None = None
@@ -47,16 +49,22 @@ class Variant(NamedTuple):
 #: A card of 24 GB has 23.99 GiB, of which CUDA takes about one.
 CARD = 23.0
 SMALL, LARGE = Variant("qwen3-0.6b"), Variant("qwen3-8b", quantized=True, max_tokens=2, gibibytes=CARD)
+FAST = {"attention": "varlen", "compiled": True, "chunk_size": 1024}
 VARIANTS = {
     "Qwen3-0.6B full": SMALL._replace(gibibytes=CARD),
+    "Qwen3-0.6B full, fast": SMALL._replace(**FAST, gibibytes=CARD),
     "Qwen3-0.6B full, no checkpointing": SMALL._replace(checkpointing=False),
+    "Qwen3-0.6B full, no checkpointing, compiled": SMALL._replace(checkpointing=False, compiled=True),
+    "Qwen3-0.6B full, no checkpointing, fast": SMALL._replace(checkpointing=False, max_tokens=16, **FAST),
     "Qwen3-0.6B full, plain attention": SMALL._replace(attention="eager"),
     "Qwen3-0.6B full, one sequence a pass": SMALL._replace(max_tokens=1),
     "Qwen3-0.6B full, chunks of 1,024": SMALL._replace(chunk_size=1024),
     "Qwen3-8B QLoRA": LARGE,
-    "Qwen3-8B QLoRA, chunks of 1,024": LARGE._replace(chunk_size=1024),
+    "Qwen3-8B QLoRA, fast": LARGE._replace(max_tokens=4, **FAST),
     "tiny full": Variant("qwen3-tiny"),
+    "tiny full, fast": Variant("qwen3-tiny", **FAST),
     "tiny QLoRA": Variant("qwen3-tiny", quantized=True),
+    "tiny QLoRA, fast": Variant("qwen3-tiny", quantized=True, **FAST),
 }
 
 
@@ -71,7 +79,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Seconds of each step but the first, peak memory, tokens and operations of a step, and the ceiling."""
     import torch
-    from shapes import WordModel, write_pairs
+    from shapes import QuantizedWordModel, WordModel, write_pairs
     from trainers import bare_trainer
 
     from ipvrm_lightning.data import TrajectoryDataModule
@@ -81,29 +89,25 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     ceiling = matmul_ceiling("cuda" if on_gpu else "cpu")
     variant = VARIANTS[arguments.variant]
-    words = WordModel(
-        variant.shape, gradient_checkpointing=variant.checkpointing, attn_implementation=variant.attention
-    )
+    options = {"attn_implementation": variant.attention, "compile": variant.compiled}
+    model = QuantizedWordModel if variant.quantized else WordModel
+    words = model(variant.shape, gradient_checkpointing=variant.checkpointing, **options)
     rows = write_pairs(
         folder / "pairs.jsonl", pairs=arguments.sequences // 2, longest=arguments.longest, vocabulary=words.words
     )
-    factory: Any = quantized_model(words, folder / "base") if variant.quantized else words
-    if on_gpu:
-        torch.cuda.empty_cache()  # of what wrote the base of QLoRA
-        torch.cuda.reset_peak_memory_stats()
-        if variant.gibibytes is not None:
-            share = variant.gibibytes * 2**30 / torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(share)
+    if on_gpu and variant.gibibytes is not None:
+        share = variant.gibibytes * 2**30 / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(share)
     peak, clock, noise = Peak(), Clock(), start()
 
     precision = "bf16-mixed" if on_gpu else "32-true"
     trainer = bare_trainer(clock, max_epochs=arguments.steps + 1, precision=precision, callbacks=[noise])
-    optimizer: Any = torch.optim.AdamW
+    optimizer: Any = partial(torch.optim.AdamW, lr=1e-5, fused=True)
     if variant.quantized:
-        from bitsandbytes.optim import PagedAdamW8bit as optimizer
-    module = IPVRMModule(
-        language_model=factory, objective=IPVRM(), optimizer=partial(optimizer, lr=1e-5), chunk_size=variant.chunk_size
-    )
+        from bitsandbytes.optim import PagedAdamW8bit
+
+        optimizer = partial(PagedAdamW8bit, lr=1e-5)
+    module = IPVRMModule(language_model=words, objective=IPVRM(), optimizer=optimizer, chunk_size=variant.chunk_size)
     data = TrajectoryDataModule(
         train=str(folder / "pairs.jsonl"), validation_fraction=0.0, prompt_format="plain",
         batch_size=arguments.sequences, max_tokens=variant.max_tokens * arguments.longest, max_length=arguments.longest,
@@ -119,10 +123,13 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def start() -> Any:
     """A callback that takes the values before the first step, which are 0 but for rounding."""
+    import torch
     from lightning.pytorch import Callback
 
     class Start(Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()  # weights were made in more bits than they are kept
             (window, *_) = trainer.train_dataloader
             batch = pl_module.transfer_batch_to_device(window.micro_batches[0], pl_module.device, 0)
             with trainer.precision_plugin.forward_context():
@@ -138,24 +145,6 @@ def padding(data: Any) -> float:
     (window, *_) = data.train_dataloader()
     positions = sum(batch.input_ids.numel() for batch in window.micro_batches)
     return 1 - sum(int(batch.lengths.sum()) for batch in window.micro_batches) / positions
-
-
-def quantized_model(words: Any, folder: Path) -> Any:
-    """The same weights in 4 bits with adapters: written down first, because only stored weights are quantised."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from ipvrm_lightning.models import LoRA, PretrainedLanguageModel
-
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(words._model_config(), dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    words.build_tokenizer().save_pretrained(folder)
-    return PretrainedLanguageModel(
-        name=str(folder), dtype="bfloat16", quantization="nf4", lora=LoRA(),
-        gradient_checkpointing=words.gradient_checkpointing, attn_implementation=words.attn_implementation,
-        compute_dtype="bfloat16" if torch.cuda.is_available() else "float32",
-    )  # fmt: skip
 
 
 def count(config: Any, rows: list[dict[str, str]], *, quantized: bool) -> tuple[int, float]:

@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from ipvrm_lightning.models import RandomLanguageModel
+from ipvrm_lightning.models import LoRA, RandomLanguageModel
+from ipvrm_lightning.models.preparation import attention_options, prepare_for_training
 
 #: Fields of transformers configs.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -57,6 +58,51 @@ class WordModel(RandomLanguageModel):
         inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         return PreTrainedTokenizerFast(
             tokenizer_object=inner, pad_token="[pad]", eos_token="[eos]", unk_token="[unk]", model_max_length=10**6
+        )
+
+
+class QuantizedWordModel(WordModel):
+    """The same in 4 bits with adapters, as `quantization: nf4` loads it; quantised where it is made, on the GPU if any.
+
+    Args:
+        shape: a key of `SHAPES`.
+        options: of `WordModel`.
+    """
+
+    def __init__(self, shape: str, **options: Any) -> None:
+        super().__init__(shape, lora=LoRA(), dtype="bfloat16", **options)
+
+    @property
+    def quantized(self) -> bool:
+        """True."""
+        return True
+
+    def build_model(self) -> Any:
+        """Draw weights, quantise all but the output head, add adapters."""
+        import torch
+        from bitsandbytes.nn import Linear4bit, Params4bit
+        from transformers import AutoModelForCausalLM
+
+        on_gpu = torch.cuda.is_available()
+        options = attention_options(self.attn_implementation)
+        with torch.device("cuda" if on_gpu else "cpu"):
+            model = AutoModelForCausalLM.from_config(self._model_config(), dtype=torch.bfloat16, **options)
+        compute = {"compute_dtype": torch.bfloat16 if on_gpu else torch.float32}
+        storage = {"quant_type": "nf4", "compress_statistics": True}
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+                small = Linear4bit(
+                    layer.in_features, layer.out_features, bias=False, device="meta", **compute, **storage
+                )
+                small.weight = Params4bit(layer.weight.data, requires_grad=False, **storage).to(layer.weight.device)
+                model.set_submodule(name, small)
+        model.is_quantized = model.is_loaded_in_4bit = True
+        return prepare_for_training(
+            model,
+            lora=self.lora,
+            gradient_checkpointing=self.gradient_checkpointing,
+            compile_blocks=self.compile,
+            quantized=True,
         )
 
 
