@@ -24,6 +24,8 @@ VARIANTS = {
     "plain IPVRM": "plain IPVRM",
     "IPVRM, reference in the step": "plain IPVRM",
     "IPVRM, reference kept": "plain IPVRM",
+    "IPVRM, reference in the step, compiled": "plain IPVRM",
+    "IPVRM, reference kept, compiled": "plain IPVRM",
     "TRL KTO": "TRL KTO",
     "ImplicitPRM, reference in the step": "TRL KTO",
     "TRL DPO": "TRL DPO",
@@ -45,7 +47,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from shapes import WordModel, write_pairs
 
     peak, clock = Peak(), Clock()
-    factory = WordModel(arguments.shape)
+    factory = WordModel(arguments.shape, compile=arguments.variant.endswith("compiled"))
     rows = write_pairs(
         folder / "pairs.jsonl", pairs=arguments.pairs, longest=arguments.longest, vocabulary=factory.words
     )
@@ -79,7 +81,7 @@ def ours(arguments: argparse.Namespace, factory: Any, folder: Path, clock: Clock
         def on_train_start(self, *_: Any) -> None:
             self.seconds = time.perf_counter() - self.began
 
-    kept = arguments.variant.endswith("kept")
+    kept = "reference kept" in arguments.variant
     objective = getattr(objectives, arguments.variant.split(",")[0])()
     reference = CachedReference(source=FrozenCopy(), cache_dir=str(folder / "cache")) if kept else FrozenCopy()
     beforehand = Beforehand()

@@ -33,6 +33,8 @@ def check_fit(strategy: Any, module: Any) -> None:
     reference = getattr(module, "reference", None)
     if reference is not None:
         reference.check(factory)
+    if getattr(module, "evaluation", None) is not None:  # how a policy samples
+        factory.check_sampling()
     precision = getattr(getattr(strategy, "precision_plugin", None), "precision", "32-true")
     if precision in _WHY_NO_PRECISION:
         raise ValueError(

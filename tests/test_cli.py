@@ -94,7 +94,7 @@ def tiny_overlay(folder: Path, real_inputs: dict[str, str], config: str) -> str:
 def test_there_are_as_many_configs_as_the_tests_run() -> None:
     assert len(EXPERIMENTS) == 8
     assert len(OVERLAYS) == 7
-    assert len(STRATEGIES) == 7  # tests/strategies/test_overlays.py
+    assert len(STRATEGIES) == 8  # tests/strategies/test_overlays.py
     assert (
         len(CONFIGS) == len(EXPERIMENTS) + len(OVERLAYS) + len(STRATEGIES) + 4
     )  # data/processbench, world/comparisons, rollout_*

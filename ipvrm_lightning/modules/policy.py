@@ -43,7 +43,6 @@ class PolicyModule(LightningModule):
         stop_tokens: list[str] | None = None,
     ) -> None:
         super().__init__()
-        language_model.check_sampling()
         self.strict_loading = False
         self.language_model = language_model
         self.verifier = verifier

@@ -28,6 +28,8 @@ class ArithmeticPolicy(LanguageModelFactory):
         overrides: settings of the world to replace, see `WorldSettings`.
         lora: train adapters on frozen weights; None trains the weights.
         quantization: `nf4` loads the weights in 4 bits; needs `lora`.
+        attn_implementation: of `PretrainedLanguageModel`.
+        compile: compile the decoder blocks; not for policies in training.
     """
 
     def __init__(
@@ -39,10 +41,13 @@ class ArithmeticPolicy(LanguageModelFactory):
         overrides: dict[str, Any] | None = None,
         lora: LoRA | None = None,
         quantization: Literal["nf4"] | None = None,
+        attn_implementation: str | None = None,
+        compile: bool = False,
     ) -> None:
         check_quantization(quantization, lora)
         self.world = ArithmeticWorld(size, seed, root, overrides)
         self.lora, self.quantization = lora, quantization
+        self.attn_implementation, self.compile = attn_implementation, compile
 
     @property
     def has_adapters(self) -> bool:
@@ -54,11 +59,16 @@ class ArithmeticPolicy(LanguageModelFactory):
         """True where `quantization` is set."""
         return self.quantization is not None
 
+    @property
+    def compiled(self) -> bool:
+        """As `compile` says."""
+        return self.compile
+
     def check_sharding(self) -> None:
         """Refuse what `PretrainedLanguageModel` refuses.
 
         Raises:
-            ValueError: weights in 4 bits, or DoRA.
+            ValueError: weights in 4 bits, DoRA, or compiled blocks.
         """
         self._in("").check_sharding()
 
@@ -92,7 +102,13 @@ class ArithmeticPolicy(LanguageModelFactory):
         return self._in(str(ensure_built(self.world) / "policy"))
 
     def _in(self, folder: str) -> PretrainedLanguageModel:
-        return PretrainedLanguageModel(name=folder, lora=self.lora, quantization=self.quantization)
+        return PretrainedLanguageModel(
+            name=folder,
+            lora=self.lora,
+            quantization=self.quantization,
+            attn_implementation=self.attn_implementation,
+            compile=self.compile,
+        )
 
 
 def check_policy(data: LightningDataModule, world: ArithmeticWorld) -> None:
