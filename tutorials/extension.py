@@ -18,7 +18,8 @@ from torchmetrics.utilities import dim_zero_cat
 from ipvrm_lightning import functional
 from ipvrm_lightning.data import DataError, TokenizedDataModule, TrajectoryDataset, encode_example
 from ipvrm_lightning.models import LanguageModelFactory, PretrainedLanguageModel, Reference
-from ipvrm_lightning.models.logprobs import DEFAULT_CHUNK_SIZE, response_scores
+from ipvrm_lightning.models.logprobs import response_scores
+from ipvrm_lightning.models.output_head import DEFAULT_CHUNK_SIZE
 from ipvrm_lightning.objectives import Objective
 from ipvrm_lightning.types import Example, TrajectoryBatch
 

@@ -18,17 +18,19 @@ from torch.utils.checkpoint import checkpoint
 
 from ipvrm_lightning.functional import candidate_mask, select_candidates
 from ipvrm_lightning.models.logprobs import (
-    DEFAULT_CHUNK_SIZE,
-    OutputHead,
-    head_logits,
-    output_head,
     reads_weights,
     response_hidden_states,
     response_mask,
     response_token_ids,
+    unpack,
+)
+from ipvrm_lightning.models.output_head import (
+    DEFAULT_CHUNK_SIZE,
+    OutputHead,
+    head_logits,
+    output_head,
     token_log_probs,
     token_logits,
-    unpack,
 )
 from ipvrm_lightning.types import TrajectoryBatch
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ipvrm_lightning.models.language_model import LanguageModelFactory
-from ipvrm_lightning.models.logprobs import DEFAULT_CHUNK_SIZE, response_mask, response_scores
+from ipvrm_lightning.models.logprobs import response_mask, response_scores
+from ipvrm_lightning.models.output_head import DEFAULT_CHUNK_SIZE
 from ipvrm_lightning.models.sharding import any_process, whole
 from ipvrm_lightning.permissions import follow_umask
 from ipvrm_lightning.types import TrajectoryBatch

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ipvrm_lightning import functional
 from ipvrm_lightning.models.logprobs import (
-    DEFAULT_CHUNK_SIZE,
     response_hidden_states,
     response_mask,
     response_scores,
     unpack,
 )
+from ipvrm_lightning.models.output_head import DEFAULT_CHUNK_SIZE
 from ipvrm_lightning.objectives import EndoRM, Objective
 from ipvrm_lightning.types import TrajectoryBatch
 

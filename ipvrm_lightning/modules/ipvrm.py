@@ -19,7 +19,7 @@ from torchmetrics.classification import BinaryAUROC
 from ipvrm_lightning.metrics import PrefixCalibration
 from ipvrm_lightning.models.checkpoints import check_same_settings
 from ipvrm_lightning.models.language_model import LanguageModelFactory
-from ipvrm_lightning.models.logprobs import base_language_model
+from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.models.reference import CachedReference, Reference, default_reference
 from ipvrm_lightning.models.sharding import placed
 from ipvrm_lightning.models.token_scores import TokenScores, steps_by_protocol, token_scores

@@ -9,7 +9,8 @@ from lightning.pytorch import LightningModule
 
 from ipvrm_lightning.metrics import AverageAtK, AverageAtKReport
 from ipvrm_lightning.models.language_model import LanguageModelFactory
-from ipvrm_lightning.models.logprobs import base_language_model, check_positions, check_vocabulary
+from ipvrm_lightning.models.logprobs import check_positions, check_vocabulary
+from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.models.reference import base_fingerprint
 from ipvrm_lightning.models.roles import build_roles
 from ipvrm_lightning.models.sharding import gathered, placed

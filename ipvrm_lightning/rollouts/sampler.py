@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ipvrm_lightning.models.logprobs import base_language_model
+from ipvrm_lightning.models.output_head import base_language_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,7 +17,8 @@ from ipvrm_lightning.data.schema import Prompt
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.exported import Layout
 from ipvrm_lightning.models.frozen import load_frozen
-from ipvrm_lightning.models.logprobs import DEFAULT_CHUNK_SIZE, base_language_model, check_vocabulary, response_scores
+from ipvrm_lightning.models.logprobs import check_vocabulary, response_scores
+from ipvrm_lightning.models.output_head import DEFAULT_CHUNK_SIZE, base_language_model
 from ipvrm_lightning.models.token_scores import TokenScores, steps_by_protocol, token_scores
 from ipvrm_lightning.objectives import Objective
 from ipvrm_lightning.pretrained import positions

@@ -15,7 +15,8 @@ from torch import Tensor
 import ipvrm_lightning.functional as F
 from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguageModel
 from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_probs
-from ipvrm_lightning.models.logprobs import OutputHead, response_scores, token_log_probs
+from ipvrm_lightning.models.logprobs import response_scores
+from ipvrm_lightning.models.output_head import OutputHead, token_log_probs
 from ipvrm_lightning.modules import IPVRMModule
 from ipvrm_lightning.strategies import FullyShard
 
@@ -81,7 +82,9 @@ def test_strategies_agree_on_distrl(name: str, strategy: str, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("kind", ["full models", "adapters", "checkpointed adapters", "checkpointed full models"])
+@pytest.mark.parametrize(
+    "kind", ["full models", "adapters", "checkpointed adapters", "checkpointed full models", "packed adapters"]
+)
 def test_every_ratio_is_one_at_the_first_inner_step(
     kind: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +97,8 @@ def test_every_ratio_is_one_at_the_first_inner_step(
 
     monkeypatch.setattr(F, "distrl_loss", recording)
     lora = LoRA(r=4) if "adapters" in kind else None
-    policy = TinyPolicy(lora=lora, gradient_checkpointing="checkpointed" in kind)
+    attention = "varlen" if "packed" in kind else None
+    policy = TinyPolicy(lora=lora, gradient_checkpointing="checkpointed" in kind, attn_implementation=attention)
     update = {"epochs": 2, "max_tokens": 64}
     run(tmp_path, module(language_model=policy, update=update), accelerator="gpu", precision=precision, steps=1)
     half = len(ratios) // 2

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ipvrm_lightning.models import LoRA, RandomLanguageModel
 from ipvrm_lightning.models.candidates import BehaviorScores, behavior_scores, candidate_log_probs
-from ipvrm_lightning.models.logprobs import base_language_model
+from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.types import TrajectoryBatch
 
 from ..modules.conftest import QWEN

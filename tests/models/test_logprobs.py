@@ -3,15 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ipvrm_lightning.models import logprobs
+from ipvrm_lightning.models import output_head as heads
 from ipvrm_lightning.models.language_model import LoRA, RandomLanguageModel
-from ipvrm_lightning.models.logprobs import (
-    OutputHead,
-    check_output_head,
-    output_head,
-    response_scores,
-    token_log_probs,
-)
+from ipvrm_lightning.models.logprobs import check_output_head, response_scores
+from ipvrm_lightning.models.output_head import OutputHead, output_head, token_log_probs
 from ipvrm_lightning.types import TrajectoryBatch
 
 from .conftest import QWEN, TINY, make_batch
@@ -117,8 +112,8 @@ def test_half_precision_returns_float32_close_to_float32() -> None:
 def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest tensor that the chunks make has chunk_size rows of logits."""
     sizes: list[int] = []
-    original = logprobs.head_logits
-    monkeypatch.setattr(logprobs, "head_logits", lambda h, head: sizes.append(h.shape[0]) or original(h, head))
+    original = heads.head_logits
+    monkeypatch.setattr(heads, "head_logits", lambda h, head: sizes.append(h.shape[0]) or original(h, head))
     model = RandomLanguageModel(config=QWEN).build_model()
     hidden = torch.randn(50, 32, requires_grad=True)
     token_log_probs(hidden, output_head(model), torch.randint(0, 97, (50,)), chunk_size=8, fused=False).sum().backward()

@@ -28,9 +28,9 @@ from .conftest import QWEN, quiet_trainer
 class TinyPolicy(RandomLanguageModel):
     """Random weights, sharp enough that some tokens are likely."""
 
-    def __init__(self, *, lora: LoRA | None = None, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, **options: Any) -> None:
         config = {**QWEN, "vocab_size": len(build_tokenizer()), "initializer_range": 0.2}
-        super().__init__(config=config, lora=lora, gradient_checkpointing=gradient_checkpointing)
+        super().__init__(config=config, **options)
 
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         return build_tokenizer()

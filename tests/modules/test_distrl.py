@@ -16,7 +16,7 @@ from ipvrm_lightning import functional as F
 from ipvrm_lightning.callbacks.responses import ResponseFile
 from ipvrm_lightning.models import LoRA
 from ipvrm_lightning.models.candidates import candidate_log_probs
-from ipvrm_lightning.models.logprobs import base_language_model
+from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.modules import DistRLModule, IPVRMModule
 from ipvrm_lightning.modules.alarms import Alarms
 from ipvrm_lightning.modules.distrl_settings import Collecting, RewardModel
@@ -40,7 +40,9 @@ def moved(first: dict[str, Tensor], second: dict[str, Tensor], part: str) -> flo
     return max(float((first[name] - second[name]).abs().max()) for name in first if part in name)
 
 
-@pytest.mark.parametrize("kind", ["full models", "adapters", "checkpointed adapters", "checkpointed full models"])
+@pytest.mark.parametrize(
+    "kind", ["full models", "adapters", "checkpointed adapters", "checkpointed full models", "packed adapters"]
+)
 def test_every_ratio_is_one_at_the_first_inner_step(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ratios = []
 
@@ -51,7 +53,8 @@ def test_every_ratio_is_one_at_the_first_inner_step(kind: str, tmp_path: Path, m
     F_distrl_loss = F.distrl_loss
     monkeypatch.setattr(F, "distrl_loss", recording)
     lora = LoRA(r=4) if "adapters" in kind else None
-    policy = TinyPolicy(lora=lora, gradient_checkpointing="checkpointed" in kind)
+    attention = "varlen" if "packed" in kind else None
+    policy = TinyPolicy(lora=lora, gradient_checkpointing="checkpointed" in kind, attn_implementation=attention)
     # two steps: in the second one the policy has left its start
     run(tmp_path, module(language_model=policy, update={"epochs": 2, "max_tokens": 128}))
     assert len(ratios) >= 8 and len(ratios) % 4 == 0
