@@ -14,6 +14,7 @@ from torch.distributed.tensor import distribute_tensor
 from torch.utils._pytree import tree_map_only
 
 from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.packing import VARLEN
 from ipvrm_lightning.models.sharding import fill, is_sharded, same_everywhere, whole
 
 
@@ -39,6 +40,13 @@ def check_fit(strategy: Any, module: Any) -> None:
     if precision in _WHY_NO_PRECISION:
         raise ValueError(
             f"trainer.precision {precision} is not for {type(module).__name__}: {_WHY_NO_PRECISION[precision]}"
+        )
+    on_gpu = type(getattr(strategy, "accelerator", None)).__name__ == "CUDAAccelerator"
+    in_full = precision == "32-true" and getattr(factory, "dtype", "float32") == "float32"
+    if on_gpu and in_full and getattr(factory, "attn_implementation", None) == VARLEN:
+        raise ValueError(
+            "attn_implementation varlen is for half precision on a GPU, in float32 it would go sequence by sequence:"
+            " set trainer.precision to bf16-mixed, or attn_implementation to sdpa"
         )
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     kinds = [name] if isinstance(strategy, str) else [kind.__name__ for kind in type(strategy).__mro__]

@@ -13,8 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 VARLEN = "varlen"
+#: What transformers passes on to attention that needs nothing of it.
+_HARMLESS = {
+    "cu_seq_lens_k", "max_length_k", "position_ids", "cache_position", "use_cache", "is_causal", "position_embeddings"
+}  # fmt: skip
 
 
 def register_varlen() -> None:
@@ -35,6 +40,64 @@ def register_varlen() -> None:
 def packs(language_model: Any) -> bool:
     """Whether a Hugging Face model reads sequences in one row."""
     return bool(language_model.config.get_text_config()._attn_implementation == VARLEN)
+
+
+def check_packing(language_model: Any, backbone: Any) -> None:
+    """Refuse a model that reads packed sequences otherwise than each by itself.
+
+    Args:
+        language_model: the Hugging Face model.
+        backbone: it, without its head.
+
+    Raises:
+        ValueError: names what stands against it.
+    """
+    reason = _why_not(language_model.config.get_text_config())
+    if reason is not None:
+        raise ValueError(f"{reason}; use sdpa")
+    weight = language_model.get_input_embeddings().weight
+    ids = torch.arange(30, device=weight.device) % weight.shape[0]
+    first, second, others = ids[:12], ids[12:18], ids[18:]
+    later = torch.cat([first[:-1], others[:1]])
+
+    def states(*rows: Tensor) -> tuple[Tensor, ...]:
+        lengths = torch.tensor([len(row) for row in rows], device=weight.device)
+        return packed_states(backbone, pad_sequence(list(rows), batch_first=True), lengths).split(lengths.tolist())
+
+    was_training = language_model.training
+    language_model.eval()
+    pair = states(first, second)
+    alone = backbone(input_ids=second[None], use_cache=False).last_hidden_state[0]
+    # the same shapes are rounded alike in any precision; another shape may take another kernel
+    full_precision = all(p.dtype in (torch.float32, torch.float64) for p in language_model.parameters())
+    checks = [
+        ("a sequence changes the next one", states(others, second)[1], pair[1], 1e-3),
+        ("a sequence changes the one before it", states(first, others[:6])[0], pair[0], 1e-3),
+        ("a token changes earlier ones", states(later, second)[0][:-1], pair[0][:-1], 1e-3),
+        ("a sequence is not what it is by itself", alone, pair[1], 1e-3 if full_precision else 0.2),
+    ]
+    language_model.train(was_training)
+    for problem, found, expected, bound in checks:
+        difference = float((found - expected).norm() / expected.norm())
+        if not difference <= bound:
+            raise ValueError(f"{problem}, by {difference:.2g}; use sdpa")
+    states(first)  # what attention does in training alone
+
+
+def _why_not(config: Any) -> str | None:
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"}:
+        return f"it has layers with {', '.join(sorted(kinds - {'full_attention'}))}"
+    for field in ("attention_chunk_size", "index_topk", *(() if kinds else ("sliding_window",))):
+        if getattr(config, field, None):
+            return f"its attention does not reach all earlier tokens ({field} {getattr(config, field)})"
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None:
+        return "it has no attention"
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if size % 8 or size > 256 or getattr(config, "v_head_dim", size) != size:
+        return f"the kernel takes heads whose size is a multiple of 8 up to 256 and one for keys and values, not {size}"
+    return None
 
 
 def packed_states(backbone: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
@@ -102,9 +165,11 @@ def varlen_attention(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
         return found
-    for name in ("dropout", "sliding_window", "softcap", "s_aux", "position_bias"):
-        if options.get(name):
+    for name, option in options.items():
+        if name not in _HARMLESS and (option if not isinstance(option, Tensor) else True):
             raise ValueError(f"attn_implementation varlen knows no {name}, which {type(module).__name__} asks for")
+    if options.get("is_causal") is False or not getattr(module, "is_causal", True):
+        raise ValueError(f"attn_implementation varlen is causal, {type(module).__name__} is not")
     device = query.device.type
     if torch.is_autocast_enabled(device):
         query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import response_mask, response_scores
-from ipvrm_lightning.models.output_head import DEFAULT_CHUNK_SIZE
+from ipvrm_lightning.models.output_head import DEFAULT_CHUNK_SIZE, base_language_model
+from ipvrm_lightning.models.packing import packs
+from ipvrm_lightning.models.preparation import is_compiled
 from ipvrm_lightning.models.sharding import any_process, whole
 from ipvrm_lightning.permissions import follow_umask
 from ipvrm_lightning.types import TrajectoryBatch
@@ -137,7 +139,8 @@ class CachedReference(Reference):
     """Values of another reference, computed once and kept on disk.
 
     A sequence is found by a hash of its token ids, of where its response starts and of the autocast precision, in a
-    folder named after a hash of the starting weights and their precision. Tokenizer, template and data reach the values
+    folder named after a hash of the starting weights and their precision, and after what rounds otherwise: packed
+    sequences and compiled blocks. Tokenizer, template and data reach the values
     only through the token ids, so a changed one misses the cache and nothing stale can be used. Missing sequences are
     computed by `source`.
 
@@ -165,7 +168,7 @@ class CachedReference(Reference):
         self._source = self.source or default_reference(factory)
         self._source.setup(factory, model)
         self._factory = factory
-        self._folder = Path(self.cache_dir) / weights_fingerprint(model)
+        self._folder = Path(self.cache_dir) / f"{weights_fingerprint(model)}{_kernels(model)}"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._values: dict[bytes, Tensor] = {}
         self._unsaved: dict[bytes, Tensor] = {}
@@ -245,6 +248,11 @@ def base_fingerprint(model: nn.Module) -> str | None:
         few = whole(tensor.detach()).reshape(-1)[:64].to("cpu", torch.bfloat16)
         digest.update(name.encode() + few.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _kernels(model: nn.Module) -> str:
+    language_model = base_language_model(model)
+    return "-varlen" * packs(language_model) + "-compiled" * is_compiled(language_model)
 
 
 def _bare_weights(model: nn.Module) -> list[tuple[str, Tensor]]:

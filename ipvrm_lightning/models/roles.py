@@ -168,8 +168,8 @@ def build_roles(factory: LanguageModelFactory) -> Roles:
 
 def _prepared(factory: LanguageModelFactory) -> Any:
     model = factory.build_model()
-    check_output_head(model)
     _without_dropout(model)
+    check_output_head(model)
     return model
 
 

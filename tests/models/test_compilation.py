@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ipvrm_lightning.models import LoRA, RandomLanguageModel
+from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguageModel, output_head
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.reference import AdaptersOff
 
@@ -17,11 +19,14 @@ BATCHES = [make_batch([9, 14, 5, 11], [3, 6, 1, 10]), make_batch([7, 12], [2, 3]
 
 
 @pytest.fixture(autouse=True)
-def without_generated_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_generated_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Traced and differentiated as ever, but run by PyTorch's own kernels: no C++ compiler is needed, or waited for."""
     torch._dynamo.reset()
+    output_head._compiled.cache_clear()
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *args, **options: compile_(*args, **options, backend="aot_eager"))
+    yield
+    output_head._compiled.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -49,6 +54,22 @@ def test_values_and_gradients_are_those_of_the_model_as_it_is(options: dict[str,
             numbers += [reference.log_probs(batch).flatten() for batch in BATCHES]
         numbers += [p.grad.flatten() for p in model.parameters() if p.grad is not None]
         found.append(torch.cat(numbers))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_in_4_bits_with_adapters_compile(tmp_path: Path) -> None:
+    wide = {**QWEN, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+    RandomLanguageModel(config=wide).build_model().save_pretrained(tmp_path)
+    options = {"name": str(tmp_path), "quantization": "nf4", "lora": LoRA(r=4), "compute_dtype": "float32"}
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        factory = PretrainedLanguageModel(compile=compiled, attn_implementation="varlen", **options)
+        model: Any = factory.build_model()
+        log_probs = response_scores(model, BATCHES[0]).log_probs
+        log_probs.sum().backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        found.append(torch.cat([log_probs.detach().flatten(), *gradients]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ipvrm_lightning.models import LoRA, RandomLanguageModel, packing
 from ipvrm_lightning.models.candidates import behavior_scores
-from ipvrm_lightning.models.logprobs import check_output_head, response_scores
+from ipvrm_lightning.models.logprobs import check_output_head, response_hidden_states, response_scores
 
 from .conftest import QWEN, TINY, make_batch
 
@@ -39,6 +39,16 @@ def test_values_and_gradients_are_those_of_padded_sequences(config: dict[str, An
     # norms of these models are in float32 whatever the weights are
     torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-6)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=1e-5)
+
+
+def test_other_positions_and_logits_are_those_of_padded_sequences() -> None:
+    """Value heads read states at the tokens themselves, EndoRM reads logits."""
+    batch = make_batch(LENGTHS, STARTS)
+    padded, packed = (build(QWEN, attention) for attention in ("sdpa", "varlen"))
+    states = [response_hidden_states(model, batch, predicting=False) for model in (padded, packed)]
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-6)
+    scores: Any = [response_scores(model, batch, with_token_logits=True).token_logits for model in (padded, packed)]
+    torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=1e-6)
 
 
 def test_no_layer_sees_padding() -> None:
@@ -86,16 +96,37 @@ def test_the_kernel_is_called_with_what_it_documents(monkeypatch: pytest.MonkeyP
     check_output_head(build(QWEN, "varlen"))
 
 
-def test_models_that_mix_sequences_are_refused() -> None:
-    mamba = {"model_type": "mamba", "state_size": 4, "time_step_rank": 4, **TINY}
-    with pytest.raises(ValueError, match=r"MambaForCausalLM cannot run .* with attn_implementation varlen"):
-        build(mamba, "varlen")
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no attention": (
+        {"model_type": "mamba", "state_size": 4, "time_step_rank": 4, **TINY},
+        "MambaForCausalLM cannot have .* layers with linear",
+    ),
+    "a window": ({**LLAMA, "model_type": "mistral", "sliding_window": 16}, "sliding_window 16"),
+    # a window that is in its mask alone
+    "a window in the mask": ({**LLAMA, "model_type": "phimoe", "sliding_window": 16}, "sliding_window 16"),
+    "layers with a window": (
+        {**QWEN, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+        "layers with sliding_attention",
+    ),
+    "heads for which there is no kernel": ({**QWEN, "head_dim": 12}, "multiple of 8 up to 256"),
+    "attention dropout": ({**QWEN, "attention_dropout": 0.1}, "knows no dropout, which Qwen3Attention asks for"),
+}
 
 
-def test_attention_that_the_kernel_does_not_know_is_refused() -> None:
-    mistral = {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 4, **TINY}
-    with pytest.raises(ValueError, match="varlen knows no sliding_window, which MistralAttention asks for"):
-        build(mistral, "varlen")
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_not_be_the_same_is_refused_by_name(case: str) -> None:
+    config, reason = REFUSED[case]
+    with pytest.raises(ValueError, match=reason):
+        build(config, "varlen")
+
+
+def test_options_of_attention_that_are_not_known_are_refused() -> None:
+    from ipvrm_lightning.models.packing import varlen_attention
+
+    query, ends = torch.randn(1, 2, 5, 8), torch.tensor([0, 2, 5], dtype=torch.int32)
+    for name, option in {"sliding_window": 4, "softcap": 50.0, "s_aux": torch.zeros(2), "is_causal": False}.items():
+        with pytest.raises(ValueError, match=r"varlen (knows no|is causal)"):
+            varlen_attention(torch.nn.Module(), query, query, query, None, cu_seq_lens_q=ends, **{name: option})
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
@@ -108,5 +139,5 @@ def test_sequences_that_reach_each_other_are_refused(dtype: torch.dtype, monkeyp
     model = factory.build_model().to(dtype)
     check_output_head(model)
     monkeypatch.setattr(packing, "_one_by_one", one)
-    with pytest.raises(ValueError, match="Qwen3ForCausalLM does not keep the sequences of one row apart"):
+    with pytest.raises(ValueError, match=r"Qwen3ForCausalLM cannot have .*varlen .*a sequence changes the next one"):
         check_output_head(model)

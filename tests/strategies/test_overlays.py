@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from ipvrm_lightning.cli import main
@@ -143,6 +144,17 @@ def test_a_pair_that_cannot_work_is_refused_before_a_model_is_built(pair: str, k
     modules = {"ipvrm": IPVRMModule, "sft": SFTModule, "distrl": lambda **options: distrl_module(**options)}
     with pytest.raises(ValueError, match=message):
         check_fit(strategy, modules[kind](language_model=language_model))
+
+
+def test_packed_sequences_on_a_gpu_are_for_half_precision(tmp_path: Path) -> None:
+    strategy: Any = quiet_trainer(tmp_path, accelerator="cpu").strategy
+    module = IPVRMModule(language_model=RandomLanguageModel(config=QWEN, attn_implementation="varlen"))
+    check_fit(strategy, module)
+    strategy.accelerator = CUDAAccelerator()
+    with pytest.raises(ValueError, match="in float32 it would go sequence by sequence"):
+        check_fit(strategy, module)
+    strategy.precision_plugin.precision = "bf16-mixed"
+    check_fit(strategy, module)
 
 
 def test_a_reference_that_does_not_fit_is_refused_before_a_model_is_built() -> None:
