@@ -298,6 +298,9 @@ for card in (8, 16, 24):
 # | longest response | `--data.max_length 1536`: longer ones are dropped and counted |
 # | a smaller model | the embedding in float32 is a large part of the small ones |
 #
+# Memory to spare buys speed: `--config configs/strategy/fast.yaml` last (no padding, compiled blocks), a larger
+# `data.max_tokens`, and gradient checkpointing off.
+#
 # ## Part 3: many GPUs
 #
 # **The model fits one GPU**: DDP. A copy on each, the batch is shared. Works with QLoRA.
