@@ -130,6 +130,7 @@ def compare_weights(folder: Path) -> None:
 
     mesh = init_device_mesh("cpu", (2,))
     random = {name: RandomLanguageModel(config=config, seed=3) for name, config in CONFIGS.items()}
+    random["packed"] = language_model(attn_implementation="varlen")
     factories: dict[str, Any] = {**random, "files": PretrainedLanguageModel(name=str(folder / "model"))}
     for name, factory in factories.items():
         plain, sharded = factory.build_model(), Sharded(factory, mesh).build_model()
