@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=2560, help="tokens of prompt and response, at most")
     parser.add_argument("--sequences", type=int, default=16, help="in a step")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="one step more: its kernels, and their seconds")
     compare(parser, "gpu", list(VARIANTS), measure, make_table, rounds=1)
 
 
@@ -101,7 +102,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     peak, clock, noise = Peak(), Clock(), start()
 
     precision = "bf16-mixed" if on_gpu else "32-true"
-    trainer = bare_trainer(clock, max_epochs=arguments.steps + 1, precision=precision, callbacks=[noise])
+    profile = profile_of(arguments.steps + 1)
+    trainer = bare_trainer(
+        clock, max_epochs=arguments.steps + 1 + arguments.profile, precision=precision, callbacks=[noise, profile]
+    )
     optimizer: Any = partial(torch.optim.AdamW, lr=1e-5, fused=True)
     if variant.quantized:
         from bitsandbytes.optim import PagedAdamW8bit
@@ -115,7 +119,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     trainer.fit(module, datamodule=data)
     tokens, operations = count(words.config, rows, quantized=variant.quantized)
     return {
-        "seconds": clock.seconds, "memory": peak.mebibytes, "tokens": tokens, "operations": operations,
+        "seconds": clock.seconds[: arguments.steps], "memory": peak.mebibytes, "tokens": tokens,
+        "operations": operations, **profile.found,
         "padding": padding(data), "noise": noise.noise, "ceiling": ceiling,
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
     }  # fmt: skip
@@ -138,6 +143,30 @@ def start() -> Any:
             self.noise = float(values.square().mean().sqrt())
 
     return Start()
+
+
+def profile_of(number: int) -> Any:
+    """A callback that counts the kernels of a step, and the seconds they take; nothing where there is no such step."""
+    import torch
+    from lightning.pytorch import Callback
+
+    class Profile(Callback):
+        def __init__(self) -> None:
+            self.found: dict[str, float] = {}
+
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.current_epoch == number:
+                self.profile = torch.profiler.profile()
+                self.profile.start()
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.current_epoch == number:
+                self.profile.stop()
+                kernels = [e for e in self.profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+                seconds = sum(event.self_device_time_total for event in kernels) / 1e6
+                self.found = {"kernels": len(kernels), "kernel_seconds": seconds}
+
+    return Profile()
 
 
 def padding(data: Any) -> float:
@@ -198,11 +227,17 @@ def make_table(found: Found, arguments: argparse.Namespace) -> list[str]:
             f"{run['noise']:.2g}",
         ])  # fmt: skip
     run = next(iter(found.values()))[0]
+    profiles = [
+        f"{name}: {runs[0]['kernels']:,} kernels a step, {runs[0]['kernel_seconds']:.2f} s of them."
+        for name, runs in found.items()
+        if "kernels" in runs[0]
+    ]
     return [
         f"{run['device']}, matmul {run['ceiling'] / 1e12:.3g} TFLOP/s; {arguments.sequences} sequences of up to"
         f" {arguments.longest} tokens a step, {arguments.steps} steps.",
         "",
         *table(["", "peak GiB", "tokens/s", "TFLOP/s", "share of matmul", "padding", "values at the start"], rows),
+        *(["", *profiles] if profiles else []),
     ]
 
 

@@ -72,7 +72,7 @@ class LanguageModelFactory(ABC):
     @property
     def compiled(self) -> bool:
         """Whether its decoder blocks are compiled."""
-        return False
+        return bool(getattr(self, "compile", False))
 
     def check_sampling(self) -> None:
         """Refuse to sample responses, before anything is loaded, where that cannot be done well.
@@ -170,11 +170,6 @@ class PretrainedLanguageModel(LanguageModelFactory):
     def quantized(self) -> bool:
         """True where `quantization` is set."""
         return self.quantization is not None
-
-    @property
-    def compiled(self) -> bool:
-        """As `compile` says."""
-        return self.compile
 
     def build_model(self) -> PreTrainedModel:
         """Load the model.
@@ -293,11 +288,6 @@ class RandomLanguageModel(LanguageModelFactory):
     def has_adapters(self) -> bool:
         """True where LoRA is configured."""
         return self.lora is not None
-
-    @property
-    def compiled(self) -> bool:
-        """As `compile` says."""
-        return self.compile
 
     def build_model(self) -> PreTrainedModel:
         """Make the model from its config, the same for the same seed on every kind of device: drawn on the CPU.

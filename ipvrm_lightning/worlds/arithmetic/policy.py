@@ -59,11 +59,6 @@ class ArithmeticPolicy(LanguageModelFactory):
         """True where `quantization` is set."""
         return self.quantization is not None
 
-    @property
-    def compiled(self) -> bool:
-        """As `compile` says."""
-        return self.compile
-
     def check_sharding(self) -> None:
         """Refuse what `PretrainedLanguageModel` refuses.
 
