@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from ipvrm_lightning import functional as F
 from ipvrm_lightning.models.candidates import BehaviorScores, Candidates, behavior_scores
@@ -41,7 +42,7 @@ class LogitsModel(nn.Module):
         super().__init__()
         self.head = nn.Linear(logits.shape[-1], logits.shape[-1], bias=False, dtype=logits.dtype)
         self.head.weight.data = torch.eye(logits.shape[-1], dtype=logits.dtype)
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
+        self.config = PretrainedConfig()
         # one prompt token: the state at position t predicts response token t
         self.model = lambda input_ids, use_cache: SimpleNamespace(
             last_hidden_state=torch.nn.functional.pad(logits, (0, 0, 0, 1))
