@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from ipvrm_lightning.failures import OneLineParser
 
 FORMATS = ("table", "json", "jsonl")
 PROTOCOLS = ("step_sum", "prefix_sum", "prefix_mean", "step_mean")
 OBJECTIVES = ("ipvrm", "implicit_prm", "dpo_rm", "endo_rm")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"broken JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"not a JSON object: {text}")
+    return found
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, max_length: int | None = None) -> None:
@@ -29,6 +46,11 @@ def add_model_options(parser: argparse.ArgumentParser, *, max_length: int | None
     read.add_argument("--threshold", type=float, help="steps that score below it are called wrong")
     read.add_argument("--prompt_format", choices=("auto", "chat", "plain"), help="chat by the tokenizer's template")
     read.add_argument("--system_prompt", help="put before problems")
+    read.add_argument(
+        "--chat_template_kwargs",
+        type=json_object,
+        help="what else the template is told, in JSON, such as '{\"enable_thinking\": false}'",
+    )
     read.add_argument(
         "--step_template", help="text of a step, with {number} and {step}; default 'Step {number}: {step}'"
     )

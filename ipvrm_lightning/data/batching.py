@@ -8,6 +8,7 @@ processes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -96,7 +97,7 @@ class WindowLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next window is: primitives only, equal on all processes."""
-        return {**self.sampler.state_dict(), "data": self.trajectories.fingerprint()}
+        return {**self.sampler.state_dict(), "data": self._fingerprint()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.
@@ -104,9 +105,15 @@ class WindowLoader:
         Raises:
             ValueError: the state is of other data, seed or window size, so that no exact continuation exists.
         """
-        if state["data"] != (own := self.trajectories.fingerprint()):
+        if state["data"] != (own := self._fingerprint()):
             raise ValueError(f"cannot resume: the checkpoint saw training data {state['data']}, this run has {own}")
         self.sampler.load_state_dict(state)
+
+    def _fingerprint(self) -> str:
+        data, pairs = self.trajectories.fingerprint(), self.sampler.pairs
+        if pairs is None:
+            return data
+        return f"{data}, pairs {hashlib.blake2b(np.array(pairs, np.int64).tobytes(), digest_size=8).hexdigest()}"
 
 
 class _Batches(Dataset[TrajectoryBatch]):

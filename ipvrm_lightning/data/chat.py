@@ -1,16 +1,21 @@
 """Prompt and response text to token ids and a response start.
 
-One text, one tokenisation, character offsets: re-tokenising prefixes gives other tokens at the seams, silently. Where a
-token straddles the end of the prompt it counts as response.
+A response follows what the template gives as generation prompt, as it did when it was sampled: an empty thinking block
+that some templates put before answers without one is part of neither. One text, one tokenisation, character offsets:
+re-tokenising prefixes gives other tokens at the seams, silently. Where a token straddles the end of the prompt it
+counts as response.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ipvrm_lightning.data.schema import DataError, Prompt, as_messages
+from ipvrm_lightning.data.schema import DataError, Message, Prompt, as_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,13 +23,16 @@ if TYPE_CHECKING:
 PromptFormat = Literal["auto", "chat", "plain"]
 
 _PROBE = "probe of the template"
+#: How templates write today's date, and the day it is here: prompts that change overnight could not be gone on with.
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_THE_DAY = date(2024, 7, 26)  # Llama 3's templates fall back to it
 
 
 class Rendered(NamedTuple):
     """Text of one example as the model will see it.
 
     Args:
-        prompt: everything before the response, also what a template puts in front of every answer.
+        prompt: everything before the response.
         response: the response, as in the data.
         ending: end of turn or end of sequence, with what the template puts before it; nothing after it.
         chat: rendered by a template, which writes its special tokens into the text itself.
@@ -73,6 +81,7 @@ def render(
     *,
     prompt_format: PromptFormat = "auto",
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     finished: bool = True,
 ) -> Rendered:
     """Text of prompt and response.
@@ -86,13 +95,15 @@ def render(
         response: the answer's text.
         prompt_format: "chat", "plain", or "auto" for chat where the tokenizer has a template.
         system_prompt: put first where the messages have no system message of their own.
+        chat_template_kwargs: what else the template is told, such as `enable_thinking: false`.
         finished: whether the response ended by itself; False where it was cut off.
 
     Raises:
         DataError: the template fails, rewrites prompt or response, or the format cannot hold this prompt.
     """
     if uses_chat_template(tokenizer, prompt_format):
-        return _render_chat(tokenizer, prompt, response, system_prompt)._replace(finished=finished)
+        messages = as_messages(with_system_prompt(prompt, system_prompt))
+        return _render_chat(tokenizer, messages, response, chat_template_kwargs)._replace(finished=finished)
     text = _plain_text(prompt, system_prompt)
     if tokenizer.eos_token is None:
         raise DataError("the tokenizer has no end-of-sequence token to close a response with")
@@ -106,23 +117,23 @@ def render_prompt(
     *,
     prompt_format: PromptFormat = "auto",
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
-    """Text of a prompt that an answer is to be generated for.
-
-    With a chat template this is what the template gives as generation prompt: where it puts something before the
-    answers it renders (an empty thinking block), `render` counts that as prompt and this leaves it to the model.
+    """Text of a prompt that an answer is to be generated for; what `render` puts before a response.
 
     Args:
         tokenizer: a fast one.
         prompt: text or messages.
         prompt_format: see `render`.
         system_prompt: see `render`.
+        chat_template_kwargs: see `render`.
 
     Raises:
         DataError: the template fails, or the format cannot hold this prompt.
     """
     if uses_chat_template(tokenizer, prompt_format):
-        return _apply(tokenizer, as_messages(with_system_prompt(prompt, system_prompt)), add_generation_prompt=True)
+        messages = as_messages(with_system_prompt(prompt, system_prompt))
+        return _apply(tokenizer, messages, chat_template_kwargs, add_generation_prompt=True)
     return _plain_text(prompt, system_prompt)
 
 
@@ -143,11 +154,13 @@ def _plain_text(prompt: Prompt, system_prompt: str | None) -> str:
 
 
 def _render_chat(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, system_prompt: str | None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    response: str,
+    chat_template_kwargs: Mapping[str, Any] | None,
 ) -> Rendered:
-    messages = as_messages(with_system_prompt(prompt, system_prompt))
-    before = _apply(tokenizer, messages, add_generation_prompt=True)
-    whole = _apply(tokenizer, [*messages, {"role": "assistant", "content": response}])
+    before = _apply(tokenizer, messages, chat_template_kwargs, add_generation_prompt=True)
+    whole = _apply(tokenizer, [*messages, {"role": "assistant", "content": response}], chat_template_kwargs)
     if not whole.startswith(before):
         characters = enumerate(zip(before, whole, strict=False))
         where = next((i for i, (a, b) in characters if a != b), min(len(before), len(whole)))
@@ -157,26 +170,35 @@ def _render_chat(
             field="chat_template",
             found=f"{before[where : where + 20]!r} against {whole[where : where + 20]!r}",
         )
-    head, ending = _answer_frame(tokenizer, str(tokenizer.chat_template))
+    head, ending = _answer_frame(tokenizer, str(tokenizer.chat_template), json.dumps(chat_template_kwargs))
     _check_open(response, ending)
-    rest = whole[len(before) :]
-    # Templates may put an empty thinking block before an answer that has none: the same for all, so part of the prompt.
-    for lead in dict.fromkeys((head, "")):
-        if rest.startswith(lead + response + ending):
-            return Rendered(before + lead, response, ending, chat=True)
-    raise DataError(
-        "the chat template changes the response (strips or rewrites it), so tokens would not be those of the data",
-        field="chat_template",
-        found=rest,
-    )
+    if not whole[len(before) :].startswith((head + response + ending, response + ending)):
+        raise DataError(
+            "the chat template changes the response (strips or rewrites it), so tokens would not be those of the data",
+            field="chat_template",
+            found=whole[len(before) :],
+        )
+    return Rendered(before, response, ending, chat=True)
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any) -> str:
+def _apply(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    chat_template_kwargs: Mapping[str, Any] | None,
+    **options: Any,
+) -> str:
+    options = {**(chat_template_kwargs or {}), **options}
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        template = _undated(tokenizer.get_chat_template())
+        return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options))
     except Exception as error:  # a template is a program: it raises what it likes
         problem = f"the chat template refuses these messages ({type(error).__name__}: {error})"
         raise DataError(problem, field="prompt", found=messages) from error
+
+
+@lru_cache(maxsize=16)
+def _undated(template: str) -> str:
+    return _TODAY.sub(lambda found: repr(_THE_DAY.strftime(found[2])), template)
 
 
 def _check_open(response: str, ending: str) -> None:
@@ -185,15 +207,15 @@ def _check_open(response: str, ending: str) -> None:
 
 
 @lru_cache(maxsize=16)
-def _answer_frame(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str]:
+def _answer_frame(tokenizer: PreTrainedTokenizerBase, template: str, options: str) -> tuple[str, str]:
     """What the template puts before and after an answer, the latter cut behind its first special token.
 
-    `template` is part of the cache key: a tokenizer may be given another.
+    `template` is part of the cache key: a tokenizer may be given another. `options` are `chat_template_kwargs` in JSON.
     """
     user = {"role": "user", "content": _PROBE}
     answer = "answer of the probe"
-    before = _apply(tokenizer, [user], add_generation_prompt=True)
-    whole = _apply(tokenizer, [user, {"role": "assistant", "content": answer}])
+    before = _apply(tokenizer, [user], json.loads(options), add_generation_prompt=True)
+    whole = _apply(tokenizer, [user, {"role": "assistant", "content": answer}], json.loads(options))
     if not whole.startswith(before):
         return "", ""  # the row's own check says where
     head, found, tail = whole[len(before) :].rpartition(answer)
@@ -263,17 +285,20 @@ def _tokenize(
 def _encode_alike(tokenizer: PreTrainedTokenizerBase, texts: list[Rendered], chat: bool) -> list[Encoded | DataError]:
     whole = [text.prompt + text.response + (text.ending if chat and text.finished else "") for text in texts]
     results: list[Encoded | DataError] = []
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     for text, (ids, spans) in zip(texts, _tokenize(tokenizer, whole, chat=chat), strict=True):
         closed = chat and bool(text.ending)
         if text.finished and not closed:
             ids.append(tokenizer.eos_token_id)
             spans.append((len(text.prompt + text.response), len(text.prompt + text.response) + 1))
-        results.append(_locate(ids, spans, len(text.prompt)))
+        results.append(_locate(ids, spans, len(text.prompt), special))
     return results
 
 
-def _locate(ids: list[int], spans: list[tuple[int, int]], prompt_length: int) -> Encoded | DataError:
+def _locate(ids: list[int], spans: list[tuple[int, int]], prompt_length: int, special: set[int]) -> Encoded | DataError:
     start = next((i for i, (_, end) in enumerate(spans) if end > prompt_length), len(ids))
+    if start < len(ids) and spans[start][0] < prompt_length and ids[start] in special:
+        start += 1  # the prompt's own token, one that swallows the white space behind it
     if not 1 <= start < len(ids):
         return DataError(f"no token of the prompt stands before the response (starts at token {start})", field="prompt")
     previous = spans[start - 1][1]
@@ -292,6 +317,7 @@ def encode_example(
     *,
     prompt_format: PromptFormat = "auto",
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], int]:
     """Token ids of prompt and response with its end of turn, and the index of the first response token.
 
@@ -301,11 +327,19 @@ def encode_example(
         response: the answer's text.
         prompt_format: see `render`.
         system_prompt: see `render`.
+        chat_template_kwargs: see `render`.
 
     Raises:
         DataError: see `render`; or no prompt token stands before the response.
     """
-    text = render(tokenizer, prompt, response, prompt_format=prompt_format, system_prompt=system_prompt)
+    text = render(
+        tokenizer,
+        prompt,
+        response,
+        prompt_format=prompt_format,
+        system_prompt=system_prompt,
+        chat_template_kwargs=chat_template_kwargs,
+    )
     encoded = encode(tokenizer, [text])[0]
     if isinstance(encoded, DataError):
         raise encoded

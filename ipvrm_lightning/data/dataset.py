@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,11 +20,19 @@ _UNKNOWN_LABEL = -2
 
 
 class TrajectoryDataset(Dataset[Example]):
-    """Tokenised trajectories in flat arrays: four bytes a token, cheap to share with worker processes.
+    """Tokenised trajectories in flat arrays: four bytes a token, and what `metadata` takes, half a kilobyte a row.
 
     Args:
         examples: any iterable, read once; may be a generator.
         pairs: rows (chosen, rejected) where the data came as pairs.
+
+    Attributes:
+        lengths: tokens of each example, [N].
+        response_starts: its first response token, [N].
+        response_lengths: its response tokens, [N].
+        group_ids: its place in `groups`, which holds prompt keys, [N].
+        outcomes: 1 right, 0 wrong, [N]; None where they are not known.
+        step_labels: first wrong step, -1 for none, [N]; None where they are not known.
 
     Raises:
         ValueError: an example has no prompt or no response token, or a per-token field of the wrong length, or only
@@ -32,10 +41,10 @@ class TrajectoryDataset(Dataset[Example]):
 
     def __init__(self, examples: Iterable[Example], pairs: Sequence[tuple[int, int]] | None = None) -> None:
         ids, starts, outcomes, labels = array("i"), array("i"), array("b"), array("i")
-        steps, values, offsets = array("i"), array("d"), array("q", [0])
-        self._groups: dict[str, int] = {}
+        steps, values, offsets = array("i"), array("f"), array("q", [0])
+        numbers: dict[str, int] = {}
         self._metadata: list[dict[str, Any]] = []
-        groups, with_steps, with_values = array("i"), 0, False
+        groups, with_steps, response_tokens = array("i"), 0, 0
         for row, example in enumerate(examples):
             _check(example, row)
             ids.extend(example.input_ids)
@@ -43,11 +52,13 @@ class TrajectoryDataset(Dataset[Example]):
             starts.append(example.response_start)
             outcomes.append(_UNKNOWN_OUTCOME if example.outcome is None else example.outcome)
             labels.append(_UNKNOWN_LABEL if example.step_label is None else example.step_label)
-            groups.append(self._groups.setdefault(example.group, len(self._groups)))
+            groups.append(numbers.setdefault(example.group, len(numbers)))
             with_steps += example.step_ids is not None
-            with_values |= example.true_values is not None
-            steps.extend(example.step_ids or [-1] * example.response_length)
-            values.extend(example.true_values or [float("nan")] * example.response_length)
+            steps.extend(example.step_ids or ())
+            response_tokens += example.response_length
+            if example.true_values is not None:  # those of examples without are not known
+                values.extend([math.nan] * (response_tokens - example.response_length - len(values)))
+                values.extend(example.true_values)
             self._metadata.append(example.metadata)
         self.pairs = None if pairs is None else [(int(chosen), int(rejected)) for chosen, rejected in pairs]
         self._ids = _to_numpy(ids, np.int32)
@@ -55,15 +66,18 @@ class TrajectoryDataset(Dataset[Example]):
         self._fingerprint: str | None = None
         self.response_starts = _to_numpy(starts, np.int32)
         self.lengths = np.diff(self._offsets)
-        self.group_ids = _to_numpy(groups, np.int32)
-        self._response_offsets = np.concatenate([[0], np.cumsum(self.lengths - self.response_starts)])
+        self.group_ids, self.groups = _to_numpy(groups, np.int32), list(numbers)
+        self.response_lengths = self.lengths - self.response_starts
+        self._response_offsets = np.concatenate([[0], np.cumsum(self.response_lengths)])
         size = len(self)
         self.outcomes = _all_or_none(_to_numpy(outcomes, np.int8), _UNKNOWN_OUTCOME, "outcome")
         self.step_labels = _all_or_none(_to_numpy(labels, np.int32), _UNKNOWN_LABEL, "step_label")
         if with_steps not in (0, size):
             raise ValueError(f"{with_steps} of {size} examples have step_ids: give them to all or none")
         self._step_ids = _to_numpy(steps, np.int32) if with_steps else None
-        self._true_values = _to_numpy(values, np.float64).astype(np.float32) if with_values else None
+        if values:
+            values.extend([math.nan] * (response_tokens - len(values)))
+        self._true_values = _to_numpy(values, np.float32) if values else None
 
     def __len__(self) -> int:
         return len(self._metadata)
@@ -85,19 +99,9 @@ class TrajectoryDataset(Dataset[Example]):
         )
 
     @property
-    def groups(self) -> list[str]:
-        """Prompt keys; `group_ids` points into this list."""
-        return list(self._groups)
-
-    @property
     def largest_id(self) -> int:
         """The largest token id, -1 where there is none: what a model's vocabulary has to hold."""
         return int(self._ids.max(initial=-1))
-
-    @property
-    def response_lengths(self) -> np.ndarray:
-        """Response tokens of each example, [len(self)]."""
-        return self.lengths - self.response_starts
 
     def input_ids(self, index: int) -> np.ndarray:
         """Token ids of one example, [L]."""

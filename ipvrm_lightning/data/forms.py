@@ -31,7 +31,7 @@ class Rollout:
         outcome: 1 right, 0 wrong.
         source: file or hub data set.
         row: row in it, from 1.
-        pair: number shared by the chosen and the rejected response of one row; None where the row is no pair.
+        pair: shared by the chosen and the rejected response of one row alone; None where the row is no pair.
         finished: it ended by itself; False where it was cut off.
         metadata: id, subset and answer.
     """
@@ -41,7 +41,7 @@ class Rollout:
     outcome: int
     source: str
     row: int
-    pair: int | None
+    pair: object | None
     finished: bool
     metadata: dict[str, Any]
 
@@ -156,11 +156,12 @@ def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, num
             if column not in row:
                 raise DataError("missing column", field=column, found=sorted(row))
         answers = FORMS[columns](row)
-        finals = _final_answers(row.get("answers"), len(answers))
+        finals = _final_answers(row.get("answers") if grouped else None, len(answers))
         finished = _finished(row.get("finished") if grouped else None, len(answers))
     except DataError as error:
         raise error.at(source, number) from None
     name = str(row["id"]) if row.get("id") is not None else f"{stem}-{number}"
+    pair = object() if paired else None
     subset = next((row[key] for key in ("data_source", "dataset", "subset") if isinstance(row.get(key), str)), stem)
     return [
         Rollout(
@@ -169,7 +170,7 @@ def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, num
             outcome=outcome,
             source=source,
             row=number,
-            pair=number if paired else None,
+            pair=pair,
             finished=finished[k],
             metadata={"id": name if len(answers) == 1 else f"{name}-{k}", "subset": subset, "answer": finals[k]}
             | {"place": f"{source}, row {number}"},

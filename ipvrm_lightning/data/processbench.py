@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ipvrm_lightning.data.chat import Encoded, PromptFormat, Rendered, encode, render
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.reading import Row, chunks, find_files, is_hub_name, read_file, read_hub
 from ipvrm_lightning.data.rollouts import OnBadRows, Report, group_of
-from ipvrm_lightning.data.schema import DataError
+from ipvrm_lightning.data.schema import DataError, check_choice, check_limit
 from ipvrm_lightning.data.solutions import Solution, check_solution
 from ipvrm_lightning.data.steps import assign_steps, join_steps
 from ipvrm_lightning.data.tokenized import TokenizedDataModule
@@ -44,6 +44,7 @@ class ProcessBenchDataModule(TokenizedDataModule):
         on_bad_rows: "error" stops at the first row that cannot be used, "skip" counts them by reason.
         prompt_format: "chat" by the tokenizer's template, "plain" text, or "auto" for chat where there is a template.
         system_prompt: put before prompts that have no system message.
+        chat_template_kwargs: what else the template is told, such as `enable_thinking: false`.
         tokenizer: name or folder; None for that of the module it is used with.
         seed: of the draw.
         num_workers: processes that build batches ahead; 0 builds them in the evaluating process.
@@ -63,6 +64,7 @@ class ProcessBenchDataModule(TokenizedDataModule):
         on_bad_rows: OnBadRows = "error",
         prompt_format: PromptFormat = "auto",
         system_prompt: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         seed: int = 0,
         num_workers: int = 0,
@@ -70,12 +72,17 @@ class ProcessBenchDataModule(TokenizedDataModule):
         super().__init__(max_tokens=max_tokens, tokenizer=tokenizer, seed=seed, num_workers=num_workers)
         if over_length not in ("error", "drop"):
             raise ValueError(f"over_length must be error or drop, not {over_length}: cut solutions lose steps")
+        check_choice("on_bad_rows", on_bad_rows, OnBadRows)
+        check_choice("prompt_format", prompt_format, PromptFormat)
+        check_limit("limit", limit)
+        check_limit("max_length", max_length)
         if "{step}" not in step_template:
             raise ValueError(f"step_template has no {{step}}: {step_template!r}")
         self.path, self.subsets, self.limit = path, subsets, limit
         self.step_template, self.separator = step_template, separator
         self.max_length, self.over_length, self.on_bad_rows = max_length, over_length, on_bad_rows
         self.prompt_format, self.system_prompt = prompt_format, system_prompt
+        self.chat_template_kwargs = chat_template_kwargs
         self.report: dict[str, int] = {}
 
     def prepare_data(self) -> None:
@@ -156,7 +163,12 @@ class ProcessBenchDataModule(TokenizedDataModule):
     def _render(self, solution: Solution, tokenizer: PreTrainedTokenizerBase) -> tuple[Rendered, list[int]]:
         response, starts = join_steps(solution.steps, step_template=self.step_template, separator=self.separator)
         text = render(
-            tokenizer, solution.prompt, response, prompt_format=self.prompt_format, system_prompt=self.system_prompt
+            tokenizer,
+            solution.prompt,
+            response,
+            prompt_format=self.prompt_format,
+            system_prompt=self.system_prompt,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
         return text, starts
 

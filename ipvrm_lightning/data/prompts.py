@@ -10,7 +10,7 @@ from ipvrm_lightning.data.prompt_loading import PromptEvalLoader, PromptLoader
 from ipvrm_lightning.data.prompt_rows import PromptRow, read_prompts
 from ipvrm_lightning.data.reading import chunks
 from ipvrm_lightning.data.rollouts import OnBadRows, Report
-from ipvrm_lightning.data.schema import DataError
+from ipvrm_lightning.data.schema import DataError, check_choice
 from ipvrm_lightning.data.splits import Sources
 from ipvrm_lightning.data.tokenized import TokenizerDataModule
 from ipvrm_lightning.types import PromptExample
@@ -115,6 +115,7 @@ class PromptDataModule(PromptModule):
         on_bad_rows: "error" stops at the first row that cannot be used, "skip" counts them by reason.
         prompt_format: "chat" by the tokenizer's template, "plain" text, or "auto" for chat where there is a template.
         system_prompt: put before prompts that have no system message.
+        chat_template_kwargs: what else the template is told, such as `enable_thinking: false`.
         tokenizer: name or folder; None for that of the module it is used with.
         seed: of split and order.
         max_prompts: use so many prompts of `train` only (drawn with the seed); None for all.
@@ -138,6 +139,7 @@ class PromptDataModule(PromptModule):
         on_bad_rows: OnBadRows = "error",
         prompt_format: PromptFormat = "auto",
         system_prompt: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         seed: int = 0,
         max_prompts: int | None = None,
@@ -149,8 +151,11 @@ class PromptDataModule(PromptModule):
         )  # fmt: skip
         if over_length not in ("drop", "error"):
             raise ValueError(f"over_length must be drop or error, not {over_length}: a cut prompt is another question")
+        check_choice("on_bad_rows", on_bad_rows, OnBadRows)
+        check_choice("prompt_format", prompt_format, PromptFormat)
         self.max_prompt_length, self.over_length, self.on_bad_rows = max_prompt_length, over_length, on_bad_rows
         self.prompt_format, self.system_prompt = prompt_format, system_prompt
+        self.chat_template_kwargs = chat_template_kwargs
         self.report: dict[str, int] = {}
         self._is_set_up = False
 
@@ -203,7 +208,13 @@ class PromptDataModule(PromptModule):
         return examples
 
     def _render(self, row: PromptRow, tokenizer: PreTrainedTokenizerBase) -> str:
-        return render_prompt(tokenizer, row.prompt, prompt_format=self.prompt_format, system_prompt=self.system_prompt)
+        return render_prompt(
+            tokenizer,
+            row.prompt,
+            prompt_format=self.prompt_format,
+            system_prompt=self.system_prompt,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
 
     def _fits(self, row: PromptRow, length: int, report: Report) -> bool:
         if length <= self.max_prompt_length:

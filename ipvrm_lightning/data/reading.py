@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 from ipvrm_lightning.data.schema import DataError
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 
 Row = tuple[str, int, dict[str, Any]]
 Checked = TypeVar("Checked")
@@ -28,7 +29,7 @@ def chunks(rows: Iterable[Checked]) -> Iterator[list[Checked]]:
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether a path is no local file and looks like owner/name on the hub."""
+    """Whether a path is no local file and looks like owner/name, or owner/name:configuration, on the hub."""
     return not Path(path).exists() and bool(_HUB_NAME.fullmatch(path)) and not path.endswith(SUFFIXES)
 
 
@@ -45,7 +46,12 @@ def find_files(path: str | Path) -> list[Path]:
         if path.suffix not in SUFFIXES:
             raise DataError(f"unknown kind of file '{path.suffix}'; known are {', '.join(SUFFIXES)}", source=str(path))
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+    # a manifest, such as that of `ipvrm rollout`, says what the other files are
+    files = sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix in SUFFIXES and not file.name.startswith(".") and file.name != "manifest.json"
+    )
     if not files:
         raise DataError(f"folder holds no {', '.join(SUFFIXES)} file", source=str(path))
     return files
@@ -57,7 +63,8 @@ def read_rows(paths: str | Path | Sequence[str | Path], *, split: str = "train")
     Rows count from 1; in JSONL the number is that of the line.
 
     Args:
-        paths: a file, a folder, or owner/name of a hub data set where no such path exists; or a list of these.
+        paths: a file, a folder, or owner/name of a hub data set where no such path exists (owner/name:configuration
+            where it has several); or a list of these.
         split: of hub data sets.
 
     Raises:
@@ -93,10 +100,11 @@ def read_hub(name: str, split: str) -> Iterator[Row]:
     """
     from datasets import load_dataset
 
+    path, _, configuration = name.partition(":")
     try:
-        rows = load_dataset(name, split=split)
+        rows = load_dataset(path, configuration or None, split=split)
     except Exception as error:  # the kinds differ by cause and version; all of them mean that there are no rows
-        reason = (str(error).splitlines() or [""])[0]
+        reason = shorten(" ".join(str(error).split()), 300, placeholder=" ...")
         problem = f"no such local path, and the hub gave no split '{split}' ({type(error).__name__}: {reason})"
         raise DataError(problem, source=name) from error
     for number, record in enumerate(rows, 1):
@@ -109,8 +117,8 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with pq.ParquetFile(file) as table:
-            for group in range(table.num_row_groups):
-                for record in table.read_row_group(group).to_pylist():
+            for batch in table.iter_batches(1000):
+                for record in batch.to_pylist():
                     number += 1
                     yield number, record
     except Exception as error:  # Arrow's own, and those of Python for what is not text, not a date, not a file
@@ -128,7 +136,10 @@ def _read_lines(file: Path) -> Iterator[tuple[int, Any]]:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError
                 text = line.strip().decode(errors="replace")
-                raise DataError(f"broken JSON ({error})", found=text, source=str(file), row=number) from error
+                problem = f"broken JSON ({error})"
+                if number == 1 and file.suffix == ".json":
+                    problem = f"neither a list of records nor one record a line ({error})"
+                raise DataError(problem, found=text, source=str(file), row=number) from error
             yield number, record
 
 

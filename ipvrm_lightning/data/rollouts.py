@@ -6,7 +6,7 @@ import hashlib
 import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -15,7 +15,7 @@ from ipvrm_lightning.data.chat import PromptFormat, Rendered, encode, render
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.forms import Rollout, check_row, recognise
 from ipvrm_lightning.data.reading import chunks, read_rows
-from ipvrm_lightning.data.schema import DataError, Prompt, prompt_key
+from ipvrm_lightning.data.schema import DataError, Prompt, prompt_key, question_key
 from ipvrm_lightning.types import Example
 
 if TYPE_CHECKING:
@@ -99,7 +99,16 @@ def _recognise(source: str, number: int, row: dict[str, Any]) -> tuple[str, ...]
 
 def group_of(prompt: Prompt) -> str:
     """Short key of a prompt: a hash of its normalised text."""
-    return hashlib.blake2b(prompt_key(prompt).encode(), digest_size=8).hexdigest()
+    return _short(prompt_key(prompt))
+
+
+def question_of(prompt: Prompt) -> str:
+    """The same, whatever the system message says."""
+    return _short(question_key(prompt))
+
+
+def _short(key: str) -> str:
+    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
 
 
 def share(group: str, seed: int, purpose: str) -> float:
@@ -111,11 +120,11 @@ def share(group: str, seed: int, purpose: str) -> float:
 def split_by_prompt(
     rollouts: Sequence[AnyPrompted], fraction: float, seed: int
 ) -> tuple[list[AnyPrompted], list[AnyPrompted]]:
-    """Training and validation rollouts; all of a prompt on one side, whatever other prompts there are."""
+    """Training and validation rollouts; all of a question on one side, whatever other questions there are."""
     train: list[AnyPrompted] = []
     validation: list[AnyPrompted] = []
     for rollout in rollouts:
-        held_out = share(group_of(rollout.prompt), seed, "validation") < fraction
+        held_out = share(question_of(rollout.prompt), seed, "validation") < fraction
         (validation if held_out else train).append(rollout)
     return train, validation
 
@@ -138,6 +147,7 @@ def tokenize_rollouts(
     over_length: OverLength = "drop",
     prompt_format: PromptFormat = "auto",
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> TrajectoryDataset:
     """Rollouts as token ids.
 
@@ -150,6 +160,7 @@ def tokenize_rollouts(
             A prompt that leaves no room for a response is left out either way.
         prompt_format: see `chat.render`.
         system_prompt: see `chat.render`.
+        chat_template_kwargs: see `chat.render`.
 
     Returns:
         A data set whose `pairs` are the rows' own pairs, where both halves were kept; None where rows are no pairs.
@@ -157,14 +168,18 @@ def tokenize_rollouts(
     Raises:
         DataError: a row's text cannot be rendered (unless skipped).
     """
-    halves: dict[tuple[str, int], list[int]] = defaultdict(list)
-    is_paired = False
+    layout = {
+        "prompt_format": prompt_format,
+        "system_prompt": system_prompt,
+        "chat_template_kwargs": chat_template_kwargs,
+    }
+    halves: dict[object, list[int]] = defaultdict(list)
     kept = 0
 
     def examples() -> Iterator[Example]:
-        nonlocal kept, is_paired
+        nonlocal kept
         for chunk in chunks(rollouts):
-            for rollout, ids, start in _encode_chunk(chunk, tokenizer, report, prompt_format, system_prompt):
+            for rollout, ids, start in _encode_chunk(chunk, tokenizer, report, layout):
                 if len(ids) > max_length:
                     if over_length == "drop" or start >= max_length:
                         what = "prompt alone is longer" if start >= max_length else "longer"
@@ -173,14 +188,13 @@ def tokenize_rollouts(
                     report.counts[f"truncated to {max_length} tokens"] += 1
                     ids = ids[:max_length]
                 if rollout.pair is not None:
-                    is_paired = True
-                    halves[rollout.source, rollout.pair].append(kept)
+                    halves[rollout.pair].append(kept)
                 kept += 1
                 group = group_of(rollout.prompt)
                 yield Example(ids, start, group, rollout.outcome, metadata={**rollout.metadata, "prompt": group})
 
     dataset = TrajectoryDataset(examples())
-    if is_paired:
+    if halves:
         # check_row puts the chosen response of a row before the rejected one
         dataset.pairs = [(rows[0], rows[1]) for rows in halves.values() if len(rows) == 2]
         if broken := len(halves) - len(dataset.pairs):
@@ -192,20 +206,12 @@ def _encode_chunk(
     chunk: list[Rollout],
     tokenizer: PreTrainedTokenizerBase,
     report: Report,
-    prompt_format: PromptFormat,
-    system_prompt: str | None,
+    layout: Mapping[str, Any],
 ) -> Iterator[tuple[Rollout, list[int], int]]:
     usable: list[tuple[Rollout, Rendered]] = []
     for rollout in chunk:
         try:
-            text = render(
-                tokenizer,
-                rollout.prompt,
-                rollout.response,
-                prompt_format=prompt_format,
-                system_prompt=system_prompt,
-                finished=rollout.finished,
-            )
+            text = render(tokenizer, rollout.prompt, rollout.response, finished=rollout.finished, **layout)
         except DataError as error:
             report.bad_row(error.at(rollout.source, rollout.row))
         else:
@@ -221,16 +227,18 @@ def build_pairs(dataset: TrajectoryDataset, *, max_pairs_per_prompt: int, seed: 
     """Rows (chosen, rejected): every right response of a prompt with every wrong one, at most so many per prompt.
 
     Args:
-        dataset: with outcomes.
+        dataset: with outcomes; rows that came as pairs are left as they are.
         max_pairs_per_prompt: drawn with the seed where there are more.
         seed: of the draw; a prompt's pairs do not depend on the other prompts.
     """
+    taken = {row for pair in dataset.pairs or () for row in pair}
     if dataset.outcomes is None:
         raise ValueError("pairs need outcomes, and these trajectories have none")
     by_group: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     labelled = zip(dataset.group_ids.tolist(), dataset.outcomes.tolist(), strict=True)
     for row, (group, outcome) in enumerate(labelled):
-        by_group[group][0 if outcome == 1 else 1].append(row)
+        if row not in taken:
+            by_group[group][0 if outcome == 1 else 1].append(row)
     pairs: list[tuple[int, int]] = []
     names = dataset.groups
     for group, (right, wrong) in by_group.items():

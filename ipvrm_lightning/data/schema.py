@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 Message = dict[str, str]
 Prompt = str | list[Message]
 
 ROLES = ("system", "user", "assistant", "tool")
+#: What some chats hold beside the content.
+_NO_CONTENT = ("reasoning_content", "reasoning", "thinking", "tool_calls")
 _NOTHING = object()
+_POSITION = re.compile(r"\[\d+\]")
 
 
 class DataError(ValueError):
@@ -46,8 +50,8 @@ class DataError(ValueError):
 
     @property
     def reason(self) -> str:
-        """Field and problem without the value: what skipped rows are counted by."""
-        return f"{self.field}: {self.problem}" if self.field else self.problem
+        """Field and problem without value and positions: what skipped rows are counted by."""
+        return f"{_POSITION.sub('', self.field)}: {self.problem}" if self.field else self.problem
 
 
 def _rebuild(problem: str, field: str, found: str, source: str, row: int | None) -> DataError:
@@ -58,6 +62,26 @@ def _short(value: Any) -> str:
     text = reprlib.Repr()
     text.maxstring = text.maxother = 60
     return text.repr(value).replace("\n", "\\n")
+
+
+def check_choice(name: str, value: Any, kind: Any) -> None:
+    """An argument that a `Literal` type lists.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if value not in get_args(kind):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}")
+
+
+def check_limit(name: str, value: int | None) -> None:
+    """An argument that bounds a number of things, None where there is no bound.
+
+    Raises:
+        ValueError: it allows none.
+    """
+    if value is not None and value < 1:
+        raise ValueError(f"{name} must be at least 1, or null for no limit, not {value}")
 
 
 def check_text(value: Any, field: str, *, what: str = "text") -> str:
@@ -82,8 +106,11 @@ def check_characters(row: Any, field: str = "") -> None:
         DataError: names the first field with one.
     """
     if isinstance(row, str):
-        if not row.isascii() and any("\ud800" <= character <= "\udfff" for character in row):
-            raise DataError("text holds half of a surrogate pair, which is no character", field=field, found=row)
+        try:
+            row.encode()
+        except UnicodeEncodeError:
+            problem = "text holds half of a surrogate pair, which is no character"
+            raise DataError(problem, field=field, found=row) from None
     elif isinstance(row, Mapping):
         for name, value in row.items():
             check_characters(value, f"{field}.{name}" if field else str(name))
@@ -132,6 +159,10 @@ def check_messages(value: Any, field: str) -> list[Message]:
                 raise DataError(f"message has no {key}", field=place, found=sorted(message))
         if message["role"] not in ROLES:
             raise DataError(f"role is none of {', '.join(ROLES)}", field=f"{place}.role", found=message["role"])
+        for key in _NO_CONTENT:
+            if message.get(key):
+                problem = f"{key} would be left out; write it into content, as the model wrote it"
+                raise DataError(problem, field=f"{place}.{key}", found=message[key])
         if not isinstance(message["content"], str):
             raise DataError("text is not a string", field=f"{place}.content", found=message["content"])
         messages.append({"role": message["role"], "content": message["content"]})
@@ -173,6 +204,12 @@ def prompt_key(prompt: Prompt) -> str:
     """
     messages = as_messages(prompt)
     return json.dumps([[message["role"], message["content"].strip()] for message in messages], ensure_ascii=False)
+
+
+def question_key(prompt: Prompt) -> str:
+    """What makes two prompts ask the same, under whatever system message: for telling training and judging apart."""
+    messages = as_messages(prompt)
+    return prompt_key([message for message in messages if message["role"] != "system"] or messages)
 
 
 def answer_prompt(prompt: Prompt, answer: Any, field: str) -> tuple[Prompt, str]:

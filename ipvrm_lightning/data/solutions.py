@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ipvrm_lightning.data.schema import DataError, Prompt, check_characters, check_list, check_prompt, check_text
+from ipvrm_lightning.data.schema import (
+    DataError,
+    Prompt,
+    check_characters,
+    check_list,
+    check_outcome,
+    check_prompt,
+    check_text,
+)
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,8 @@ def _parse(row: Mapping[str, Any], source: str, number: int, subset: str) -> Sol
     steps = [check_text(step, f"{names[1]}[{i}]", what="step") for i, step in enumerate(steps)]
     label = _first_false(row["labels"], len(steps)) if stepwise else _check_label(row["label"], len(steps))
     correct = row.get("final_answer_correct")
-    if correct is not None and not isinstance(correct, bool):
-        raise DataError("neither true nor false", field="final_answer_correct", found=correct)
+    if correct is not None:
+        correct = bool(check_outcome(correct, "final_answer_correct"))
     name = str(row["id"]) if row.get("id") is not None else f"{subset}-{number}"
     return Solution(name, subset, prompt, steps, label, correct, source, number)
 

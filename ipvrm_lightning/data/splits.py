@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from ipvrm_lightning.data.reading import is_hub_name, read_hub
-from ipvrm_lightning.data.rollouts import AnyPrompted, Prompted, Report, group_of, limit_prompts, split_by_prompt
+from ipvrm_lightning.data.rollouts import AnyPrompted, Prompted, Report, limit_prompts, question_of, split_by_prompt
+from ipvrm_lightning.data.schema import check_limit
 
 Row = TypeVar("Row", bound=Prompted, covariant=True)
 
@@ -43,7 +44,7 @@ class Sources:
         seed: of what is held out and of which prompts are used.
 
     Raises:
-        ValueError: a share that is none.
+        ValueError: a share that is none, or no prompt to use.
     """
 
     train: str | list[str] | None
@@ -57,6 +58,7 @@ class Sources:
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in [0, 1), not {self.validation_fraction}")
+        check_limit("max_prompts", self.max_prompts)
 
     def download(self) -> None:
         """Download hub data sets."""
@@ -86,8 +88,8 @@ class Sources:
 
 
 def _without(rows: list[AnyPrompted], held_out: list[AnyPrompted], name: str, report: Report) -> list[AnyPrompted]:
-    groups = {group_of(row.prompt) for row in held_out}
-    kept = [row for row in rows if group_of(row.prompt) not in groups]
+    questions = {question_of(row.prompt) for row in held_out}
+    kept = [row for row in rows if question_of(row.prompt) not in questions]
     if leaked := len(rows) - len(kept):
         report.counts[f"taken out of training: prompt is in {name}"] += leaked
     return kept

@@ -5,8 +5,8 @@ The separator between two steps counts to the step before it: every response tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -81,6 +81,7 @@ def encode_steps(
     separator: str = "\n\n",
     prompt_format: PromptFormat = "auto",
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> EncodedSteps:
     """Tokens of a solution given as steps, and the step of each response token.
 
@@ -95,12 +96,20 @@ def encode_steps(
         separator: between steps.
         prompt_format: see `render`.
         system_prompt: see `render`.
+        chat_template_kwargs: see `render`.
 
     Raises:
         DataError: see `render` and `assign_steps`.
     """
     response, starts = join_steps(steps, step_template=step_template, separator=separator)
-    text = render(tokenizer, prompt, response, prompt_format=prompt_format, system_prompt=system_prompt)
+    text = render(
+        tokenizer,
+        prompt,
+        response,
+        prompt_format=prompt_format,
+        system_prompt=system_prompt,
+        chat_template_kwargs=chat_template_kwargs,
+    )
     encoded = encode(tokenizer, [text])[0]
     if isinstance(encoded, DataError):
         raise encoded

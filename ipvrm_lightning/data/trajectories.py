@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from ipvrm_lightning.data.chat import PromptFormat
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.forms import Rollout
 from ipvrm_lightning.data.rollouts import OnBadRows, OverLength, Report, build_pairs, read_rollouts, tokenize_rollouts
+from ipvrm_lightning.data.schema import check_choice, check_limit
 from ipvrm_lightning.data.splits import Sources
 from ipvrm_lightning.data.tokenized import TokenizedDataModule
+
+Keep = Literal["all", "right"]
 
 
 class TrajectoryDataModule(TokenizedDataModule):
@@ -28,7 +31,8 @@ class TrajectoryDataModule(TokenizedDataModule):
         test: the same, for testing; its prompts are taken out of training too. None for the validation rollouts.
         split: split of hub data sets.
         keep: "all" rollouts, or only those that are "right", for fine-tuning on them.
-        pairwise: windows of pairs, a right and a wrong response to one prompt: the file's own, else built from groups.
+        pairwise: windows of pairs, a right and a wrong response to one prompt: the rows' own, and of rows that are no
+            pairs those that can be built. Rows in no pair are left out and counted.
         max_pairs_per_prompt: pairs built per prompt, at most.
         batch_size: examples (or pairs) per optimiser step over all processes.
         max_tokens: rows times longest row of one forward pass, at most.
@@ -37,10 +41,14 @@ class TrajectoryDataModule(TokenizedDataModule):
         on_bad_rows: "error" stops at the first row that cannot be used, "skip" counts them by reason.
         prompt_format: "chat" by the tokenizer's template, "plain" text, or "auto" for chat where there is a template.
         system_prompt: put before prompts that have no system message.
+        chat_template_kwargs: what else the template is told, such as `enable_thinking: false`.
         tokenizer: name or folder; None for that of the module it is used with.
         seed: of split, pairs and order.
         num_workers: processes that build batches ahead; 0 builds them in the training process.
         max_prompts: use so many prompts of `train` only (drawn with the seed); None for all.
+
+    Raises:
+        ValueError: an argument that cannot work; says which.
     """
 
     def __init__(
@@ -51,7 +59,7 @@ class TrajectoryDataModule(TokenizedDataModule):
         validation_fraction: float = 0.05,
         test: str | list[str] | None = None,
         split: str = "train",
-        keep: Literal["all", "right"] = "all",
+        keep: Keep = "all",
         pairwise: bool = False,
         max_pairs_per_prompt: int = 8,
         batch_size: int = 64,
@@ -61,6 +69,7 @@ class TrajectoryDataModule(TokenizedDataModule):
         on_bad_rows: OnBadRows = "error",
         prompt_format: PromptFormat = "auto",
         system_prompt: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         seed: int = 0,
         num_workers: int = 0,
@@ -73,12 +82,21 @@ class TrajectoryDataModule(TokenizedDataModule):
             train=train, validation=validation, validation_fraction=validation_fraction, test=test, split=split,
             max_prompts=max_prompts, seed=seed,
         )  # fmt: skip
+        for name, value, kind in (
+            ("keep", keep, Keep),
+            ("over_length", over_length, OverLength),
+            ("on_bad_rows", on_bad_rows, OnBadRows),
+            ("prompt_format", prompt_format, PromptFormat),
+        ):
+            check_choice(name, value, kind)
+        check_limit("max_pairs_per_prompt", max_pairs_per_prompt)
         if keep == "right" and pairwise:
             raise ValueError("keep: right leaves no wrong response to make pairs of; set pairwise: false")
         self.keep = keep
         self.pairwise, self.max_pairs_per_prompt = pairwise, max_pairs_per_prompt
         self.max_length, self.over_length, self.on_bad_rows = max_length, over_length, on_bad_rows
         self.prompt_format, self.system_prompt = prompt_format, system_prompt
+        self.chat_template_kwargs = chat_template_kwargs
         self.report: dict[str, int] = {}
 
     def prepare_data(self) -> None:
@@ -96,36 +114,45 @@ class TrajectoryDataModule(TokenizedDataModule):
             return
         report = Report(self.on_bad_rows)
         splits = self.sources.read(read_rollouts, report)
-        train, validation = splits.train, splits.validation
-        if self.keep == "right":
-            train, validation = ([r for r in part if r.outcome == 1] for part in (train, validation))
-        train_set = self._tokenize(train, report)
+        train_set = self._tokenize(splits.train, report)
         if not len(train_set):
             raise ValueError(f"no usable training example in {self.sources.train}; left out: {dict(report.counts)}")
-        val_set = self._tokenize(validation, report) if validation else None
+        val_set = self._tokenize(splits.validation, report)
         test_set = val_set if splits.test is None else self._tokenize(splits.test, report)
+        if self.sources.test is not None and not len(test_set):
+            raise ValueError(f"no usable test example in {self.sources.test}; left out: {dict(report.counts)}")
         if self.pairwise:
-            self.train_pairs = self._pairs(train_set)
-            if not self.train_pairs:
-                raise ValueError(f"no pair in {self.sources.train}: no prompt has both a right and a wrong response")
-        self.val_set = val_set if val_set else None
-        self.test_sets = [test_set] if test_set else []
+            train_set = self._only_pairs(train_set, report)
+            self.train_pairs = train_set.pairs
+        self.val_set = val_set if len(val_set) else None
+        self.test_sets = [test_set] if len(test_set) else []
         self.train_set = train_set
         self.report = dict(report.counts)
         report.warn(type(self).__name__)
 
     def _tokenize(self, rollouts: list[Rollout], report: Report) -> TrajectoryDataset:
         return tokenize_rollouts(
-            rollouts,
+            [rollout for rollout in rollouts if self.keep == "all" or rollout.outcome == 1],
             self.load_tokenizer(),
             report,
             max_length=self.max_length,
             over_length=self.over_length,
             prompt_format=self.prompt_format,
             system_prompt=self.system_prompt,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
 
-    def _pairs(self, dataset: TrajectoryDataset) -> list[tuple[int, int]]:
-        if dataset.pairs is not None:
-            return list(dataset.pairs)
-        return build_pairs(dataset, max_pairs_per_prompt=self.max_pairs_per_prompt, seed=self.seed)
+    def _only_pairs(self, dataset: TrajectoryDataset, report: Report) -> TrajectoryDataset:
+        """The rows of a data set that are in pairs, with these as its pairs."""
+        built = build_pairs(dataset, max_pairs_per_prompt=self.max_pairs_per_prompt, seed=self.seed)
+        pairs = [*(dataset.pairs or ()), *built]
+        if not pairs:
+            reason = f"no pair in {self.sources.train}: no prompt has both a right and a wrong response"
+            raise ValueError(f"{reason}; left out: {dict(report.counts)}" if report.counts else reason)
+        rows = sorted({row for pair in pairs for row in pair})
+        if unused := len(dataset) - len(rows):
+            report.counts["left out: in no pair"] += unused
+        place = {row: number for number, row in enumerate(rows)}
+        return TrajectoryDataset(
+            (dataset[row] for row in rows), [(place[chosen], place[rejected]) for chosen, rejected in pairs]
+        )

@@ -17,7 +17,7 @@ from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.reference import weights_fingerprint
 
 Origin = Literal["cross_fitted", "oracle"]
-_LAYOUT = ("prompt_format", "system_prompt", "step_template", "separator")
+_LAYOUT = ("prompt_format", "system_prompt", "chat_template_kwargs", "step_template", "separator")
 
 
 class Choices(NamedTuple):

@@ -40,7 +40,7 @@ class Endpoint(ResponseSource):
         url: up to and with `/v1`.
         model: its name on the server.
         api: "completions" continues the prompt's own tokens; "chat" leaves the template to the server, and often
-            white space around the answer.
+            white space around the answer; the prompts' `chat_template_kwargs` go into `extra_body` once more.
         prompt_as: for completions: token ids, or "text" for servers that take no ids (`transformers serve`); text is
             sent only where it reads as the same tokens.
         api_key_env: environment variable that holds the key; None for a server that needs none.

@@ -1,4 +1,4 @@
-"""Which tokens end a response."""
+"""Which tokens end a response, and the text before them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ipvrm_lightning.rollouts.sampler import Rollout
 
 
 def end_token_ids(
@@ -33,3 +35,9 @@ def end_token_ids(
     if not ends:
         raise ValueError("neither tokenizer nor model has an end-of-sequence token: give stop_tokens")
     return ends
+
+
+def response_text(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
+    """A response without the token that ended it, to the character: some tokenizers would tidy spaces up."""
+    ids = rollout.input_ids[:-1] if rollout.finished else rollout.input_ids
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ipvrm_lightning.rollouts.ends import response_text
 from ipvrm_lightning.rollouts.sampler import sample_responses
 from ipvrm_lightning.rollouts.sources import Sampling
 from ipvrm_lightning.rollouts.verifiers import Submission, Verifier
@@ -111,7 +112,7 @@ def answer_prompts(
         batch_size=batch_size,
     )
     flat = [(prompt, rollout) for prompt, group in zip(prompts, rollouts, strict=True) for rollout in group]
-    texts = [str(tokenizer.decode(r.input_ids[:-1] if r.finished else r.input_ids)) for _, r in flat]
+    texts = [response_text(tokenizer, rollout) for _, rollout in flat]
     shown = [index for index, text in enumerate(texts) if text.strip()]
     submissions = [Submission(flat[i][0].prompt, texts[i], flat[i][0].ground_truth) for i in shown]
     verdicts = dict(zip(shown, verifier.verify(submissions), strict=True)) if shown else {}

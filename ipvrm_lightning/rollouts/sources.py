@@ -152,7 +152,7 @@ class InProcess(ResponseSource):
             ValueError: a stop token that the tokenizer does not have.
         """
         from ipvrm_lightning.models.logprobs import check_vocabulary
-        from ipvrm_lightning.rollouts.ends import end_token_ids
+        from ipvrm_lightning.rollouts.ends import end_token_ids, response_text
         from ipvrm_lightning.rollouts.sampler import Rollout, sample_responses
 
         tokenizer = self.build_tokenizer()
@@ -162,8 +162,7 @@ class InProcess(ResponseSource):
         room = max(1, self.batch_size // sampling.group_size)
 
         def response(rollout: Rollout) -> Response:
-            ids = rollout.input_ids[:-1] if rollout.finished else rollout.input_ids
-            return Response(str(tokenizer.decode(ids)), rollout.finished, len(rollout.input_ids))
+            return Response(response_text(tokenizer, rollout), rollout.finished, len(rollout.input_ids))
 
         for start in range(0, len(prompts), room):
             chunk = prompts[start : start + room]

@@ -99,7 +99,7 @@ def described(chosen: argparse.Namespace) -> Description:
         dtype=chosen.dtype,
         trust_remote_code=chosen.trust_remote_code,
     )
-    names = ("prompt_format", "system_prompt", "step_template", "separator")
+    names = ("prompt_format", "system_prompt", "chat_template_kwargs", "step_template", "separator")
     given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
     if "separator" in given:
         given["separator"] = given["separator"].replace("\\n", "\n")

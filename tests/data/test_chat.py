@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
-from ipvrm_lightning.data.chat import encode_example, render
+from ipvrm_lightning.data.chat import encode_example, render, render_prompt
 from ipvrm_lightning.data.schema import DataError
 from ipvrm_lightning.data.steps import encode_steps, join_steps
-from tests.data.tokenizers import CHATML, ENDLESS, REWRITING, STRIPPING, THINKING, byte_level
+from tests.data.tokenizers import CHATML, DATED, ENDLESS, REWRITING, STRIPPING, THINKING, byte_level
 
 CHAT = byte_level()
 PLAIN = byte_level(None)
@@ -76,12 +79,37 @@ def test_template_that_strips_the_response_is_refused_with_the_reason() -> None:
         encode_example(tokenizer, "q", " a")
 
 
-def test_what_a_template_puts_before_each_answer_is_prompt() -> None:
-    text = render(byte_level(THINKING), "q", "a")
-    assert (text.prompt[-20:], text.response, text.ending) == ("\n<think>\n\n</think>\n\n", "a", "<|im_end|>")
-    thought = "<think>\nwell\n</think>\n\na"
-    text = render(byte_level(THINKING), "q", thought)
-    assert (text.prompt, text.response) == ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", thought)
+@pytest.mark.parametrize("kwargs", [None, {"enable_thinking": True}, {"enable_thinking": False}])
+def test_a_response_follows_the_prompt_that_it_is_sampled_after(kwargs: dict[str, Any] | None) -> None:
+    """Whatever a template would put between: of a group, answers with and without thoughts have one prompt."""
+    tokenizer = byte_level(THINKING)
+    prompt = render_prompt(tokenizer, "q", chat_template_kwargs=kwargs)
+    block = "<think>\n\n</think>\n\n" if kwargs == {"enable_thinking": False} else ""
+    assert prompt == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n" + block
+    responses = ["a", "a <think>"] if block else ["a", "<think>\nwell\n</think>\n\na", "<think>\nwell, cut"]
+    for response in responses:
+        text = render(tokenizer, "q", response, chat_template_kwargs=kwargs)
+        assert text[:3] == (prompt, response, "<|im_end|>")
+
+
+def test_the_day_changes_no_prompt() -> None:
+    prompt = render_prompt(byte_level(DATED), "q")
+    assert prompt.startswith("[26 Jul 2024]")
+    assert render(byte_level(DATED), "q", "a").prompt == prompt
+    given = {"date_string": "1 Jan 2030"}
+    assert render_prompt(byte_level(DATED), "q", chat_template_kwargs=given).startswith("[1 Jan 2030]")
+
+
+def test_a_special_token_that_swallows_white_space_behind_it_stays_in_the_prompt() -> None:
+    tokenizer = byte_level(
+        CHATML.replace("assistant\n{% endif %}", "assistant<|sep|>{% endif %}").replace(
+            "<|im_start|>{{ m['role'] }}\n", "<|im_start|>{{ m['role'] }}<|sep|>"
+        )
+    )
+    tokenizer.add_tokens([AddedToken("<|sep|>", rstrip=True, special=True)], special_tokens=True)
+    ids, start = encode_example(tokenizer, "q", "  7")
+    assert tokenizer.convert_ids_to_tokens(ids[start - 1]) == "<|sep|>"
+    assert tokenizer.decode(ids[start:]) == "7<|im_end|>"
 
 
 def test_template_without_end_of_turn_gets_eos() -> None:

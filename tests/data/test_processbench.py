@@ -81,7 +81,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"problem": "p", "step": [], "label": 0}, "field 'steps': missing column; known forms are"),
     "labels": ({**STEPWISE, "labels": [True]}, "field 'labels': lengths differ, found '1 labels of 3 steps'"),
     "mark": ({**STEPWISE, "labels": [True, "no", True]}, "field 'labels[1]': label is not true or false, found 'no'"),
-    "final": ({**GOOD, "final_answer_correct": "yes"}, "field 'final_answer_correct': neither true nor false"),
+    "final": ({**GOOD, "final_answer_correct": "yes"}, "field 'final_answer_correct': label is not 0 or 1"),
 }
 
 
@@ -130,7 +130,7 @@ def test_hub_subsets_are_splits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     import datasets
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: [{**GOOD, "id": f"{name} {split}"}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, _, split: [{**GOOD, "id": f"{name} {split}"}])
     data = ProcessBenchDataModule()
     data.with_tokenizer(TOKENIZER)
     data.prepare_data()

@@ -126,14 +126,16 @@ def test_prompt_tokens_are_those_that_responses_are_trained_after(tmp_path: Path
     assert encode_example(TOKENIZER, example.prompt, "The sum is 7.") == (whole, start)
 
 
-def test_a_thinking_block_that_a_template_puts_before_answers_is_left_to_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kwargs", [None, {"enable_thinking": False}])
+def test_a_prompt_has_the_tokens_that_training_puts_before_its_response(
+    kwargs: dict[str, Any] | None, tmp_path: Path
+) -> None:
     tokenizer = byte_level(THINKING)
     path = write(tmp_path / "rows.jsonl", [{"prompt": "q", "answer": "7"}])
-    (example,) = module(tokenizer, train=path).train_prompts
-    whole, start = encode_example(tokenizer, "q", "7")
-    assert (
-        tokenizer.decode(whole[:start]).removeprefix(tokenizer.decode(example.input_ids)) == "<think>\n\n</think>\n\n"
-    )
+    (example,) = module(tokenizer, train=path, chat_template_kwargs=kwargs).train_prompts
+    whole, start = encode_example(tokenizer, "q", "7", chat_template_kwargs=kwargs)
+    assert example.input_ids == whole[:start]
+    assert ("</think>" in str(tokenizer.decode(example.input_ids))) is (kwargs is not None)
 
 
 @pytest.mark.parametrize(("template", "bos"), [(None, False), (None, True), (CHATML, True)])

@@ -103,8 +103,8 @@ def test_hub_name_is_read_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert is_hub_name("Windy0822/ultrainteract_math_rollout")
     asked: list[Any] = []
 
-    def load_dataset(name: str, split: str) -> list[dict[str, int]]:
-        asked.append((name, split))
+    def load_dataset(name: str, configuration: str | None, split: str) -> list[dict[str, int]]:
+        asked.append((name, configuration, split))
         if split == "none":
             raise ValueError('Unknown split "none".\nmore')
         return [{"a": 1}]
@@ -115,7 +115,8 @@ def test_hub_name_is_read_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path
         DataError, match=r"^owner/name: no such local path, and the hub gave no split 'none' \(ValueErr"
     ):
         list(read_rows("owner/name", split="none"))
-    assert asked == [("owner/name", "test"), ("owner/name", "none")]
+    assert list(read_rows("owner/name:main")) == [("owner/name:main", 1, {"a": 1})]
+    assert asked == [("owner/name", None, "test"), ("owner/name", None, "none"), ("owner/name", "main", "train")]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -123,9 +124,40 @@ def test_every_form_is_recognised(tmp_path: Path, form: str) -> None:
     rollouts = list(read_rollouts(write(tmp_path, FORMS[form]), Report()))
     assert [(r.response, r.outcome) for r in rollouts] == [("7", 1), ("8", 0)]
     assert all(r.prompt in ("3+4?", [USER]) for r in rollouts)
-    assert [r.pair for r in rollouts] == ([1, 1] if "chosen" in form else [None, None])
+    assert len({r.pair for r in rollouts}) == 1 and (rollouts[0].pair is not None) is ("chosen" in form)
     assert len({r.metadata["id"] for r in rollouts}) == 2
     assert rollouts[0].metadata["subset"] == ("math" if form == "hub" else "rows")
+
+
+def test_a_folder_of_ipvrm_rollout_is_read_without_its_manifest(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{\n "format": 1\n}')
+    (tmp_path / "rollouts.jsonl").write_text('{"a": 1}\n')
+    assert [row for _, _, row in read_rows(tmp_path)] == [{"a": 1}]
+    with pytest.raises(DataError, match=r"manifest\.json, row 1: neither a list of records nor one record a line"):
+        list(read_rows(tmp_path / "manifest.json"))
+
+
+def test_an_answers_column_of_single_responses_is_not_theirs(tmp_path: Path) -> None:
+    row = {"prompt": "3+4?", "completion": "8", "label": 0, "answers": ["7", "seven"]}
+    (rollout,) = read_rollouts(write(tmp_path, [row]), Report())
+    assert rollout.metadata["answer"] is None
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "tool_calls"])
+def test_what_a_message_holds_beside_its_content_is_not_dropped(tmp_path: Path, key: str) -> None:
+    answer = {"role": "assistant", "content": "7", key: "long thought"}
+    row = {"conversation": [USER, answer], "label": 1}
+    with pytest.raises(DataError, match=rf"row 1, field 'conversation\[1\]\.{key}': {key} would be left out"):
+        list(read_rollouts(write(tmp_path, [row]), Report()))
+    row = {"conversation": [USER, {**answer, key: None}], "label": 1}
+    assert len(list(read_rollouts(write(tmp_path, [row]), Report()))) == 1
+
+
+def test_skipped_rows_are_counted_by_reason_wherever_it_stands(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "responses": ["a"] * n + [""], "scores": [0] * (n + 1)} for n in range(3)]
+    report = Report("skip")
+    assert not list(read_rollouts(write(tmp_path, rows), report))
+    assert report.counts == {"skipped: responses: empty response": 3}
 
 
 def test_completions_may_be_lists_of_steps(tmp_path: Path) -> None:

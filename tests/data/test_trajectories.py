@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from tests.data.tokenizers import STRIPPING, byte_level
 TOKENIZER = byte_level()
 
 
-def grouped(folder: Path, prompts: range, name: str = "train.jsonl", responses: int = 3) -> str:
+def grouped(folder: Path, prompts: Iterable[int], name: str = "train.jsonl", responses: int = 3) -> str:
     """Prompt i has responses of growing length, of which i % (responses + 1) are right."""
     path = folder / name
     with path.open("w") as file:
@@ -32,7 +33,7 @@ def grouped(folder: Path, prompts: range, name: str = "train.jsonl", responses: 
     return str(path)
 
 
-def module(train: str, **options: Any) -> TrajectoryDataModule:
+def module(train: str | list[str], **options: Any) -> TrajectoryDataModule:
     data = TrajectoryDataModule(train=train, **options)
     data.with_tokenizer(TOKENIZER)
     data.setup()
@@ -117,9 +118,13 @@ def test_pairs_are_every_right_with_every_wrong(tmp_path: Path) -> None:
         assert dataset.group_ids[chosen] == dataset.group_ids[rejected]
         assert (dataset.outcomes[chosen], dataset.outcomes[rejected]) == (1, 0)
     assert [window.counts["pairs"] for window in data.train_dataloader()] == [4, 4]
+    dataset.pairs = None
     limited = build_pairs(dataset, max_pairs_per_prompt=1, seed=0)
     assert len(limited) == 4 and set(limited) < set(pairs)
     assert limited == build_pairs(dataset, max_pairs_per_prompt=1, seed=0)
+    # rows in no pair are not kept: a cached reference would compute them
+    assert set(range(len(dataset))) == {row for pair in pairs for row in pair}
+    assert data.report == {"left out: in no pair": 12}
 
 
 def test_a_pairwise_file_keeps_its_own_pairs(tmp_path: Path) -> None:
@@ -129,8 +134,63 @@ def test_a_pairwise_file_keeps_its_own_pairs(tmp_path: Path) -> None:
     path.write_text(json.dumps(rows))
     data = module(str(path), pairwise=True, validation_fraction=0.0, max_length=100)
     assert data.train_pairs == [(0, 1), (2, 3), (4, 5), (6, 7)] and data.train_set is not None
-    assert len(data.train_set) == 9
-    assert data.report == {"dropped: longer than 100 tokens": 1, "pairs lost: one half was dropped": 1}
+    assert len(data.train_set) == 8
+    lost = {"pairs lost: one half was dropped": 1, "left out: in no pair": 1}
+    assert data.report == {"dropped: longer than 100 tokens": 1, **lost}
+
+
+def test_pairs_of_a_file_and_those_built_from_groups_stand_beside_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps([{"prompt": "q", "chosen": "good", "rejected": "bad"}]))
+    files = [str(path), str(path), grouped(tmp_path, [1, 2])]  # the same file twice: two pairs
+    data = module(files, pairwise=True, validation_fraction=0.0)
+    assert data.train_set is not None and data.train_pairs is not None and data.train_set.outcomes is not None
+    assert data.train_pairs[:2] == [(0, 1), (2, 3)] and len(data.train_pairs) == 2 + 2 + 2
+    assert all((data.train_set.outcomes[a], data.train_set.outcomes[b]) == (1, 0) for a, b in data.train_pairs)
+
+
+def test_why_there_is_no_pair_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps([{"prompt": "q", "chosen": "long " * 200, "rejected": "bad"}]))
+    with pytest.raises(ValueError, match=r"no pair in .*; left out: \{'dropped: longer than 100 tokens': 1"):
+        module(str(path), pairwise=True, validation_fraction=0.0, max_length=100)
+
+
+def test_a_question_is_held_out_under_any_system_message(tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.json"
+    questions = [json.loads(line)["prompt"] for line in Path(grouped(tmp_path, range(4))).read_text().splitlines()]
+    held_out.write_text(json.dumps([{"prompt": q, "completion": "7", "label": 1} for q in questions[:2]]))
+    asked = [[{"role": "system", "content": "Think."}, {"role": "user", "content": q}] for q in questions]
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([{"prompt": q, "completion": "7", "label": 1} for q in asked]))
+    data = module(str(path), validation=str(held_out))
+    assert data.train_set is not None and len(data.train_set) == 2
+    assert data.report == {"taken out of training: prompt is in validation": 2}
+
+
+def test_right_responses_alone_are_tested_on_too(tmp_path: Path) -> None:
+    test = grouped(tmp_path, range(8, 12), "test.jsonl")
+    data = module(grouped(tmp_path, range(8)), keep="right", test=test)
+    assert data.train_set is not None and data.train_set.outcomes is not None and data.train_set.outcomes.all()
+    assert data.test_sets[0].outcomes is not None and data.test_sets[0].outcomes.all()
+    with pytest.raises(ValueError, match=r"no usable test example in .*test\.jsonl; left out: "):
+        module(grouped(tmp_path, range(8)), keep="right", test=grouped(tmp_path, [4, 8], "test.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keep": "wrong"},
+        {"over_length": "cut"},
+        {"on_bad_rows": "ignore"},
+        {"prompt_format": "Chat"},
+        {"max_prompts": -1},
+        {"max_pairs_per_prompt": 0},
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be "):
+        TrajectoryDataModule(train="x", **options)
 
 
 def test_over_long_is_dropped_or_cut_on_the_right_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

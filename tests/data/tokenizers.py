@@ -18,11 +18,17 @@ REWRITING = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 STRIPPING = CHATML.replace("m['content']", "m['content'] | trim")
-#: As Qwen3: an empty thinking block before the last answer.
+#: As Qwen3: an empty thinking block before the last answer, and after the generation prompt if thinking is off.
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['role'] == 'assistant' and '</think>' not in m['content'] %}<think>\n\n</think>\n\n{% endif %}"
-    "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+#: As Llama 3.2: the day stands in the prompt.
+DATED = (
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "[{{ date_string }}]" + CHATML
 )
 ENDLESS = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
