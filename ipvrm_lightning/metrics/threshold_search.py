@@ -60,9 +60,10 @@ class ThresholdSearch:
         return (self.low < thresholds) & (thresholds <= self.high)
 
     def best(self, weights: Tensor) -> ThresholdChoice:
-        """The threshold with the highest weighted step F1, chosen as `functional.best_threshold` does.
+        """The threshold with the highest weighted step F1: that of `functional.best_threshold` on what has weight.
 
-        That is the lowest of several optima; where a class has no weight, what is best for the other.
+        It is the lowest of several optima; where a class has no weight, what is best for the other. What has no weight
+        decides nothing: a threshold lies midway between two scores of solutions that have some.
 
         Args:
             weights: of each solution in each weighting, whole numbers, float64, [R, n].
@@ -75,7 +76,10 @@ class ThresholdSearch:
         goal = torch.where(wrong == 0, passed, torch.where(right == 0, found, f1))
         segment = goal.argmax(dim=1, keepdim=True)
         best_f1 = harmonic_mean(passed.gather(1, segment) / right, found.gather(1, segment) / wrong)
-        threshold = self._representatives()[segment]
+        # the first of the best segments lies above an end that has weight; the stretch goes on to the next such end
+        numbers = torch.arange(self.ends.numel() + 1).expand(len(weights), -1)
+        later = torch.where(self._weighted_ends(weights) & (numbers >= segment), numbers, self.ends.numel())
+        threshold = self._middles(segment - 1, later.amin(1, keepdim=True))
         return ThresholdChoice(best_f1[:, 0], torch.where(wrong + right > 0, threshold, math.nan)[:, 0])
 
     def curve(self) -> ThresholdChoice:
@@ -89,7 +93,8 @@ class ThresholdSearch:
         once = torch.ones(1, len(self.has_error), dtype=torch.float64)
         found, wrong = self._right(once * self.has_error)
         passed, right = self._right(once * ~self.has_error)
-        return ThresholdChoice(harmonic_mean(passed / right, found / wrong)[0], self._representatives())
+        above = torch.arange(self.ends.numel() + 1)
+        return ThresholdChoice(harmonic_mean(passed / right, found / wrong)[0], self._middles(above - 1, above))
 
     def _right(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Weight judged right in each segment [R, segments], and weight in all [R, 1]."""
@@ -99,15 +104,24 @@ class ThresholdSearch:
         change.index_add_(1, self.last + 1, -hits)
         return change.cumsum(1)[:, :-1], weights.sum(1, keepdim=True)
 
-    def _representatives(self) -> Tensor:
-        ends = self.ends
-        if not ends.numel():
-            return torch.zeros(1, dtype=torch.float64)
-        middle = ends[:-1] / 2 + ends[1:] / 2
+    def _weighted_ends(self, weights: Tensor) -> Tensor:
+        """Which ends belong to a solution with weight, [R, ends + 1]; the last column stands for infinity."""
+        hits = weights[:, self.possible]
+        weight = torch.zeros(len(weights), self.ends.numel() + 2, dtype=torch.float64)
+        weight.index_add_(1, self.first, hits)
+        weight.index_add_(1, self.last + 1, hits)
+        return weight[:, 1:] > 0
+
+    def _middles(self, below: Tensor, above: Tensor) -> Tensor:
+        """A threshold between the ends of two numbers, -1 for none below and the number of ends for none above."""
+        ends = torch.cat((self.ends.new_tensor([-math.inf]), self.ends, self.ends.new_tensor([math.inf])))
+        low, high = ends[below + 1], ends[above + 1]
+        middle = low / 2 + high / 2
         # the middle of two neighbouring floats may round down to the lower one, which is outside
-        middle = torch.where(middle > ends[:-1], middle, ends[1:])
-        above = torch.maximum(ends[-1:] + 1, torch.nextafter(ends[-1:], torch.full_like(ends[-1:], math.inf)))
-        return torch.cat((ends[:1] - 1, middle, above))
+        middle = torch.where(middle > low, middle, high)
+        highest = torch.maximum(low + 1, torch.nextafter(low, torch.full_like(low, math.inf)))
+        unbounded = torch.where(low.isinf(), 0.0, highest)
+        return torch.where(high.isinf(), unbounded, torch.where(low.isinf(), high - 1, middle))
 
 
 def _right_for(scores: Sequence[float], label: int) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from ipvrm_lightning.functional import best_threshold, first_error, step_f1_at
+from ipvrm_lightning.functional import best_threshold, first_error
 from ipvrm_lightning.metrics.threshold_search import ThresholdSearch
 
 
@@ -38,8 +38,21 @@ def test_a_weight_is_a_number_of_copies_and_zero_leaves_out(seed: int) -> None:
         few_scores, few_labels = [scores[index] for index in copies], [labels[index] for index in copies]
         exact = best_threshold(few_scores, few_labels)
         assert found.f1[row].item() == pytest.approx(exact.f1, abs=1e-15)
-        # the threshold may lie elsewhere in a gap, but judges the copies equally well
-        assert step_f1_at(few_scores, few_labels, found.threshold[row].item()).f1 == pytest.approx(exact.f1, abs=1e-15)
+        assert (
+            found.threshold[row].item() == exact.threshold
+        )  # nothing that was left out decides where in a gap it lies
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("count", [2, 5, 12, 40])
+def test_a_threshold_for_other_solutions_is_theirs_alone(count: int, ties: bool) -> None:
+    for seed in range(20):
+        scores, labels = draw(seed, count, ties=ties)
+        others = 1 - torch.eye(count, dtype=torch.float64)
+        found = ThresholdSearch(scores, labels).best(others).threshold.tolist()
+        left = [[row for row in range(count) if row != out] for out in range(count)]
+        exact = [best_threshold([scores[i] for i in rows], [labels[i] for i in rows]).threshold for rows in left]
+        assert found == exact
 
 
 def test_right_at_agrees_with_the_definition() -> None:
