@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.multiprocessing
 from ipvrm_lightning.functional import best_threshold
 from ipvrm_lightning.metrics import JudgeSettings, StepF1, StepF1Report, judge_solutions, recompute, report_to_json
 from ipvrm_lightning.metrics.score_file import write_scores
+from ipvrm_lightning.metrics.step_f1_judge import thresholds_of_solutions
 from ipvrm_lightning.types import ScoredSolution
 
 from .conftest import PROTOCOLS, random_solutions
@@ -91,6 +93,18 @@ def test_a_single_problem_has_no_cross_fitted_number() -> None:
     assert results["oracle"].f1 == 1.0
     assert results["cross_fitted"].f1 != results["cross_fitted"].f1
     assert results["cross_fitted"].f1_interval.low != results["cross_fitted"].f1_interval.low
+
+
+def test_a_solution_has_no_hand_in_the_threshold_that_judges_it(make_solutions: Make) -> None:
+    solutions = make_solutions(24, subsets=("a",))
+    settings = JudgeSettings()
+    before = thresholds_of_solutions("a", solutions, settings)
+    for number, solution in enumerate(solutions):
+        scores = {name: [value / 3 - 1 for value in row] for name, row in solution.step_scores.items()}
+        others = [*solutions[:number], replace(solution, step_scores=scores), *solutions[number + 1 :]]
+        after = thresholds_of_solutions("a", others, settings)
+        for protocol in scores:
+            assert after[protocol]["cross_fitted"][number] == before[protocol]["cross_fitted"][number]
 
 
 def test_oracle_is_best_threshold_of_every_subset_and_protocol(make_solutions: Make) -> None:
