@@ -190,13 +190,13 @@ class PretrainedLanguageModel(LanguageModelFactory):
         """Refuse what cannot be read, or adapted, in parts.
 
         Raises:
-            ValueError: a GGUF file, weights in 4 bits, DoRA, or compiled blocks.
+            ValueError: a GGUF file, weights in 4 bits, or DoRA.
         """
         if self.gguf_file is not None or self.quantized:
             raise ValueError(
                 "a GGUF file or weights in 4 bits cannot be divided over processes: use DDP, or safetensors as they are"
             )
-        check_sharded(self.lora, compiled=self.compile)
+        check_sharded(self.lora)
 
     def build_sharded(self, divide: Divide) -> PreTrainedModel:
         """Load the model, each process its own rows of it.
@@ -305,12 +305,12 @@ class RandomLanguageModel(LanguageModelFactory):
         return _prepared(self, model)
 
     def check_sharding(self) -> None:
-        """Refuse DoRA and compiled blocks.
+        """Refuse DoRA.
 
         Raises:
-            ValueError: names what is refused.
+            ValueError: it is asked for.
         """
-        check_sharded(self.lora, compiled=self.compile)
+        check_sharded(self.lora)
 
     def build_sharded(self, divide: Divide) -> PreTrainedModel:
         """Make the model in shards; the weights are those of `build_model`."""

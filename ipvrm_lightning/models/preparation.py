@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,16 +67,14 @@ def attention_options(attn_implementation: str | None) -> dict[str, str]:
     return {} if attn_implementation is None else {"attn_implementation": attn_implementation}
 
 
-def check_sharded(lora: LoRA | None, *, compiled: bool) -> None:
-    """Refuse adapters that read whole weights of a model which is divided over processes, and compiled blocks.
+def check_sharded(lora: LoRA | None) -> None:
+    """Refuse adapters that read whole weights of a model which is divided over processes.
 
     Raises:
-        ValueError: DoRA, or compilation.
+        ValueError: DoRA.
     """
     if lora is not None and lora.use_dora:
         raise ValueError("lora.use_dora reads whole weights: with FSDP2 use plain LoRA, or another strategy")
-    if compiled:
-        raise ValueError("language_model.compile does not go with FSDP2 here: set it to false, or use DDP")
 
 
 def empty_model(config: Any, dtype: DType, attn_implementation: str | None, **options: Any) -> PreTrainedModel:
@@ -104,7 +103,8 @@ def decoder_blocks(model: PreTrainedModel) -> list[Any]:
         ValueError: it does not say what they are.
     """
     kinds = set(model._no_split_modules or ())
-    blocks = [module for module in model.modules() if type(module).__name__ in kinds]
+    # FSDP2 gives a block it divides a class of its own
+    blocks = [module for module in model.modules() if kinds & {kind.__name__ for kind in type(module).__mro__}]
     if not blocks:
         raise ValueError(f"{type(model).__name__} does not say what its blocks are: it cannot be sharded or compiled")
     return blocks
@@ -138,7 +138,8 @@ def prepare_for_training(
         # with adapters on and off, with and without gradient, in training and not: beyond the limit nothing is compiled
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
         for block in decoder_blocks(model):
-            block.compile(dynamic=True)
+            # what hooks (FSDP2's gathering) and recomputation do stays around what is compiled
+            block.forward = MethodType(torch.compile(block.forward.__func__, dynamic=True), block)
     if quantized:
         from peft import prepare_model_for_kbit_training
 

@@ -39,8 +39,9 @@ SGD = partial(torch.optim.SGD, lr=0.05)
 UNEVEN = {**QWEN, "num_hidden_layers": 3, "tie_word_embeddings": True}
 
 
-def language_model(*, lora: bool = False, **options: Any) -> RandomLanguageModel:
-    return RandomLanguageModel(config=UNEVEN, lora=LoRA(r=4) if lora else None, **options)
+def language_model(*, lora: bool = False, layers: int = 3, **options: Any) -> RandomLanguageModel:
+    config = {**UNEVEN, "num_hidden_layers": layers}
+    return RandomLanguageModel(config=config, lora=LoRA(r=4) if lora else None, **options)
 
 
 def ipvrm(**options: Any) -> tuple[Any, Any]:
@@ -57,6 +58,7 @@ def distrl(*, reference: str = "behavior", optimizer: Any = ADAM, **options: Any
 
 CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "ipvrm": lambda: ipvrm(language_model=language_model(gradient_checkpointing=True)),
+    "ipvrm compiled": lambda: ipvrm(language_model=language_model(layers=1, compile=True)),
     "ipvrm adapters": lambda: ipvrm(language_model=language_model(lora=True)),
     # SGD: the head's bias has no gradient in pairs, and Adam makes steps of what rounding leaves
     "qrm": lambda: ipvrm(objective=QRM(), optimizer=SGD),
@@ -103,6 +105,7 @@ def run(name: str, folder: Path, *, resume: Path | None = None, **options: Any) 
         resume: checkpoint to go on from.
     """
     torch.manual_seed(0)
+    torch.compiler.set_default_backend("aot_eager")  # traced and differentiated, but no code is generated
     module, data = (CASES | ON_GPU)[name]()
     record = Record()
     steps = STEPS * (module.update.mini_batches if name.startswith("distrl") else 1)

@@ -129,7 +129,6 @@ BAD_PAIRS: dict[str, tuple[Any, Any, str]] = {
     "4 bits, FSDP1": (FSDPStrategy(), {"name": "x", **FOUR_BITS}, "weights in 4 bits cannot be divided"),
     "4 bits, DeepSpeed": ("deepspeed_stage_3_offload", {"name": "x", **FOUR_BITS}, "weights in 4 bits cannot be"),
     "GGUF, FSDP2": (FullyShard(), {"name": "x", "gguf_file": "x.gguf"}, "a GGUF file or weights in 4 bits"),
-    "compiled, FSDP2": (FullyShard(), {"name": "x", "compile": True}, "language_model.compile (does not go|is for)"),
     "DoRA, FSDP2": (FullyShard(), {"name": "x", "lora": LoRA(use_dora=True)}, "use_dora reads whole weights"),
     "Lightning's tensor parallelism": (ModelParallelStrategy(), {"name": "x"}, "divides matrices, not the batch"),
     "FSDP1 by name": ("fsdp_cpu_offload", {"name": "x"}, "does not run under fsdp_cpu_offload"),
