@@ -14,7 +14,6 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torchmetrics import MeanMetric
-from torchmetrics.classification import BinaryAUROC
 
 from ipvrm_lightning.metrics import PrefixCalibration
 from ipvrm_lightning.models.checkpoints import check_same_settings
@@ -74,7 +73,6 @@ class IPVRMModule(WindowedModule):
         self.reference = reference or default_reference(language_model)
         self.unit = self.objective.unit
         self.value_head: Any = None
-        self.val_auroc = BinaryAUROC()
         self.val_prefix_accuracy = MeanMetric()
         self.val_calibration = PrefixCalibration()
         self.judge = Judge(threshold=threshold)
@@ -146,16 +144,14 @@ class IPVRMModule(WindowedModule):
             self.log_validation_loss(self.objective(scores, mask, batch), batch)
         agrees = ((logits > 0) == (outcomes[:, None] > 0.5))[mask]
         self.val_prefix_accuracy.update(agrees.float())
-        finals = logits.gather(1, (batch.response_lengths - 1)[:, None]).squeeze(1)
-        self.val_auroc.update(finals, outcomes.long())
         self.val_calibration.update(logits, mask, outcomes)
         self.log("val/prefix_accuracy", self.val_prefix_accuracy, batch_size=1)
-        self.log("val/auroc", self.val_auroc, batch_size=1, prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the calibration of validation values."""
+        """Log how validation values rank responses and how they are calibrated."""
         report = self.val_calibration.compute()
         # the report is reduced already; averaging equal values only tells Lightning so
+        self.log("val/auroc", report.final_auroc, sync_dist=True, prog_bar=True)
         self.log("val/ece", report.final_ece, sync_dist=True)
         self.log("val/brier", report.final_brier, sync_dist=True)
         self.val_calibration.reset()

@@ -93,6 +93,28 @@ def test_training_separates_right_from_wrong(tmp_path: Path) -> None:
         assert math.isfinite(trainer.callback_metrics[name])
 
 
+def test_auroc_counts_the_pairs_in_the_right_order_whatever_the_batches(tmp_path: Path) -> None:
+    logged, expected = [], []
+    for max_tokens in (4096, 60, 1):
+        module = IPVRMModule(language_model=tiny(seed=1), reference=FrozenCopy(), optimizer=SGD)
+        data, trainer = InMemoryData(max_tokens=max_tokens), quiet_trainer(tmp_path)
+        module.configure_model()
+        torch.manual_seed(0)
+        with torch.no_grad():  # small and large values, of both signs
+            for parameter in module.trainable_parameters().values():
+                parameter += 0.05 * torch.randn_like(parameter)
+        (found,) = trainer.validate(module, datamodule=data, verbose=False)
+        logged.append(found["val/auroc"])
+        batch = collate(data.val_set, range(len(data.val_set)))
+        scores, mask = module.token_scores(batch)
+        logits = module.objective.prefix_logits(scores, mask).detach()
+        finals = [row[length - 1].item() for row, length in zip(logits, batch.response_lengths, strict=True)]
+        right, wrong = ([f for f, y in zip(finals, batch.outcomes, strict=True) if y == label] for label in (1, 0))
+        assert min(finals) < 0 < max(finals) and any(0 < final < 1 for final in finals)
+        expected.append(sum(r > w for r in right for w in wrong) / (len(right) * len(wrong)))
+    assert logged == pytest.approx(expected, abs=1e-6) and len(set(logged)) == 1
+
+
 def test_cached_reference_trains_to_the_same_weights(tmp_path: Path) -> None:
     states = []
     for reference in (FrozenCopy(), CachedReference(source=FrozenCopy(), cache_dir=str(tmp_path / "cache"))):
