@@ -1,4 +1,4 @@
-"""`ResumePoint`: a checkpoint by the clock, to go on from after a kill."""
+"""`ResumePoint`: a checkpoint by the clock, to go on from after a kill, and the last one at the end."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ class ResumePoint(Callback):
 
     Lightning's `ModelCheckpoint` leaves `train_time_interval` out of account where a module steps its own optimisers.
     A step that a validation follows is passed over: a run that went on from there would leave the validation out.
+
+    When training has ended, `checkpoints/last.ckpt` holds the final weights: `ModelCheckpoint` writes its last one only
+    where it also keeps one of its best, so that the end of a run may be in none.
 
     Args:
         minutes: between two checkpoints, by the clock of the first process.
@@ -41,21 +44,38 @@ class ResumePoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where it is time; called on every process."""
-        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        every = trainer.val_check_batch  # None: validation goes by the clock
-        validates = every is not None and (batch_idx + 1) % every == 0
-        if is_last or validates or getattr(trainer, "fast_dev_run", False):
+        if getattr(trainer, "fast_dev_run", False):
             return
-        if not trainer.strategy.broadcast(time.monotonic() - self._saved >= 60 * self.minutes):
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        assert fetcher is not None  # in training
+        validates = loop.batch_progress.is_last_batch or loop._should_check_val_fx(fetcher)
+        due = time.monotonic() - self._saved >= 60 * self.minutes
+        # by the first process's clock, by which validation may go too: all save, or none
+        if not trainer.strategy.broadcast(due and not validates):
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
-        target = folder / f"resume-{trainer.global_step}.ckpt"
+        target = _checkpoints(trainer) / f"resume-{trainer.global_step}.ckpt"
         trainer.save_checkpoint(target)
-        if trainer.is_global_zero:
-            for earlier in folder.glob("resume-*.ckpt"):
-                if earlier != target:
-                    trainer.strategy.remove_checkpoint(earlier)
+        _remove_earlier(trainer, target)
         self._saved = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the final weights as `last.ckpt`; called on every process, and not where training has failed."""
+        last = _checkpoints(trainer) / "last.ckpt"
+        trial = bool(getattr(trainer, "fast_dev_run", False))
+        written = trial
+        for callback in trainer.checkpoint_callbacks:
+            if not isinstance(callback, ModelCheckpoint):
+                continue
+            ours = Path(callback.dirpath or "").resolve() == last.parent.resolve()
+            if ours and Path(callback.last_model_path).resolve() == last.resolve():
+                written |= callback._last_global_step_saved == trainer.global_step
+            if ours or trial:
+                # else it would put a last one of its own beside ours, and write one in a trial run
+                callback.last_model_path = callback._last_checkpoint_saved = str(last)
+        if not written:
+            trainer.save_checkpoint(last)
+        if not trial:
+            _remove_earlier(trainer, last)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what this step logs: it reaches the loggers after the checkpoint, and a kill may come between."""
@@ -63,6 +83,17 @@ class ResumePoint(Callback):
         if (step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
             checkpoint["logged"] = {**values, "epoch": trainer.current_epoch, "step": step}
+
+
+def _checkpoints(trainer: Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+
+
+def _remove_earlier(trainer: Trainer, target: Path) -> None:
+    """Remove points to go on from, now that another checkpoint is whole."""
+    for earlier in target.parent.glob("resume-*.ckpt") if trainer.is_global_zero else ():
+        if earlier != target:
+            trainer.strategy.remove_checkpoint(earlier)
 
 
 def last_step(checkpoint: Path) -> tuple[int, dict[str, float] | None]:

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+
+from ipvrm_lightning.callbacks.resume_point import ResumePoint
+from ipvrm_lightning.models.checkpoints import newest_checkpoint
+from ipvrm_lightning.modules import IPVRMModule
+
+from ..modules.conftest import InMemoryData, quiet_trainer, tiny, trained_state
+
+
+def fit(folder: Path, *callbacks: Callback, minutes: float = 60.0, **options: Any) -> tuple[Trainer, IPVRMModule]:
+    """Three windows an epoch; the adapters alone are trained."""
+    torch.manual_seed(0)
+    module = IPVRMModule(language_model=tiny(lora=True), optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    options = {"enable_checkpointing": True, "num_sanity_val_steps": 0, "max_epochs": 3} | options
+    trainer = quiet_trainer(folder, callbacks=[*callbacks, ResumePoint(minutes=minutes)], **options)
+    trainer.fit(module, datamodule=InMemoryData())
+    return trainer, module
+
+
+def best(**options: Any) -> ModelCheckpoint:
+    """Keeps the first validation's checkpoint: no later one has a smaller step."""
+    return ModelCheckpoint(**{"monitor": "step", "mode": "min", "save_last": True, "filename": "best"} | options)
+
+
+class Fails(Callback):
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("no more")
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        ({}, 9),
+        ({"max_steps": 5, "max_epochs": -1, "val_check_interval": 2}, 5),
+        ({"callbacks": [EarlyStopping("val/loss", min_delta=100.0, patience=1)]}, 6),
+        ({"callbacks": [EMAWeightAveraging(decay=0.5)]}, 9),
+    ],
+    ids=["epochs", "steps", "early stopping", "averaged weights"],
+)
+def test_the_last_checkpoint_holds_the_final_weights_and_the_best_stays(
+    options: dict[str, Any], step: int, tmp_path: Path
+) -> None:
+    kept = best()
+    trainer, module = fit(tmp_path, kept, *options.pop("callbacks", []), minutes=0, **options)
+    assert trainer.global_step == step
+    assert sorted(file.name for file in tmp_path.glob("checkpoints/*")) == ["best.ckpt", "last.ckpt"]
+    last = newest_checkpoint(tmp_path, what="test")
+    stored = torch.load(last, weights_only=True)
+    assert (last.name, stored["global_step"]) == ("last.ckpt", step)
+    for name, value in trained_state(module).items():
+        assert torch.equal(stored["state_dict"][name], value)
+    assert Path(kept.best_model_path).name == "best.ckpt"
+    assert torch.load(kept.best_model_path, weights_only=True)["global_step"] < step
+
+
+def test_what_was_just_written_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    save = Trainer.save_checkpoint
+
+    def recorded(self: Trainer, path: Any, *options: Any) -> None:
+        names.append(Path(path).name)
+        save(self, path, *options)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", recorded)
+    fit(tmp_path / "a", ModelCheckpoint(save_last=True, filename="best"), max_epochs=1)
+    assert names == ["best.ckpt", "last.ckpt"]
+    names.clear()
+    fit(tmp_path / "b", best(save_last=None, save_top_k=0), max_epochs=1)
+    fit(tmp_path / "c", best(dirpath=tmp_path / "elsewhere"), max_epochs=1)
+    assert names == ["last.ckpt", "best.ckpt", "last.ckpt", "last.ckpt"]
+    assert (tmp_path / "c" / "checkpoints" / "last.ckpt").is_file()
+    names.clear()
+    fit(tmp_path / "d", ModelCheckpoint(save_last=True), fast_dev_run=1)
+    assert not names
+
+
+def test_a_run_that_fails_or_is_killed_keeps_its_points_to_go_on_from(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no more"):
+        fit(tmp_path, best(), Fails(), minutes=0)
+    assert {file.name for file in tmp_path.glob("checkpoints/*")} == {"best.ckpt", "last.ckpt", "resume-5.ckpt"}
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+class Order(Callback):
+    def __init__(self) -> None:
+        self.validated: list[int] = []
+        self.saved: list[int] = []
+
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+        self.validated.append(trainer.global_step)
+
+    def on_save_checkpoint(self, trainer: Trainer, *_: Any) -> None:
+        self.saved.append(trainer.global_step)
+
+
+def test_no_point_is_saved_where_a_validation_follows(tmp_path: Path) -> None:
+    """Batches of all epochs count where `check_val_every_n_epoch` is None; else those of the epoch."""
+    for interval, every, validated, saved in (
+        (4, None, [4, 8], [1, 2, 5, 7, 9]),  # 3, 6 and 9 end an epoch; 9 is the last checkpoint
+        (2, 1, [2, 5, 8], [1, 4, 7, 9]),
+        ("00:00:01:00", 1, [], [1, 2, 4, 5, 7, 8, 9]),
+        ("00:00:00:00", 1, [*range(1, 10)], [9]),
+    ):
+        order = Order()
+        fit(
+            tmp_path,
+            order,
+            ModelCheckpoint(save_top_k=0),
+            minutes=0,
+            val_check_interval=interval,
+            check_val_every_n_epoch=every,
+        )
+        assert (order.validated, order.saved) == (validated, saved)
