@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
+import warnings
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +175,11 @@ class CachedReference(Reference):
         self._folder.mkdir(parents=True, exist_ok=True)
         self._values: dict[bytes, Tensor] = {}
         self._unsaved: dict[bytes, Tensor] = {}
+        _remove_leftovers(self._folder)
+        self.read()
+
+    def read(self) -> None:
+        """Read what is kept, by this process or another."""
         for file in sorted(self._folder.glob("*.safetensors")):
             self._values.update(_read_values(file))
 
@@ -265,16 +273,35 @@ def _bare_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _write_values(folder: Path, values: dict[bytes, Tensor]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
-    os.close(handle)
-    save_file({key.hex(): value.contiguous() for key, value in values.items()}, name)
-    follow_umask(name)
-    os.replace(name, folder / f"{hashlib.blake2b(b''.join(sorted(values)), digest_size=8).hexdigest()}.safetensors")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(save({key.hex(): value.contiguous() for key, value in values.items()}))
+            file.flush()
+            os.fsync(file.fileno())
+        follow_umask(name)
+        os.replace(name, folder / f"{hashlib.blake2b(b''.join(sorted(values)), digest_size=8).hexdigest()}.safetensors")
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed have left; a younger one may be about to finish."""
+    for part in folder.glob("*.part"):
+        with suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > 3600:
+                part.unlink()
 
 
 def _read_values(file: Path) -> dict[bytes, Tensor]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return {bytes.fromhex(key): value for key, value in load_file(file).items()}
+    try:
+        return {bytes.fromhex(key): value for key, value in load_file(file).items()}
+    except (SafetensorError, ValueError) as error:
+        warnings.warn(f"{file}: broken, and may be removed; its values are computed again ({error})", stacklevel=2)
+        return {}

@@ -132,9 +132,11 @@ class IPVRMModule(WindowedModule):
                     batch = self.transfer_batch_to_device(batch, self.device, 0)
                     self.reference.log_probs(batch, chunk_size=self.chunk_size)
         self.reference.release()
+        self.trainer.strategy.barrier()
+        self.reference.read()  # what the other processes have computed: rows are dealt out otherwise in training
 
     def validation_step(self, batch: TrajectoryBatch, batch_idx: int) -> None:
-        """Log loss, prefix accuracy, AUROC and calibration of values on rollouts with outcomes."""
+        """Log loss and prefix accuracy on rollouts with outcomes, and collect their values."""
         scores, mask = self.token_scores(batch)
         logits = self.objective.prefix_logits(scores, mask)
         outcomes = batch.outcomes

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,36 @@ def test_values_of_another_precision_are_not_reused(batch: TrajectoryBatch) -> N
     plain = _keys(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not set(plain) & set(_keys(batch))
+
+
+def test_a_full_disk_leaves_nothing_and_a_torn_file_stops_no_run(
+    tmp_path: Path, batch: TrajectoryBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factory = RandomLanguageModel(config=QWEN)
+
+    def cached() -> CachedReference:
+        reference = CachedReference(cache_dir=str(tmp_path))
+        reference.setup(factory, factory.build_model())
+        return reference
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    reference = cached()
+    expected = reference.log_probs(batch)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("os.fsync", full)
+        reference.release()
+    assert not list(tmp_path.rglob("*.*"))
+    reference.release()
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-5])
+    (file.parent / "killed.part").touch()
+    os.utime(file.parent / "killed.part", (0, 0))
+    (file.parent / "live.part").touch()
+    with pytest.warns(UserWarning, match=f"{file.name}: broken, and may be removed"):
+        again = cached()
+    assert torch.equal(again.log_probs(batch), expected)
+    again.release()
+    assert torch.equal(cached().log_probs(batch), expected)
+    assert [part.name for part in tmp_path.rglob("*.part")] == ["live.part"]

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ipvrm_lightning.metrics import report_to_json
-from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguageModel
+from ipvrm_lightning.models import CachedReference, LoRA, PretrainedLanguageModel, RandomLanguageModel
 from ipvrm_lightning.models.logprobs import check_output_head, response_scores
 from ipvrm_lightning.models.reference import weights_fingerprint
 from ipvrm_lightning.models.sharding import Sharded, is_sharded, whole
@@ -59,6 +59,7 @@ def distrl(*, reference: str = "behavior", optimizer: Any = ADAM, **options: Any
 CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "ipvrm": lambda: ipvrm(language_model=language_model(gradient_checkpointing=True)),
     "ipvrm compiled": lambda: ipvrm(language_model=language_model(layers=1, compile=True)),
+    "ipvrm cached": lambda: ipvrm(reference=CachedReference()),
     "ipvrm adapters": lambda: ipvrm(language_model=language_model(lora=True)),
     # SGD: the head's bias has no gradient in pairs, and Adam makes steps of what rounding leaves
     "qrm": lambda: ipvrm(objective=QRM(), optimizer=SGD),
@@ -88,10 +89,11 @@ class Record(Losses):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module)
         weights = [parameter for name, parameter in pl_module.named_parameters() if "lora" not in name]
-        frozen = getattr(getattr(pl_module, "reference", None), "_copy", [])
+        reference = getattr(pl_module, "reference", None)
+        frozen = getattr(getattr(reference, "_source", reference), "_copy", [])
         frozen = frozen or getattr(getattr(pl_module, "roles", None), "_reference", [])
         weights += [parameter for model in frozen for parameter in model.parameters()]
-        self.copies = len(frozen)
+        self.copies = int(trainer.strategy.reduce(torch.tensor(float(len(frozen))), reduce_op="sum"))
         own = sum(p.to_local().numel() if is_sharded(p) else p.numel() for p in weights)  # type: ignore[attr-defined]
         self.share = own / sum(p.numel() for p in weights)
 
@@ -107,6 +109,8 @@ def run(name: str, folder: Path, *, resume: Path | None = None, **options: Any) 
     torch.manual_seed(0)
     torch.compiler.set_default_backend("aot_eager")  # traced and differentiated, but no code is generated
     module, data = (CASES | ON_GPU)[name]()
+    if name == "ipvrm cached":
+        module.reference.cache_dir = str(folder / "cache")
     record = Record()
     steps = STEPS * (module.update.mini_batches if name.startswith("distrl") else 1)
     saved = ModelCheckpoint(folder, filename=name, every_n_train_steps=SAVED, save_top_k=-1)
@@ -150,7 +154,7 @@ def compare_weights(folder: Path) -> None:
 
 
 #: Cases that run on two processes under each strategy.
-BY_STRATEGY = {"ddp": ["ipvrm", "ipvrm adapters", "distrl"], "fsdp2": list(CASES)}
+BY_STRATEGY = {"ddp": ["ipvrm", "ipvrm cached", "ipvrm adapters", "distrl"], "fsdp2": list(CASES)}
 
 
 def main(folder: Path) -> None:

@@ -89,10 +89,14 @@ def test_weights_are_those_of_one_process(strategy: str, name: str, runs: Runs) 
 @pytest.mark.parametrize("name", BY_STRATEGY["fsdp2"])
 def test_a_process_holds_its_share_of_the_model(name: str, runs: Runs) -> None:
     assert load(runs["one"], name)["share"] == 1.0
-    assert load(runs["fsdp2"], name)["copies"] == (
-        1 if name in ("ipvrm", "ipvrm compiled", "distrl") else 0
-    )  # the frozen reference too
+    # the frozen reference too
+    assert load(runs["fsdp2"], name)["copies"] == (2 if name in ("ipvrm", "ipvrm compiled", "distrl") else 0)
     assert load(runs["fsdp2"], name)["share"] == pytest.approx(0.5, abs=0.02)  # 97 rows are 49 and 48
+
+
+def test_no_process_holds_a_copy_whose_values_are_cached(runs: Runs) -> None:
+    assert [load(runs[strategy], "ipvrm cached")["copies"] for strategy in ("one", "ddp", "fsdp2")] == [0, 0, 0]
+    assert load(runs["ddp"], "ipvrm")["copies"] == 2
 
 
 @pytest.mark.parametrize("name", RESUMED)
