@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from jsonargparse import Namespace
@@ -26,7 +27,13 @@ from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
 from ipvrm_lightning.config_checks import bound_values, check_class_paths
 from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, read_checkpoint
-from ipvrm_lightning.run_folders import config_fingerprint, new_run_name, unfinished_checkpoint
+from ipvrm_lightning.run_folders import (
+    checkpoint_to_resume,
+    config_fingerprint,
+    hold,
+    new_run_name,
+    unfinished_run,
+)
 from ipvrm_lightning.strategies import check_fit
 
 
@@ -39,8 +46,9 @@ class IPVRMCLI(LightningCLI):
     """Wires any LightningModule to any LightningDataModule by config.
 
     Each run writes to `<trainer.default_root_dir>/<time>-<command>`: config, CSV and TensorBoard logs, checkpoints,
-    results. A `trainer.logger` in the config takes the place of those two loggers. A fit that was killed goes on when
-    the same command is given again: its newest run with the same config that has not ended is continued in its folder.
+    results. A `trainer.logger` in the config takes the place of TensorBoard's; false leaves out the folder as well. A
+    fit that was killed goes on when the same command is given again: its newest run with the same config that has not
+    ended is continued in its folder, which one command at a time may write to.
     """
 
     @classmethod
@@ -118,12 +126,15 @@ class IPVRMCLI(LightningCLI):
         fingerprint = config_fingerprint(json.loads(self._parser(command).dump(config, format="json")))
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest_checkpoint(root, what="--ckpt_path last"))
-        resumed = self._checkpoint_to_resume(config, root, fingerprint) if command == "fit" else None
+        has_folder = config.trainer.logger is not False and not config.trainer.fast_dev_run
+        resumed = self._checkpoint_to_resume(config, root, fingerprint) if command == "fit" and has_folder else None
+        if command == "fit" and config.trainer.logger is False and not config.trainer.fast_dev_run:
+            rank_zero_info("trainer.logger: false: the run has no folder of its own, and to go on it needs --ckpt_path")
         self._check_checkpoint(config)
-        if config.trainer.logger in (None, True):
+        if config.trainer.logger is not False:
             run = resumed.parent.parent.name if resumed else new_run_name(root, command)
             run = os.environ.setdefault("IPVRM_RUN", run)
-            config.trainer.logger = _loggers(root, run, resumed)
+            config.trainer.logger = _loggers(root, run, resumed, config.trainer.logger)
         callbacks: list[Any] = [RunRecord(config=fingerprint)]
         if command == "fit" and config.trainer.enable_checkpointing is not False:
             callbacks += self._checkpoint_callbacks(config, continues=resumed is not None)
@@ -133,11 +144,18 @@ class IPVRMCLI(LightningCLI):
 
     @staticmethod
     def _checkpoint_to_resume(config: Namespace, root: Path, fingerprint: str) -> Path | None:
-        """Where to go on; sets `ckpt_path`."""
-        own_logger = config.trainer.logger not in (None, True)
-        if config.get("ckpt_path") or config.resume == "never" or own_logger or config.trainer.fast_dev_run:
+        """Where to go on; sets `ckpt_path`.
+
+        Raises:
+            ValueError: the run is still going on.
+        """
+        if config.get("ckpt_path") or config.resume == "never":
             return None
-        found = unfinished_checkpoint(root, fingerprint)
+        run = unfinished_run(root, fingerprint)
+        if run is None:
+            return None
+        hold(run, "look").close()
+        found = checkpoint_to_resume(run)
         if found is not None:
             config.ckpt_path = str(found)
             rank_zero_info(f"This run has not ended: going on from {found}. A new one: --resume never")
@@ -147,7 +165,8 @@ class IPVRMCLI(LightningCLI):
     def _checkpoint_callbacks(config: Namespace, *, continues: bool) -> list[Any]:
         """Checkpoints by the clock, and at the end of a run whose config asks for none."""
         chosen = config.trainer.callbacks or []
-        asked = any("Checkpoint" in str(callback.get("class_path")) for callback in chosen)
+        kinds = [resolve_name(one.class_path) for one in (chosen if isinstance(chosen, list) else [chosen])]
+        asked = any(isinstance(kind, type) and issubclass(kind, ModelCheckpoint) for kind in kinds)
         by_clock = ResumePoint(minutes=config.checkpoint_minutes, continues=continues)
         return [by_clock, *([] if asked else [ModelCheckpoint(save_last=True)])]
 
@@ -185,11 +204,12 @@ class IPVRMCLI(LightningCLI):
             read_checkpoint(Path(config.ckpt_path), mmap=True)
 
 
-def _loggers(root: Path, run: str, resumed: Path | None) -> list[Namespace]:
+def _loggers(root: Path, run: str, resumed: Path | None, chosen: Any) -> list[Any]:
+    """The run's own log, and those chosen or TensorBoard's. Ours is first: Lightning puts files where that writes."""
     own = {"save_dir": str(root), "version": run}
     table = Namespace(**own, resume_from=None if resumed is None else str(resumed))
+    first = Namespace(class_path="ipvrm_lightning.loggers.MetricsFile", init_args=table)
+    if chosen not in (None, True):
+        return [first, *(chosen if isinstance(chosen, list) else [chosen])]
     board = Namespace(**own, name="", purge_step=None if resumed is None else last_step(resumed)[0] + 1)
-    return [
-        Namespace(class_path="ipvrm_lightning.loggers.MetricsFile", init_args=table),
-        Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=board),
-    ]
+    return [first, Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=board)]

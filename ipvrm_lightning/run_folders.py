@@ -10,7 +10,7 @@ import hashlib
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 from ipvrm_lightning.metrics.score_file import write_atomically
 from ipvrm_lightning.models.checkpoints import newest_in
@@ -37,22 +37,54 @@ def config_fingerprint(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def unfinished_checkpoint(root: Path, fingerprint: str) -> Path | None:
-    """The newest whole checkpoint of the newest run with this config that has not ended.
+def unfinished_run(root: Path, fingerprint: str) -> Path | None:
+    """The folder of the newest run with this config, None where that has ended or there is none.
 
     Args:
         root: `default_root_dir` of the runs.
         fingerprint: of the config.
-
-    Returns:
-        None where there is no such run, or it has no checkpoint yet.
     """
     for record in sorted(root.glob(f"*/{RECORD}"), reverse=True):
         facts = _read(record)
         if facts.get("config") == fingerprint:
-            folder = record.parent / "checkpoints"
-            return None if facts.get("ended") else newest_in(folder, "resume-*.ckpt") or newest_in(folder)
+            return None if facts.get("ended") else record.parent
     return None
+
+
+def checkpoint_to_resume(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run that has not ended, None where it has none yet.
+
+    Args:
+        run: its folder.
+    """
+    folder = run / "checkpoints"
+    return newest_in(folder, "resume-*.ckpt") or newest_in(folder)
+
+
+def hold(run: Path, how: Literal["alone", "look"] = "alone") -> IO[str]:
+    """Keep other commands from writing to a run's folder, while this process lives and the file is open.
+
+    Args:
+        run: folder that exists.
+        how: `look` shuts out only those who write: all processes of a run may ask so before its first one writes.
+
+    Raises:
+        ValueError: another process writes there.
+    """
+    file = (run / "run.lock").open("a+")
+    try:
+        import fcntl
+
+        # unlike flock's, this lock goes with its process, even if workers that it had forked outlive a kill
+        fcntl.lockf(file, fcntl.LOCK_NB | (fcntl.LOCK_EX if how == "alone" else fcntl.LOCK_SH))
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise ValueError(
+            f"{run}: this run is still going on in another process; --resume never starts a second one"
+        ) from None
+    except (ImportError, OSError):
+        pass  # Windows, or a file system without locks
+    return file
 
 
 def write_record(folder: Path, facts: dict[str, Any]) -> None:

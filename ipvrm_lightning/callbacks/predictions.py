@@ -12,10 +12,18 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 
 class PredictionFile(BasePredictionWriter):
-    """Appends predictions to `<run folder>/predictions.jsonl`, batch by batch; one file per process."""
+    """Writes predictions to `<run folder>/predictions.jsonl`, batch by batch; one file per process."""
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew: without a logger, the folder may hold what an earlier command has left."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            for earlier in (folder / "predictions.jsonl", *folder.glob("predictions.rank*.jsonl")):
+                earlier.unlink(missing_ok=True)
+        trainer.strategy.barrier()
 
     def write_on_batch_end(
         self,
@@ -27,7 +35,9 @@ class PredictionFile(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write the records of one batch, with the dataset's metadata beside them."""
+        """Write the records of one batch, with the dataset's metadata beside them, unless it is a trial run."""
+        if getattr(trainer, "fast_dev_run", False):
+            return
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         name = "predictions.jsonl" if trainer.world_size == 1 else f"predictions.rank{trainer.global_rank}.jsonl"

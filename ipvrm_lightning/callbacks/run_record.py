@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ipvrm_lightning.run_folders import write_record
+from ipvrm_lightning.run_folders import hold, write_record
 
+T = TypeVar("T")
 _PACKAGES = ("ipvrm_lightning", "transformers", "lightning", "torchmetrics", "peft", "bitsandbytes")
 
 
@@ -27,19 +30,39 @@ class RunRecord(Callback):
 
     def __init__(self, config: str | None = None) -> None:
         self.config = config
+        self._held: IO[str] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the record, on the first process, unless it is a trial run."""
-        self._write(trainer, {**run_facts(), "config": self.config, "ended": None})
+        """Write the record, on the first process, unless it is a trial run; a fit keeps its folder to itself.
+
+        Raises:
+            ValueError: another fit writes to the folder.
+        """
+        if stage == "fit" and trainer.loggers and self._held is None:
+            self._held = self._first(trainer, hold)
+        self._first(trainer, partial(write_record, facts={**run_facts(), "config": self.config, "ended": None}))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that the run has ended: the same command starts a new one."""
-        self._write(trainer, {"ended": _now()})
+        self._first(trainer, partial(write_record, facts={"ended": _now()}))
+        self._let_go()
 
-    def _write(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let others go on with the run: the process may live on, as a notebook's does."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    @staticmethod
+    def _first(trainer: Trainer, act: Callable[[Path], T]) -> T | None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # every process takes part in asking for it
-        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            write_record(folder, facts)
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        return act(folder)
 
 
 def run_facts() -> dict[str, Any]:

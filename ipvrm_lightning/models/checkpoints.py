@@ -134,7 +134,8 @@ def newest_checkpoint(root: Path, *, what: str) -> Path:
     Raises:
         FileNotFoundError: there is none; names the folder.
     """
-    found = [path for folder in root.glob("*/checkpoints") if (path := newest_in(folder)) is not None]
+    folders = [root / "checkpoints", *root.glob("*/checkpoints")]  # without a logger, runs have no folder of their own
+    found = [path for folder in folders if (path := newest_in(folder)) is not None]
     if not found:
         raise FileNotFoundError(f"{what}: no checkpoint under {root}/*/checkpoints; run `ipvrm fit` first")
     return max(found, key=lambda path: path.stat().st_mtime_ns)

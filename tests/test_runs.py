@@ -1,0 +1,107 @@
+"""Folders of runs by the command line: who may write to them, and what they hold whatever the logger."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lightning.pytorch.loggers.logger import Logger
+
+from ipvrm_lightning.cli import main
+from ipvrm_lightning.exporting.source import find_run
+from ipvrm_lightning.models.checkpoints import newest_checkpoint
+
+from .conftest import REPOSITORY
+from .test_cli import real_inputs, tiny_overlay  # noqa: F401
+
+Command = Callable[..., None]
+
+
+class ServiceLogger(Logger):
+    """As loggers of services: a folder, a project and a run, and no `log_dir`."""
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self.folder = save_dir
+
+    save_dir = property(lambda self: self.folder)
+    name = property(lambda self: "project")
+    version = property(lambda self: "abc123")
+
+    def log_metrics(self, metrics: Any, step: Any = None) -> None:
+        pass
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def command(tmp_path: Path, real_inputs: dict[str, str]) -> Command:  # noqa: F811
+    """Runs a command for two steps on a tiny model, with values of the trainer's part of the config."""
+
+    def run(name: str, *options: str, **trainer: Any) -> None:
+        (tmp_path / "more.yaml").write_text(yaml.safe_dump({"trainer": {"max_steps": 2, **trainer}}))
+        main(
+            [
+                *(name, "--config", str(REPOSITORY / "configs" / "ipvrm_smollm2.yaml")),
+                *("--config", tiny_overlay(tmp_path, real_inputs, "ipvrm_smollm2.yaml")),
+                *("--config", str(tmp_path / "more.yaml"), "--data.train", real_inputs["rollouts"]),
+                *("--model.init_args.reference.init_args.cache_dir", str(tmp_path / "cache"), *options),
+            ]
+        )
+
+    return run
+
+
+def test_a_run_is_whole_whatever_the_logger_and_belongs_to_one_process(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = {"class_path": "tests.test_runs.ServiceLogger", "init_args": {"save_dir": str(tmp_path / "service")}}
+    # no checkpoint of a run that goes well
+    failures = {"class_path": "OnExceptionCheckpoint", "init_args": {"dirpath": str(tmp_path / "failures")}}
+    options: dict[str, Any] = {"logger": logger, "callbacks": [failures]}
+    command("fit", **options)
+    (run,) = tmp_path.glob("*-fit")
+    assert {"config.yaml", "run.json", "metrics.csv"} <= {path.name for path in run.iterdir()}
+    assert newest_checkpoint(tmp_path, what="test") == find_run(run).checkpoint == run / "checkpoints" / "last.ckpt"
+    assert not list(tmp_path.glob("service/**/*.ckpt"))
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "ended": None}))
+    # a worker may outlive its parent by a while, as those of a loader do
+    script = (
+        "import os, sys, time; from pathlib import Path; from ipvrm_lightning.run_folders import hold\n"
+        "file = hold(Path(sys.argv[1]))\n"
+        "print(os.getpid() if os.fork() else '', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(run)], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline()
+        with pytest.raises(SystemExit):
+            command("fit", **options)
+        assert f"{run}: this run is still going on in another process; --resume never" in capsys.readouterr().err
+        holder.kill()
+        holder.wait()
+        command("fit", **options)
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+    assert json.loads((run / "run.json").read_text())["ended"] and list(tmp_path.glob("*-fit")) == [run]
+
+
+def test_without_a_logger_the_newest_checkpoint_is_found_and_predictions_start_anew(
+    tmp_path: Path, command: Command
+) -> None:
+    command("fit", logger=False)
+    for name in ("predictions.jsonl", "predictions.rank1.jsonl"):
+        (tmp_path / name).write_text('{"index": "of an earlier command"}\n')
+    command("predict", "--ckpt_path", "last", logger=False)
+    rows = [json.loads(line)["index"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert rows and all(isinstance(row, int) for row in rows)
+    assert not (tmp_path / "predictions.rank1.jsonl").exists()
