@@ -49,6 +49,9 @@ class MetricsFile(CSVLogger):
         step, row = last_step(checkpoint)
         rows: list[dict[str, Any]] = []
         if earlier.exists():
-            with earlier.open(newline="") as file:
-                rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if int(row["step"]) < step]
+            # a full disk or a kill may have torn a line
+            whole = earlier.read_text(errors="replace").rpartition("\n")[0]
+            for found in csv.DictReader(whole.replace("\0", "").splitlines()):
+                if None not in found.values() and found["step"].isdecimal() and int(found["step"]) < step:
+                    rows.append({k: v for k, v in found.items() if v})
         return rows if row is None else [*rows, row]
