@@ -78,12 +78,14 @@ def model_weights(state: dict[str, Tensor], part: Part) -> dict[str, Tensor]:
     adapter = {"policy": ".default.", "reward": ".reward."}[part]
     found: dict[str, Tensor] = {}
     for name, weight in state.items():
-        if name.startswith("model."):
+        if name.startswith("model.") and part == "policy":
             found[name.removeprefix("model.")] = weight
         elif name.startswith(f"roles.{part}."):
             found[name.removeprefix(f"roles.{part}.")] = weight
         elif name.startswith("roles.model.") and adapter in f"{name}.":
             found[name.removeprefix("roles.model.").replace(".reward", ".default")] = weight
     if not found:
-        raise ValueError(f"the checkpoint holds no {part} model that was trained")
+        only = any(name.startswith("model.") for name in state)
+        hint = "; it is of no policy optimisation and has one model: leave out --part" if only else ""
+        raise ValueError(f"the checkpoint holds no {part} model that was trained{hint}")
     return found

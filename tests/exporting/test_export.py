@@ -216,6 +216,8 @@ def test_distrl_exports_policy_and_reward_model(tmp_path: Path) -> None:
     assert model_weights(separate, "reward") == {"a.weight": 2 * one}
     with pytest.raises(ValueError, match="no reward model"):
         model_weights({"roles.policy.a.weight": one}, "reward")
+    with pytest.raises(ValueError, match=r"no reward model .* leave out --part"):
+        model_weights({"model.a.weight": one}, "reward")
 
 
 @pytest.mark.parametrize("lora", [True, False])
