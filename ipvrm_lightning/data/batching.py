@@ -175,6 +175,7 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    reshuffle: bool = True,
 ) -> WindowLoader:
     """A resumable loader of windows; with `pairs`, of `batch_size` pairs each.
 
@@ -187,6 +188,7 @@ def train_loader(
         rank: this process.
         world_size: processes.
         num_workers: processes that build batches ahead.
+        reshuffle: each epoch has a permutation of its own; else all have the first one's.
     """
     sampler = WindowSampler(
         dataset.lengths,
@@ -196,5 +198,6 @@ def train_loader(
         seed=seed,
         rank=rank,
         world_size=world_size,
+        reshuffle=reshuffle,
     )
     return WindowLoader(dataset, sampler, num_workers=num_workers)

@@ -105,6 +105,7 @@ class WindowSampler:
         seed: of the permutations.
         rank: this process.
         world_size: processes.
+        reshuffle: each epoch has a permutation of its own; else all have the first one's.
 
     Raises:
         ValueError: sizes that cannot work; says which.
@@ -120,6 +121,7 @@ class WindowSampler:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        reshuffle: bool = True,
     ) -> None:
         if batch_size < 1 or max_tokens < 1:
             raise ValueError(f"batch_size {batch_size} and max_tokens {max_tokens} must be positive")
@@ -127,7 +129,7 @@ class WindowSampler:
             raise ValueError(f"batch_size {batch_size} is not a multiple of the {world_size} processes")
         self.lengths, self.pairs = np.asarray(lengths), pairs
         self.batch_size, self.max_tokens, self.seed = batch_size, max_tokens, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.reshuffle = rank, world_size, reshuffle
         self.items: list[Item] = [[row] for row in range(len(lengths))] if pairs is None else [list(p) for p in pairs]
         if len(self.items) < world_size:
             kind = "examples" if pairs is None else "pairs"
@@ -144,7 +146,7 @@ class WindowSampler:
         """Windows of the current epoch: per window, per micro-batch (of all processes), the item numbers."""
         order = list(range(len(self.items)))
         # A string seed is hashed with SHA-512: equal on every platform and Python version.
-        random.Random(f"{self.seed}-{self.epoch}").shuffle(order)
+        random.Random(f"{self.seed}-{self.epoch if self.reshuffle else 0}").shuffle(order)
         return [
             self._micro_batches(order[start : start + self.batch_size])
             for start in range(0, len(self) * self.batch_size, self.batch_size)

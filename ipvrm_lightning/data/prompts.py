@@ -47,10 +47,12 @@ class PromptModule(TokenizerDataModule):
         """Hands each step the stream of prompts, the same on every process; resumable in the middle of an epoch.
 
         Raises:
-            ValueError: there is nothing to train on.
+            ValueError: there is nothing to train on, or the same batches are asked for again and again.
         """
         if not self.train_prompts:
             raise ValueError(f"{type(self).__name__} has no training prompts: call setup, or give it some")
+        if getattr(self.trainer, "overfit_batches", 0):
+            raise ValueError("overfit_batches fits no stream of prompts: train on a few prompts instead (max_prompts)")
         self._train_loader = PromptLoader(self.train_prompts, batch_size=self.batch_size, seed=self.seed)
         if self._resume:
             self._train_loader.load_state_dict(self._resume)

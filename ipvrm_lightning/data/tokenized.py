@@ -109,6 +109,8 @@ class TokenizedDataModule(TokenizerDataModule):
             rank=self.rank,
             world_size=self.world_size,
             num_workers=self.num_workers,
+            # a run that is to learn a few windows by heart needs the same ones in every epoch
+            reshuffle=not getattr(self.trainer, "overfit_batches", 0),
         )
 
     def evaluation_loader(self, dataset: TrajectoryDataset) -> EvalLoader:

@@ -78,6 +78,33 @@ def check_settings_of(checkpoint: Mapping[str, Any], own: Mapping[str, Any], *, 
     check_same_settings(pick, {n: v for n, v in stored.items() if n in names}, what="the checkpoint")
 
 
+#: Weights; where Lightning's `WeightAveraging` keeps averages there, those in training are beside them.
+_STATES = ("state_dict", "current_model_state")
+
+
+def keep_trained(checkpoint: dict[str, Any], trained: Mapping[str, Tensor]) -> None:
+    """Leave frozen weights out of a checkpoint: they come from where they came from.
+
+    Args:
+        checkpoint: about to be saved.
+        trained: parameters by name.
+    """
+    for part in _STATES:
+        if part in checkpoint:
+            checkpoint[part] = {name: value for name, value in checkpoint[part].items() if name in trained}
+
+
+def add_frozen(checkpoint: dict[str, Any], model: nn.Module) -> None:
+    """Put frozen weights back where averages are loaded: `WeightAveraging` wants all weights or none.
+
+    Args:
+        checkpoint: about to be loaded.
+        model: holds the frozen weights.
+    """
+    for part in _STATES if "current_model_state" in checkpoint else ():
+        checkpoint[part] = {**model.state_dict(), **checkpoint[part]}
+
+
 def optimizer_class(factory: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> str:
     """The class that an optimiser factory makes, by its full name."""
     kind = type(factory([nn.Parameter(torch.zeros(1))]))

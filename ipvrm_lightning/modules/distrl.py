@@ -24,7 +24,13 @@ from torch import Tensor, nn
 
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_probs
-from ipvrm_lightning.models.checkpoints import check_same_parameters, check_settings_of, optimizer_class
+from ipvrm_lightning.models.checkpoints import (
+    add_frozen,
+    check_same_parameters,
+    check_settings_of,
+    keep_trained,
+    optimizer_class,
+)
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import response_mask
 from ipvrm_lightning.models.roles import Role, Roles
@@ -361,8 +367,7 @@ class DistRLModule(PolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and where the run is."""
-        trained = self.trainable_parameters()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        keep_trained(checkpoint, self.trainable_parameters())
         checkpoint["distrl"] = {
             "steps_done": self.steps_done,
             "updates": {role: guard.state_dict() for role, guard in self.updates.items()},
@@ -392,6 +397,7 @@ class DistRLModule(PolicyModule):
         if self.trainer.state.fn != "fit":  # a policy is judged without the reward model
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in own}
         check_same_parameters(own, checkpoint["state_dict"], what="the checkpoint")
+        add_frozen(checkpoint, self)
         state = checkpoint["distrl"]
         self.steps_done = int(state["steps_done"])
         for role, guard in self.updates.items():

@@ -18,7 +18,13 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from ipvrm_lightning.data.dataset import TrajectoryDataset
-from ipvrm_lightning.models.checkpoints import check_same_parameters, check_settings_of, optimizer_class
+from ipvrm_lightning.models.checkpoints import (
+    add_frozen,
+    check_same_parameters,
+    check_settings_of,
+    keep_trained,
+    optimizer_class,
+)
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head, check_positions, check_vocabulary
 from ipvrm_lightning.models.reference import base_fingerprint
@@ -168,8 +174,7 @@ class WindowedModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; frozen weights come from where they came from."""
-        trained = self.trainable_parameters()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        keep_trained(checkpoint, self.trainable_parameters())
         checkpoint["settings"] = self.settings_to_keep()
         checkpoint["skips"] = self.skips.state_dict()
 
@@ -186,6 +191,7 @@ class WindowedModule(LightningModule):
         """
         check_settings_of(checkpoint, self.settings_to_keep(), training=self.trainer.state.fn == "fit")
         check_same_parameters(self.trainable_parameters(), checkpoint["state_dict"], what="the checkpoint")
+        add_frozen(checkpoint, self)
         self.skips.load_state_dict(checkpoint.get("skips", self.skips.state_dict()))
 
     def _data_sets(self) -> list[TrajectoryDataset]:

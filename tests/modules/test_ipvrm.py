@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from ipvrm_lightning import functional
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
@@ -122,6 +122,39 @@ def test_cached_reference_trains_to_the_same_weights(tmp_path: Path) -> None:
         states.append(fitted(tmp_path, module, InMemoryData()))
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=0, atol=1e-5)
+
+
+class Rows(Callback):
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, window: Window, *_: object) -> None:
+        self.seen.append(sorted(row for batch in window.micro_batches for row in batch.index.tolist()))
+
+
+def test_a_run_that_overfits_has_the_same_windows_in_every_epoch(tmp_path: Path) -> None:
+    rows = Rows()
+    module = IPVRMModule(language_model=tiny(lora=True), optimizer=SGD)
+    fitted(tmp_path, module, InMemoryData(), overfit_batches=1, max_epochs=3, callbacks=[rows])
+    assert len(rows.seen) == 3 and rows.seen[0] == rows.seen[1] == rows.seen[2]
+
+
+def test_averaged_adapters_are_kept_alone_and_go_on(tmp_path: Path) -> None:
+    states = []
+    for epochs, start in ((3, None), (2, None), (3, tmp_path / "2.ckpt")):
+        module = IPVRMModule(language_model=tiny(lora=True), optimizer=partial(torch.optim.AdamW, lr=1e-2))
+        saver = ModelCheckpoint(tmp_path, filename=f"{epochs}", enable_version_counter=False)
+        trainer = quiet_trainer(
+            tmp_path, callbacks=[EMAWeightAveraging(decay=0.5), saver], enable_checkpointing=True, max_epochs=epochs
+        )
+        torch.manual_seed(0)
+        trainer.fit(module, datamodule=InMemoryData(), ckpt_path=start)
+        states.append(trained_state(module))
+        stored = torch.load(tmp_path / f"{epochs}.ckpt", weights_only=True)
+        for part in ("state_dict", "current_model_state"):
+            assert stored[part] and all(".lora_" in name for name in stored[part])
+    for name, value in states[0].items():
+        assert torch.equal(states[2][name], value)
 
 
 class Losses(Callback):
