@@ -69,7 +69,8 @@ def output_head(model: nn.Module) -> OutputHead:
     (Granite) divides, `lm_head_multiplier` (Falcon-H1) multiplies, `final_logit_softcapping` (Gemma) caps.
 
     Raises:
-        ValueError: the head is missing, quantised or wrapped by an adapter, so that its weight is not what it applies.
+        ValueError: the head is missing, quantised or wrapped by an adapter, so that its weight is not what it applies,
+            or is the input embedding, which an adapter wraps.
     """
     language_model = base_language_model(model)
     head = language_model.get_output_embeddings()
@@ -80,6 +81,12 @@ def output_head(model: nn.Module) -> OutputHead:
         raise ValueError(f"the output head of {name} is quantised; keep it in floating point (skip lm_head)")
     if hasattr(head, "base_layer"):
         raise ValueError(f"the output head of {name} carries an adapter; leave lm_head out of the LoRA target modules")
+    embedding = getattr(language_model.get_input_embeddings(), "base_layer", None)
+    if embedding is not None and embedding.weight is head.weight:  # merged, the update would reach the head as well
+        raise ValueError(
+            f"the input embedding of {name} carries an adapter and is its output head too (tied); leave"
+            " embed_tokens out of the LoRA target modules"
+        )
     config = language_model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)

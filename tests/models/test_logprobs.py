@@ -141,6 +141,16 @@ def test_an_adapter_on_the_head_is_refused() -> None:
         output_head(model)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_on_an_input_embedding_that_is_the_head_is_refused(tied: bool) -> None:
+    lora = LoRA(r=2, target_modules=["q_proj", "embed_tokens"])
+    model = RandomLanguageModel(config={**QWEN, "tie_word_embeddings": tied}, lora=lora).build_model()
+    if not tied:
+        return check_output_head(model)
+    with pytest.raises(ValueError, match=r"is its output head too .tied.; leave embed_tokens out"):
+        check_output_head(model)
+
+
 def test_all_linear_leaves_the_head_alone() -> None:
     model = RandomLanguageModel(config=QWEN, lora=LoRA(r=2)).build_model()
     check_output_head(model)
