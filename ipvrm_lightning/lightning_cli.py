@@ -209,7 +209,11 @@ def _loggers(root: Path, run: str, resumed: Path | None, chosen: Any) -> list[An
     own = {"save_dir": str(root), "version": run}
     table = Namespace(**own, resume_from=None if resumed is None else str(resumed))
     first = Namespace(class_path="ipvrm_lightning.loggers.MetricsFile", init_args=table)
-    if chosen not in (None, True):
-        return [first, *(chosen if isinstance(chosen, list) else [chosen])]
+    others = [] if chosen in (None, True) else chosen if isinstance(chosen, list) else [chosen]
+    # the config that a run has kept names its loggers, which would write to that run again
+    earlier = {one.init_args.version for one in others if one.class_path == first.class_path}
+    others = [one for one in others if one.get("init_args", {}).get("version") not in earlier]
+    if others:
+        return [first, *others]
     board = Namespace(**own, name="", purge_step=None if resumed is None else last_step(resumed)[0] + 1)
     return [first, Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=board)]

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.loggers.logger import Logger
 
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.exporting.source import find_run
+from ipvrm_lightning.lightning_cli import _loggers
 from ipvrm_lightning.models.checkpoints import newest_checkpoint
 
 from .conftest import REPOSITORY
@@ -93,6 +95,19 @@ def test_a_run_is_whole_whatever_the_logger_and_belongs_to_one_process(
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
     assert json.loads((run / "run.json").read_text())["ended"] and list(tmp_path.glob("*-fit")) == [run]
+
+
+def test_the_config_that_a_run_has_kept_writes_to_a_folder_of_its_own() -> None:
+    def names(loggers: list[Any]) -> list[tuple[str, str]]:
+        return [(one.class_path.rpartition(".")[2], one.init_args.version) for one in loggers]
+
+    root = Path("runs")
+    first = _loggers(root, "first", None, None)
+    assert names(first) == [("MetricsFile", "first"), ("TensorBoardLogger", "first")]
+    assert names(_loggers(root, "second", None, first)) == [("MetricsFile", "second"), ("TensorBoardLogger", "second")]
+    service = Namespace(class_path="tests.test_runs.ServiceLogger", init_args=Namespace(version="own"))
+    kept = _loggers(root, "first", None, service)
+    assert names(_loggers(root, "second", None, kept)) == [("MetricsFile", "second"), ("ServiceLogger", "own")]
 
 
 def test_without_a_logger_the_newest_checkpoint_is_found_and_predictions_start_anew(
