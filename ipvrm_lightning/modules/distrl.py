@@ -23,14 +23,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
+from ipvrm_lightning.models import checkpoints
 from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_probs
-from ipvrm_lightning.models.checkpoints import (
-    add_frozen,
-    check_same_parameters,
-    check_settings_of,
-    keep_trained,
-    optimizer_class,
-)
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import response_mask
 from ipvrm_lightning.models.roles import Role, Roles
@@ -367,7 +361,7 @@ class DistRLModule(PolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and where the run is."""
-        keep_trained(checkpoint, self.trainable_parameters())
+        checkpoints.keep_trained(checkpoint, self.trainable_parameters())
         checkpoint["distrl"] = {
             "steps_done": self.steps_done,
             "updates": {role: guard.state_dict() for role, guard in self.updates.items()},
@@ -378,10 +372,10 @@ class DistRLModule(PolicyModule):
     def settings_to_keep(self) -> dict[str, Any]:
         """What a checkpoint and a config must agree on: primitives only; optimiser and reward, to go on training."""
         kept: dict[str, Any] = {"language_model": self.language_model.describe(), "base": self.base}
-        kept |= {"optimizer": optimizer_class(self.optimizer), "reward": None}
+        kept |= {"optimizer": checkpoints.optimizer_class(self.optimizer), "reward": None}
         if self.reward is not None:
             kept["reward"] = {"objective": self.reward.objective.describe(), "update": self.reward.update}
-            kept["reward"]["optimizer"] = optimizer_class(self.reward.optimizer)
+            kept["reward"]["optimizer"] = checkpoints.optimizer_class(self.reward.optimizer)
             if self.reward.update == "frozen":  # its weights are in no checkpoint of this run
                 kept["reward"]["checkpoint"] = self.reward_file
         return kept
@@ -392,12 +386,12 @@ class DistRLModule(PolicyModule):
         Raises:
             ValueError: the checkpoint is of another model or other settings; names the first thing that differs.
         """
-        check_settings_of(checkpoint, self.settings_to_keep(), training=self.trainer.state.fn == "fit")
+        checkpoints.check_settings_of(checkpoint, self.settings_to_keep(), training=self.trainer.state.fn == "fit")
         own = self.trainable_parameters()
         if self.trainer.state.fn != "fit":  # a policy is judged without the reward model
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in own}
-        check_same_parameters(own, checkpoint["state_dict"], what="the checkpoint")
-        add_frozen(checkpoint, self)
+        checkpoints.check_same_parameters(own, checkpoint["state_dict"], what="the checkpoint")
+        checkpoints.add_frozen(checkpoint, self)
         state = checkpoint["distrl"]
         self.steps_done = int(state["steps_done"])
         for role, guard in self.updates.items():
