@@ -86,7 +86,8 @@ def check_output_head(model: nn.Module) -> None:
         expected = language_model(input_ids=input_ids, use_cache=False).logits[0].float()
         actual = inside(language_model, own_logits)
     language_model.train(was_training)
-    tolerance = 1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 0.25
+    # logits of bfloat16 are rounded by 0.2 % each time that something is done to them, by 0.5 % in the model with most
+    tolerance = 1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 0.02
     difference = (expected - actual).abs().max().item()
     if not difference <= tolerance * max(1.0, expected.abs().max().item()):
         raise ValueError(

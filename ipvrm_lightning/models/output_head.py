@@ -22,6 +22,8 @@ from torch.autograd.function import once_differentiable
 from ipvrm_lightning.models.preparation import is_compiled
 
 DEFAULT_CHUNK_SIZE = 256
+#: What transformers calls the bound of capped logits: Gemma, RecurrentGemma, xLSTM.
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -66,7 +68,7 @@ def output_head(model: nn.Module) -> OutputHead:
     """Read the output head of a causal language model.
 
     Logit scales are known by the names transformers gives them: `logit_scale` (Cohere) multiplies, `logits_scaling`
-    (Granite) divides, `lm_head_multiplier` (Falcon-H1) multiplies, `final_logit_softcapping` (Gemma) caps.
+    (Granite) divides, `lm_head_multiplier` (Falcon-H1) multiplies, and any of `_SOFT_CAPS` caps.
 
     Raises:
         ValueError: the head is missing, quantised or wrapped by an adapter, so that its weight is not what it applies,
@@ -91,7 +93,7 @@ def output_head(model: nn.Module) -> OutputHead:
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    soft_cap = getattr(config, "final_logit_softcapping", None)
+    soft_cap = next((cap for cap in (getattr(config, name, None) for name in _SOFT_CAPS) if cap is not None), None)
     return OutputHead(head.weight, getattr(head, "bias", None), scale, soft_cap, is_compiled(language_model))
 
 

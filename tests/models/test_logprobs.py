@@ -134,6 +134,18 @@ def test_a_head_that_is_not_known_is_refused_by_name() -> None:
         check_output_head(model)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("scale", [0.9, 1.1])
+def test_half_precision_hides_no_unknown_scale(scale: float, dtype: str) -> None:
+    for name in ("qwen3", "gemma2_soft_cap", "granite_scaled"):
+        model = RandomLanguageModel(config={**CONFIGS[name], "initializer_range": 0.2}, dtype=dtype).build_model()
+        check_output_head(model)
+        forward = model.lm_head.forward
+        model.lm_head.forward = lambda hidden, forward=forward: scale * forward(hidden)
+        with pytest.raises(ValueError, match="changes its logits"):
+            check_output_head(model)
+
+
 def test_an_adapter_on_the_head_is_refused() -> None:
     lora = LoRA(r=2, target_modules=["q_proj", "lm_head"])
     model = RandomLanguageModel(config=QWEN, lora=lora).build_model()
