@@ -207,7 +207,8 @@ def unpack(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _backbone(language_model: Any) -> Any:
-    backbone = getattr(language_model, language_model.base_model_prefix, None)
+    # the prefix of Llama 4 is that of its model for pictures: the text model of its own calls it `model`
+    backbone = getattr(language_model, language_model.base_model_prefix, getattr(language_model, "model", None))
     if backbone is None:
         raise ValueError(f"{type(language_model).__name__} has no backbone named '{language_model.base_model_prefix}'")
     return backbone

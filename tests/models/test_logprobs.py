@@ -31,6 +31,22 @@ CONFIGS = {
         "eos_token_id": 2,
         **TINY,
     },
+    "recurrent_gemma_soft_cap": {
+        "model_type": "recurrent_gemma",
+        "block_types": ["recurrent", "attention"],
+        "lru_width": 32,
+        "logits_soft_cap": 2.0,
+        "pad_token_id": 0,
+        **TINY,
+    },
+    "llama4": {
+        "model_type": "llama4_text",
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        **TINY,
+    },
 }
 
 
