@@ -18,12 +18,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.output_head import base_language_model
+from ipvrm_lightning.rollouts.cache import check_filled, growing_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _DROP_BELOW = 0.75
+#: `cache` since transformers 5.24, which warns of the older name; Mamba has one of its own.
+_CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ def sample_responses(
         `num_return_sequences` rollouts per prompt, in the order of `prompts`.
 
     Raises:
-        ValueError: an empty prompt, or a setting out of range.
+        ValueError: an empty prompt, a setting out of range, or a model that cannot be sampled with a cache, or has no
+            embedding of a token that ends or fills.
     """
     _check(prompts, num_return_sequences, max_new_tokens, temperature, top_p, batch_size)
     ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
@@ -91,6 +96,7 @@ def sample_responses(
     was_training = model.training
     model.eval()
     try:
+        sampler.check_cache()
         for start in range(0, len(tasks), batch_size):
             batch = tasks[start : start + batch_size]
             for (index, _), rollout in zip(batch, sampler.sample(prompts, batch, seeds), strict=True):
@@ -125,9 +131,26 @@ class _Sampler:
     ) -> None:
         self.model, self.ends, self.pad, self.max_new_tokens = model, ends, pad, max_new_tokens
         self.temperature, self.top_p = temperature, top_p
-        # the name since transformers 5.24, which warns of the older one
-        named = "cache" in inspect.signature(base_language_model(model).forward).parameters
-        self.cache_argument = "cache" if named else "past_key_values"
+        language_model = base_language_model(model)
+        rows = language_model.get_input_embeddings().weight.shape[0]
+        if (largest := max(*ends, pad)) >= rows:
+            raise ValueError(
+                f"token {largest} is to end responses, but the model has embeddings for {rows} tokens: its tokenizer is"
+                " not the model's"
+            )
+        taken = inspect.signature(language_model.forward).parameters
+        self.cache_argument = next((name for name in _CACHE_ARGUMENTS if name in taken), "past_key_values")
+
+    def check_cache(self) -> None:
+        """Refuse models that keep elsewhere what they have read: rows could not be chosen, or tokens follow nothing.
+
+        Raises:
+            ValueError: names the model.
+        """
+        name = type(base_language_model(self.model)).__name__
+        with library_errors(f"{name} cannot be sampled in this process: serve it, and use Endpoint"):
+            _, cache, _ = self._read([[self.pad]])
+            check_filled(cache)
 
     def sample(
         self, prompts: Sequence[Sequence[int]], tasks: Sequence[tuple[int, int]], seeds: Sequence[str]
@@ -138,7 +161,7 @@ class _Sampler:
         place = {index: row for row, index in enumerate(rows)}
         repeat = torch.tensor([place[index] for index, _ in tasks], device=logits.device)
         logits, mask = logits[repeat], mask[repeat]
-        cache.batch_select_indices(repeat)
+        cache.reorder_cache(repeat)  # states of linear attention too, which `batch_select_indices` does not know
         draws = self._draws(tasks, seeds).to(logits.device) if self.temperature > 0 else None
         active = torch.arange(len(tasks), device=logits.device)
         running = torch.ones(len(tasks), dtype=torch.bool, device=logits.device)
@@ -152,7 +175,7 @@ class _Sampler:
                 break
             if float(running.float().mean()) < _DROP_BELOW:
                 kept = running.nonzero().squeeze(1)
-                cache.batch_select_indices(kept)
+                cache.reorder_cache(kept)
                 active, mask, chosen, running = active[kept], mask[kept], chosen[kept], running[kept]
             positions = mask.sum(1, keepdim=True)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -172,6 +195,8 @@ class _Sampler:
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         # Without padding no mask is needed, and attention is faster without one.
         attention_mask = None if bool(mask.all()) else mask
+        if self.cache_argument == "cache_params" and ids.shape[1] == 1:
+            attention_mask = None  # is of the tokens given: what came before them is in the states, without padding
         output = self.model(
             input_ids=ids,
             attention_mask=attention_mask,
@@ -210,44 +235,3 @@ class _Sampler:
     def _rollout(self, row: list[int]) -> Rollout:
         ids = row[: row.index(-1)] if -1 in row else row
         return Rollout(ids, bool(ids) and ids[-1] in self.ends)
-
-
-def growing_cache(config: Any, room: int) -> Any:
-    """A dynamic key-value cache that makes room for more tokens ahead, instead of copying itself at each one.
-
-    Args:
-        config: of the model, which says what kind each layer is.
-        room: tokens to make room for at a time.
-    """
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    class GrowingLayer(DynamicLayer):
-        """Keys and values are views of buffers with room at the end."""
-
-        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-            self.keys = self._extend("_key_buffer", self.keys, key_states)
-            self.values = self._extend("_value_buffer", self.values, value_states)
-            return self.keys, self.values
-
-        def _extend(self, name: str, held: Tensor | None, new: Tensor) -> Tensor:
-            length = 0 if held is None or held.numel() == 0 else held.shape[-2]
-            end = length + new.shape[-2]
-            buffer = getattr(self, name, None)
-            # The rows of a cache may have been selected since: then the buffer is no longer what `held` is a view of.
-            if buffer is None or held is None or buffer.data_ptr() != held.data_ptr() or end > buffer.shape[-2]:
-                buffer = new.new_empty(*new.shape[:-2], end + min(room, 64), new.shape[-1])
-                if held is not None and length:
-                    buffer[..., :length, :] = held
-                setattr(self, name, buffer)
-            buffer[..., length:end, :] = new
-            return buffer[..., :end, :]
-
-    cache = DynamicCache(config=config)
-    # Layers of other kinds (sliding windows, recurrent states) stay what they are.
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    if cache.layer_class_to_replicate is DynamicLayer:
-        cache.layer_class_to_replicate = GrowingLayer
-    return cache

@@ -12,9 +12,9 @@ from ipvrm_lightning.rollouts.sampler import sample_responses
 EOS, PAD, VOCABULARY = 1, 0, 23
 
 
-def make_model(**fields):
+def make_model(kind="qwen3", **fields):
     config = AutoConfig.for_model(
-        "qwen3",
+        kind,
         **{
             "vocab_size": VOCABULARY,
             "hidden_size": 32,
@@ -136,6 +136,50 @@ def test_later_tokens_come_from_the_full_forward_pass(model, prompts) -> None:
         assert torch.allclose(chosen, logits.max(1).values, atol=1e-4)
 
 
+RECURRENT = {
+    "qwen3_5_text": {
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "falcon_h1": {  # a recurrent state and keys and values in each layer
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_d_ssm": 64,
+        "mamba_chunk_size": 8,
+    },
+    "mamba": {"state_size": 4, "time_step_rank": 4},  # no attention at all
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_recurrent_states_go_with_their_rows(kind: str, prompts) -> None:
+    model = make_model(kind, **RECURRENT[kind])
+    options = {"num_return_sequences": 2, "max_new_tokens": 12, "eos_token_id": list(range(1, 6))}
+    together = sample(model, prompts, **options)
+    assert together == sample(model, prompts, **options, batch_size=1)
+    assert len({len(rollout.input_ids) for group in together for rollout in group}) > 3, "no rows are dropped"
+    for prompt, (rollout,) in zip(prompts, sample(model, prompts, temperature=0.0, max_new_tokens=12), strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + rollout.input_ids]), use_cache=False).logits[0]
+        assert logits[len(prompt) - 1 : -1].argmax(1).tolist() == rollout.input_ids
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("rwkv", {"attention_hidden_size": 32}),
+        ("recurrent_gemma", {"block_types": ["recurrent", "attention"], "lru_width": 32}),
+    ],
+)
+def test_a_model_that_keeps_what_it_has_read_elsewhere_is_refused_by_name(kind: str, fields, prompts) -> None:
+    with pytest.raises(ValueError, match="ForCausalLM cannot be sampled in this process: .* does not keep"):
+        sample(make_model(kind, **fields), prompts)
+
+
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_the_cache_goes_in_under_the_name_that_the_model_has_for_it(name: str, model, prompts, monkeypatch) -> None:
     forward, names = model.forward, []
@@ -176,6 +220,8 @@ def test_mode_and_global_random_state_are_kept(model, prompts) -> None:
         ({"num_return_sequences": 0}, "num_return_sequences"),
         ({"top_p": 0.0}, "top_p"),
         ({"temperature": -1.0}, "temperature"),
+        ({"eos_token_id": [EOS, 23], "pad_token_id": EOS}, "token 23 .* embeddings for 23 tokens: its tokenizer is not"),
+        ({"pad_token_id": 99}, "token 99 .* embeddings for 23 tokens"),
     ],
 )
 def test_bad_settings_are_refused(model, options, message: str) -> None:
