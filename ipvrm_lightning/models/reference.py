@@ -268,7 +268,9 @@ def _bare_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     for name, tensor in model.state_dict().items():
         if ".lora_" in name or "lora_magnitude" in name or not isinstance(tensor, Tensor):
             continue
-        named.append((name.removeprefix("base_model.model.").replace(".base_layer.", "."), tensor))
+        # fused experts are wrapped once for each of their weights, hence any number of base layers
+        parts = name.removeprefix("base_model.model.").split(".")
+        named.append((".".join(part for part in parts if part != "base_layer"), tensor))
     return named
 
 

@@ -8,7 +8,14 @@ import torch
 
 from ipvrm_lightning.models.language_model import LoRA, RandomLanguageModel
 from ipvrm_lightning.models.logprobs import response_scores
-from ipvrm_lightning.models.reference import AdaptersOff, CachedReference, FrozenCopy, Reference, weights_fingerprint
+from ipvrm_lightning.models.reference import (
+    AdaptersOff,
+    CachedReference,
+    FrozenCopy,
+    Reference,
+    base_fingerprint,
+    weights_fingerprint,
+)
 from ipvrm_lightning.types import TrajectoryBatch
 
 from .conftest import QWEN, make_batch
@@ -119,6 +126,17 @@ def test_fingerprint_ignores_adapters_and_sees_one_changed_weight() -> None:
     with torch.no_grad():
         bare.model.layers[1].mlp.up_proj.weight[3, 5] += 1e-6
     assert weights_fingerprint(bare) != weights_fingerprint(RandomLanguageModel(config=QWEN).build_model())
+
+
+def test_fingerprints_ignore_adapters_on_fused_experts() -> None:
+    config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    bare, adapted = (
+        RandomLanguageModel(config={**QWEN, **config, "model_type": "qwen3_moe"}, lora=lora).build_model()
+        for lora in (None, LoRA(r=2))
+    )
+    assert any(".base_layer.base_layer." in name for name in adapted.state_dict())
+    for fingerprint in (weights_fingerprint, base_fingerprint):
+        assert fingerprint(bare) == fingerprint(adapted)
 
 
 def test_references_refuse_models_they_do_not_fit() -> None:
