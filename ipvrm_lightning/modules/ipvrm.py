@@ -229,11 +229,11 @@ class IPVRMModule(WindowedModule):
     def _replace_output_head(self) -> None:
         """Train a linear value head; an output head of its own would get no gradient, which DDP does not forgive."""
         language_model = base_language_model(self.model)
-        self.value_head = torch.nn.Linear(language_model.config.get_text_config().hidden_size, 1)
+        head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
+        self.value_head = torch.nn.Linear(head.weight.shape[1], 1)
         if self.device_mesh is not None and not self.language_model.has_adapters:
             # what one optimiser updates is all sharded or all whole: torch refuses a mixture
             fully_shard(self.value_head, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
-        head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
         if head.weight is not embedding.weight:
             head.requires_grad_(False)
 

@@ -314,3 +314,12 @@ def test_window_counts_are_of_the_whole_window() -> None:
     windows: list[Window] = list(data.train_dataloader())
     assert all(w.counts["sequences"] == sum(b.count("sequences") for b in w.micro_batches) for w in windows)
     assert max(len(w.micro_batches) for w in windows) > 1
+
+
+def test_a_value_head_is_as_wide_as_what_the_output_head_reads(tmp_path: Path) -> None:
+    """OPT-350m makes its states narrower before the output head."""
+    config = {"model_type": "opt", "hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 48, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 4, "vocab_size": 97, "max_position_embeddings": 64, "do_layer_norm_before": False}
+    module = IPVRMModule(language_model=RandomLanguageModel(config=config), objective=QRM(), optimizer=SGD)
+    quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=InMemoryData(pairwise=True))
+    assert module.value_head.in_features == 16

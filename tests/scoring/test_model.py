@@ -18,11 +18,14 @@ from safetensors.torch import load_file, save_file
 
 from ipvrm_lightning.data import DataError, TrajectoryDataset, collate, encode_steps
 from ipvrm_lightning.exporting import export_checkpoint
-from ipvrm_lightning.models import PretrainedLanguageModel
+from ipvrm_lightning.models import PretrainedLanguageModel, RandomLanguageModel
+from ipvrm_lightning.models.exported import ModelSource
 from ipvrm_lightning.models.logprobs import response_scores
-from ipvrm_lightning.objectives import EndoRM, ImplicitPRM
+from ipvrm_lightning.objectives import QRM, EndoRM, ImplicitPRM
 from ipvrm_lightning.pretrained import load_tokenizer
 from ipvrm_lightning.scoring import Layout, PrefixValueModel, ScoreRequest, SolutionScore, describe
+from ipvrm_lightning.scoring.description import Description, Part
+from ipvrm_lightning.scoring.encoding import SolutionEncoder
 from ipvrm_lightning.types import Example
 
 from ..conftest import REPOSITORY
@@ -176,6 +179,20 @@ def test_a_value_head_is_read(judged: Judged, tmp_path: Path, real_inputs: dict[
     (out / "value_head.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no value_head\.safetensors"):
         describe(str(out))
+
+
+def test_a_value_head_is_as_wide_as_what_the_output_head_reads(tmp_path: Path) -> None:
+    """OPT-350m makes its states narrower before the output head."""
+    config = {"model_type": "opt", "hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 48, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 4, "vocab_size": 97, "max_position_embeddings": 64, "do_layer_norm_before": False}
+    RandomLanguageModel(config=config).build_model().save_pretrained(tmp_path)
+    save_file({"weight": torch.ones(1, 16), "bias": torch.ones(1)}, tmp_path / "value_head")
+    source = ModelSource(str(tmp_path))
+    description = Description("opt", Part(source), source, QRM(), value_head=tmp_path / "value_head")
+    encoder = SolutionEncoder(None, description.layout)  # type: ignore[arg-type]
+    batch = collate(TrajectoryDataset([Example([3, 4, 5, 6], 2, "group", 1)]), [0])
+    found = PrefixValueModel(description, encoder=encoder).token_scores(batch)
+    assert found.scores.shape == (1, 2)
 
 
 @pytest.mark.parametrize("lora", [True, False])
