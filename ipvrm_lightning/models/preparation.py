@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.packing import VARLEN, register_varlen
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def prepare_for_training(
         quantized: the weights are in 4 bits.
 
     Raises:
-        ValueError: blocks are to be compiled and the model does not say what they are.
+        ValueError: blocks are to be compiled and the model does not say what they are, or it cannot have the adapters.
     """
     model.config.use_cache = False
     model.blocks_are_compiled = compile_blocks
@@ -157,7 +158,8 @@ def prepare_for_training(
             use_dora=lora.use_dora,
             task_type="CAUSAL_LM",
         )
-        with seemingly_whole(model):
+        hint = "try lora.dropout: 0, lora.use_dora: false, or other names in lora.target_modules"
+        with library_errors(f"{type(model).__name__} cannot have these adapters: {hint}"), seemingly_whole(model):
             model = get_peft_model(model, adapters)
     if gradient_checkpointing:
         if lora is not None:

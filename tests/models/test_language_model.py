@@ -152,3 +152,17 @@ def test_a_folder_with_an_adapter_alone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="holds an adapter, not a model"):
         PretrainedLanguageModel(name=str(tmp_path)).build_model()
+
+
+@pytest.mark.parametrize(
+    ("lora", "reason"),
+    [
+        (LoRA(r=2, target_modules=["nothing"]), "nothing"),
+        (LoRA(r=2, dropout=0.1), "lora_dropout != 0"),
+    ],
+)
+def test_adapters_that_a_model_cannot_have_are_refused_with_what_to_try(lora: LoRA, reason: str) -> None:
+    config = {**QWEN, "model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 16}
+    with pytest.raises(ValueError, match=r"Qwen3MoeForCausalLM cannot have these adapters: try lora.drop") as caught:
+        RandomLanguageModel(config=config, lora=lora).build_model()
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
