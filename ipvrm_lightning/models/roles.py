@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from ipvrm_lightning.models.checkpoints import check_same_parameters
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head
+from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.models.sharding import fill, seemingly_whole
+from ipvrm_lightning.pretrained import positions
 
 Role = Literal["policy", "reward", "reference"]
 
 _MODEL = "model."
+#: Rates of what is drawn in training besides dropout: layers left out, and factors on what a router reads.
+_NOISE = {"layerdrop", "jitter_noise", "input_jitter_noise", "moe_jitter_eps"}
 
 
 class Roles(nn.Module, ABC):
@@ -174,13 +178,47 @@ def _prepared(factory: LanguageModelFactory) -> Any:
 
 
 def _without_dropout(model: nn.Module) -> None:
-    """With dropout, a policy's ratio to itself would not be 1. Some models keep its rate as a number of their own."""
+    """With it, a policy's ratio to itself would not be 1. Some models keep its rate as a number, or in their config."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
-                setattr(module, name, 0.0)
+        config = vars(module).get("config")
+        for holder in (module,) if config is None else (module, config):
+            for name, value in vars(holder).items():
+                if isinstance(value, float) and ("dropout" in name or name in _NOISE):
+                    setattr(holder, name, 0.0)
+
+
+@torch.no_grad()
+def check_repeats(model: nn.Module) -> None:
+    """Refuse a policy that still draws random numbers while it trains: its ratio to itself would not be 1.
+
+    Args:
+        model: the policy.
+
+    Raises:
+        ValueError: names the model.
+    """
+    language_model = base_language_model(model)
+    embedding = language_model.get_input_embeddings().weight
+    if embedding.device.type == "meta":
+        return
+    length = min(64, positions(language_model.config) or 64)  # tokens that are drawn for now and then are among them
+    input_ids = torch.arange(length, device=embedding.device)[None] % embedding.shape[0]
+    cuda = embedding.is_cuda
+    was_training = language_model.training
+    language_model.train()
+    with torch.random.fork_rng([embedding.device] if cuda else []):
+        state = torch.cuda.get_rng_state if cuda else torch.get_rng_state
+        before = state()
+        first, second = (language_model(input_ids=input_ids, use_cache=False).logits for _ in range(2))
+        drawn = not torch.equal(before, state())  # else a GPU has added up in another order
+    language_model.train(was_training)
+    if drawn and not torch.equal(first, second):
+        raise ValueError(
+            f"{type(language_model).__name__} draws random numbers while it trains, which cannot be switched off: a"
+            " policy's ratio to itself would not be 1, so that it cannot be trained as one"
+        )
 
 
 @torch.no_grad()

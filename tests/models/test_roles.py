@@ -8,9 +8,10 @@ from torch import nn
 
 from ipvrm_lightning.models import LanguageModelFactory, LoRA, RandomLanguageModel
 from ipvrm_lightning.models.logprobs import response_scores
-from ipvrm_lightning.models.roles import Roles, SharedBase, build_roles
+from ipvrm_lightning.models.roles import Roles, SharedBase, build_roles, check_repeats
 
 from ..modules.conftest import QWEN
+from .conftest import TINY
 from .test_candidates import make_batch
 
 FACTORIES = {
@@ -125,3 +126,37 @@ def test_dropout_that_models_keep_as_a_number_and_that_of_a_second_adapter_are_o
         with roles.use(role) as model:  # type: ignore[arg-type]
             first, second = (response_scores(model.train(), batch).log_probs for _ in range(2))
         assert torch.equal(first, second), role
+
+
+NOISY = {
+    "mixtral": {"num_local_experts": 4, "num_key_value_heads": 2, "router_jitter_noise": 0.1},
+    "falcon": {"attention_dropout": 0.5, "hidden_dropout": 0.5, "alibi": False},  # read from the config at each pass
+    "persimmon": {"attention_dropout": 0.5, "hidden_dropout": 0.5},
+}
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_noise_that_models_draw_for_themselves_is_off(kind: str) -> None:
+    config = {**TINY, "vocab_size": 64, "initializer_range": 0.2, "model_type": kind, **NOISY[kind]}
+    factory = RandomLanguageModel(config=config)
+    with pytest.raises(ValueError, match="draws random numbers while it trains"):
+        check_repeats(factory.build_model())
+    batch = make_batch()
+    batch = batch.__class__(batch.input_ids % 64, batch.lengths, batch.response_starts, batch.index)
+    with build_roles(factory).use("policy") as model:
+        assert model.training
+        check_repeats(model)
+        assert torch.equal(response_scores(model, batch).log_probs, response_scores(model, batch).log_probs)
+
+
+def test_a_policy_whose_experts_are_drawn_at_random_is_refused_and_reads_as_ever_in_evaluation() -> None:
+    config = {**TINY, "initializer_range": 0.2, "model_type": "phimoe", "num_local_experts": 4}
+    config |= {"num_key_value_heads": 2, "router_jitter_noise": 0.2, "input_jitter_noise": 0.1}
+    factory = RandomLanguageModel(config=config)
+    roles = build_roles(factory)
+    state = torch.get_rng_state()
+    with roles.use("policy") as model, pytest.raises(ValueError, match="PhimoeForCausalLM draws random numbers"):
+        check_repeats(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    with roles.use("policy") as model:
+        assert torch.equal(log_probs(model.eval()), log_probs(factory.build_model().eval()))

@@ -247,6 +247,13 @@ def test_a_step_without_mixed_prompts_is_skipped_and_says_so(tmp_path: Path) -> 
     assert steps[0]["sampled_prompts"] == 12.0 and steps[0]["kept_prompts"] == 0.0
 
 
+def test_a_policy_that_draws_random_numbers_while_it_trains_is_refused_before_it_does(tmp_path: Path) -> None:
+    policy = TinyPolicy()
+    policy.config |= {"model_type": "phimoe", "num_local_experts": 4, "router_jitter_noise": 0.2}
+    with pytest.raises(ValueError, match="PhimoeForCausalLM draws random numbers while it trains"):
+        run(tmp_path, module(language_model=policy, reward=None, update={"distribution_coef": 0.0}))
+
+
 def test_oversampling_and_refills_find_the_wanted_number(tmp_path: Path) -> None:
     _, steps = run(tmp_path, module(collecting=Collecting(oversampling=2.0, max_refills=3)))
     assert [step["kept_prompts"] for step in steps] == [4.0, 4.0]
