@@ -84,9 +84,22 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def positions(config: PretrainedConfig) -> int | None:
-    """Tokens that a model can read at once; None where its config does not say."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    """Tokens that a model can read at once, each row by itself; None where its config does not say."""
+    text = config.get_text_config()
+    found = (getattr(text, "max_position_embeddings", None), longrope_switch(config))
+    return min((number for number in found if isinstance(number, int) and number > 0), default=None)
+
+
+def longrope_switch(config: PretrainedConfig) -> int | None:
+    """Tokens beyond which longrope (Phi-3 with 128k) reads with other frequencies; None for models without it.
+
+    The longest row of a batch decides for all of its rows, and the keys of a cache stay what they were: beyond it, what
+    stands beside a row would change its values.
+    """
+    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [given, *(kind for kind in given.values() if isinstance(kind, dict))]  # one for each kind of layer, or one
+    found = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min((number for number in found if isinstance(number, int)), default=None)
 
 
 def load_model(

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipvrm_lightning.models.logprobs import check_positions, check_vocabulary
-from ipvrm_lightning.pretrained import load_config, load_model, load_tokenizer
+from ipvrm_lightning.models import RandomLanguageModel
+from ipvrm_lightning.models.logprobs import check_positions, check_vocabulary, response_scores
+from ipvrm_lightning.pretrained import load_config, load_model, load_tokenizer, positions
 
 from .fuzz.bases import MODEL, write_bases
 from .fuzz.driver import write_files
 from .fuzz.folders import CHANGES, model_files
+from .models.conftest import TINY, make_batch
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +85,20 @@ def test_sequences_that_a_model_has_no_positions_for_are_refused(bases: str) -> 
     check_positions(model, limit)
     with pytest.raises(ValueError, match=f"up to {limit + 1} tokens .* made for {limit}"):
         check_positions(model, limit + 1)
+
+
+def test_with_longrope_rows_are_no_longer_than_what_leaves_the_others_alone() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "long_factor": [4.0] * 4, "short_factor": [1.0] * 4}
+    config = {"model_type": "phi3", "original_max_position_embeddings": 12, "rope_parameters": rope, "pad_token_id": 0}
+    config |= {**TINY, "max_position_embeddings": 64, "initializer_range": 0.2}
+    model = RandomLanguageModel(config=config).build_model().eval()
+    assert positions(model.config) == 12
+    check_positions(model, 12)
+    with pytest.raises(ValueError, match=r"up to 13 tokens .* beyond 12 \(longrope.* allow at most 12 tokens"):
+        check_positions(model, 13)
+    alone, beside, too_long = (
+        response_scores(model, make_batch(lengths, [3] * len(lengths))).log_probs[0, :6]
+        for lengths in ([9], [9, 12], [9, 13])
+    )
+    torch.testing.assert_close(alone, beside, rtol=0, atol=1e-5)
+    assert (alone - too_long).abs().max() > 0.1, "transformers reads rows by themselves: the limit is not needed"

@@ -23,7 +23,7 @@ from ipvrm_lightning.models.output_head import (
 )
 from ipvrm_lightning.models.packing import check_packing, packed_states, packs
 from ipvrm_lightning.models.sharding import inside
-from ipvrm_lightning.pretrained import positions
+from ipvrm_lightning.pretrained import longrope_switch, positions
 from ipvrm_lightning.types import TrajectoryBatch
 
 P = ParamSpec("P")
@@ -122,14 +122,22 @@ def check_positions(model: nn.Module, longest: int) -> None:
         longest: tokens of the longest sequence it is to read, prompt and response together.
 
     Raises:
-        ValueError: the model was made for shorter ones.
+        ValueError: the model was made for shorter ones, or would not read each by itself.
     """
-    limit = positions(base_language_model(model).config)
-    if limit is not None and longest > limit:
+    config = base_language_model(model).config
+    limit = positions(config)
+    if limit is None or longest <= limit:
+        return
+    if limit == longrope_switch(config):
         raise ValueError(
-            f"sequences of up to {longest} tokens are to be read, but the model was made for {limit}"
-            " (max_position_embeddings): allow fewer tokens, or extend its positions in its config"
+            f"sequences of up to {longest} tokens are to be read, but beyond {limit} (longrope's"
+            " original_max_position_embeddings) a long one would change the values of those beside it: allow at most"
+            f" {limit} tokens"
         )
+    raise ValueError(
+        f"sequences of up to {longest} tokens are to be read, but the model was made for {limit}"
+        " (max_position_embeddings): allow fewer tokens, or extend its positions in its config"
+    )
 
 
 def response_mask(batch: TrajectoryBatch) -> Tensor:

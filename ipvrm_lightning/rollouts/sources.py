@@ -149,15 +149,16 @@ class InProcess(ResponseSource):
         """Answer as many prompts at a time as fit the batch; how they are divided changes no response but for rounding.
 
         Raises:
-            ValueError: a stop token that the tokenizer does not have.
+            ValueError: a stop token that the tokenizer does not have, or more tokens than the model has positions for.
         """
-        from ipvrm_lightning.models.logprobs import check_vocabulary
+        from ipvrm_lightning.models.logprobs import check_positions, check_vocabulary
         from ipvrm_lightning.rollouts.ends import end_token_ids, response_text
         from ipvrm_lightning.rollouts.sampler import Rollout, sample_responses
 
         tokenizer = self.build_tokenizer()
         model = self._model()
         check_vocabulary(model, max(max(prompt.input_ids) for prompt in prompts))
+        check_positions(model, max(len(prompt.input_ids) for prompt in prompts) + sampling.max_new_tokens)
         ends = end_token_ids(tokenizer, model, self.stop_tokens)
         room = max(1, self.batch_size // sampling.group_size)
 
