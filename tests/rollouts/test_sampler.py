@@ -176,7 +176,7 @@ def test_recurrent_states_go_with_their_rows(kind: str, prompts) -> None:
     ],
 )
 def test_a_model_that_keeps_what_it_has_read_elsewhere_is_refused_by_name(kind: str, fields, prompts) -> None:
-    with pytest.raises(ValueError, match="ForCausalLM cannot be sampled in this process: .* does not keep"):
+    with pytest.raises(ValueError, match=r"ForCausalLM cannot be sampled in this process: .* does not keep"):
         sample(make_model(kind, **fields), prompts)
 
 
@@ -220,7 +220,7 @@ def test_mode_and_global_random_state_are_kept(model, prompts) -> None:
         ({"num_return_sequences": 0}, "num_return_sequences"),
         ({"top_p": 0.0}, "top_p"),
         ({"temperature": -1.0}, "temperature"),
-        ({"eos_token_id": [EOS, 23], "pad_token_id": EOS}, "token 23 .* embeddings for 23 tokens: its tokenizer is not"),
+        ({"eos_token_id": [EOS, 23], "pad_token_id": EOS}, "token 23 .* embeddings for 23 tokens: its"),
         ({"pad_token_id": 99}, "token 99 .* embeddings for 23 tokens"),
     ],
 )
