@@ -89,8 +89,11 @@ class Initialization(TorchDispatchMode):
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
             for storage, writes in groupby(self._writes, key=lambda write: write[1].untyped_storage()._cdata):
-                name = self._names.get(storage, "")
-                made = self._write(list(writes))
+                name, kept = self._names.get(storage, ""), list(writes)
+                if any(isinstance(value, Tensor) and value.is_meta for write in kept for value in write[2]):
+                    unwritten |= {name} & parameters.keys()  # by something that was computed, on no numbers
+                    continue
+                made = self._write(kept)
                 if name in parameters:
                     fill(parameters[name], lambda start, end, made=made: made[start:end])  # type: ignore[misc]
                     unwritten.discard(name)

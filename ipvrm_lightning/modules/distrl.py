@@ -27,7 +27,7 @@ from ipvrm_lightning.models import checkpoints
 from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_probs
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import response_mask
-from ipvrm_lightning.models.roles import Role, Roles, check_repeats
+from ipvrm_lightning.models.roles import Role, Roles
 from ipvrm_lightning.models.sharding import is_sharded
 from ipvrm_lightning.modules.alarms import Alarms
 from ipvrm_lightning.modules.distrl_metrics import Values, collection_metrics, reward_metrics, score_metrics, timed
@@ -132,11 +132,7 @@ class DistRLModule(PolicyModule):
 
     def configure_model(self) -> None:
         """Build the policy and, where it is to be trained with one, the reward model."""
-        built = self.roles is not None
         super().configure_model()
-        if not built and self.trainer.state.fn == "fit":
-            with self.roles.use("policy") as model:
-                check_repeats(model)
         if self.reward is None or self.online_reward is not None or self.trainer.state.fn != "fit":
             return
         self.roles.add_reward()

@@ -12,7 +12,7 @@ from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_positions, check_vocabulary
 from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.models.reference import base_fingerprint
-from ipvrm_lightning.models.roles import build_roles
+from ipvrm_lightning.models.roles import build_roles, check_repeats
 from ipvrm_lightning.models.sharding import gathered, placed
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.rollouts.ends import end_token_ids
@@ -80,6 +80,8 @@ class PolicyModule(LightningModule):
                 longest = max((len(prompt.input_ids) for prompt in prompts), default=0)
                 check_positions(model, longest + self._max_new_tokens)
                 self.base = base_fingerprint(model)
+                if self._trainer is not None and self.trainer.state.fn == "fit":
+                    check_repeats(model)
 
     def answer(self, prompts: list[PromptExample], sampling: Sampling, *, seed: int, batch_size: int) -> list[Group]:
         """Sample the policy's responses to prompts and verify them."""

@@ -13,6 +13,7 @@ from ipvrm_lightning.models.preparation import empty_model
 from ipvrm_lightning.models.shard_loading import Initialization, load_safetensors
 
 from .conftest import QWEN
+from .test_logprobs import CONFIGS
 
 
 @pytest.fixture
@@ -49,6 +50,15 @@ def test_first_values_that_were_not_recorded_are_not_made_up() -> None:
     model = empty_model(RandomLanguageModel(config=QWEN)._model_config(), "float32", None)  # recorded by nobody
     first_values.name_parameters(model)
     with pytest.raises(ValueError, match=r"lm_head\.weight cannot be repeated in shards"):
+        first_values.replay(model, 0)
+
+
+def test_first_values_that_were_computed_from_others_are_not_made_up() -> None:
+    factory = RandomLanguageModel(config=CONFIGS["recurrent_gemma_soft_cap"])
+    with Initialization() as first_values:
+        model = empty_model(factory._model_config(), "float32", None)
+    first_values.name_parameters(model)
+    with pytest.raises(ValueError, match=r"recurrent_param cannot be repeated in shards: use DDP"):
         first_values.replay(model, 0)
 
 

@@ -136,7 +136,8 @@ def compare_weights(folder: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
 
     mesh = init_device_mesh("cpu", (2,))
-    random = {name: RandomLanguageModel(config=config, seed=3) for name, config in CONFIGS.items()}
+    configs = {name: config for name, config in CONFIGS.items() if config["model_type"] != "recurrent_gemma"}
+    random = {name: RandomLanguageModel(config=config, seed=3) for name, config in configs.items()}
     random["packed"] = language_model(attn_implementation="varlen")
     factories: dict[str, Any] = {**random, "files": PretrainedLanguageModel(name=str(folder / "model"))}
     for name, factory in factories.items():
