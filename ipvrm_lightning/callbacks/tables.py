@@ -1,4 +1,4 @@
-"""`ResultsTable`: prints what a test run found, writes it as JSON, and keeps every raw score."""
+"""`ResultsTable`: writes what a test run found as JSON, keeps every raw score, and prints the tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ResultsTable(Callback):
         self._started = time.monotonic()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather on all processes, print and write on the first.
+        """Gather on all processes, write and print on the first.
 
         Raises:
             ValueError: the module offers no report, or solutions whose ids occur twice in a subset.
@@ -50,21 +50,30 @@ class ResultsTable(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
+        # a trial of one batch leaves no results behind that could be taken for real ones
+        trial = getattr(trainer, "fast_dev_run", False)
+        # files first: whatever may go wrong with a terminal, hours of scoring are on the disk
+        written = [] if trial else self._write(folder, reports, solutions, processes=trainer.world_size)
         console = output_console()
         for report in reports.values():
             print_report(report, console)
-        if getattr(trainer, "fast_dev_run", False):
-            # a trial of one batch leaves no results behind that could be taken for real ones
-            return
+        for line in written:
+            print(line)
+
+    def _write(
+        self, folder: Path, reports: dict[str, Report], solutions: list[ScoredSolution], *, processes: int
+    ) -> list[str]:
+        """Write the files; says where they are."""
+        said = []
         if solutions:
             scores_path = write_scores(folder / self.scores_filename, solutions)
-            console.print(f"Raw step scores: {scores_path} (ipvrm judge recomputes the tables from it)", soft_wrap=True)
+            said.append(f"Raw step scores: {scores_path} (ipvrm judge recomputes the tables from it)")
         results = {
             "reports": {name: plain_report(report) for name, report in reports.items()},
-            "run": {**run_facts(), "processes": trainer.world_size, "seconds": time.monotonic() - self._started},
+            "run": {**run_facts(), "processes": processes, "seconds": time.monotonic() - self._started},
         }
         path = write_atomically(folder / self.filename, json.dumps(results, indent=2, allow_nan=False) + "\n")
-        console.print(f"Results: {path}", soft_wrap=True)
+        return [*said, f"Results: {path}"]
 
 
 def gather_solutions(solutions: list[ScoredSolution]) -> list[ScoredSolution]:

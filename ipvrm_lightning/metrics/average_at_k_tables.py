@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from rich.markup import escape
 from rich.table import Table
 
 from ipvrm_lightning.metrics.average_at_k_report import AverageAtKReport, MacroResult, ShareResult, SourceResult
@@ -35,7 +36,7 @@ def average_at_k_tables(report: AverageAtKReport) -> list[Table]:
 
 def _fill(table: Table, report: AverageAtKReport, cells: Callable[[SourceResult | MacroResult], list[str]]) -> None:
     for name, result in report.sources.items():
-        table.add_row(name, *cells(result))
+        table.add_row(escape(name), *cells(result))
     table.add_section()
     table.add_row("all: mean over prompts (micro)", *cells(report.micro))
     table.add_row("mean over sources (macro)", *cells(report.macro))

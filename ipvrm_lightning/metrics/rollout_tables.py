@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from rich.markup import escape
 from rich.table import Table
 
 from ipvrm_lightning.metrics.best_of_n import BestOfNReport
@@ -28,7 +29,7 @@ def best_of_n_tables(report: BestOfNReport) -> list[Table]:
             else f"{percent(result.accuracy)} {interval_text(result.interval)}"
             for result in results.values()
         ]
-        table.add_row(way, *cells)
+        table.add_row(escape(way), *cells)
     return [table]
 
 

@@ -18,7 +18,7 @@ _ORIGIN_NAMES = {"oracle": "oracle", "cross_fitted": "cross-fitted", "fixed": "f
 def _origin_rows(table: Table, name: str, results: Mapping[str, ThresholdedResult]) -> None:
     for index, (origin, result) in enumerate(results.items()):
         table.add_row(
-            name if index == 0 else "",
+            escape(name) if index == 0 else "",
             _ORIGIN_NAMES[origin],
             percent(result.f1),
             interval_text(result.f1_interval),
@@ -60,7 +60,7 @@ def _summary_table(report: StepF1Report) -> Table:
     def add(name: str, by_column: list[Mapping[str, ThresholdedResult]]) -> None:
         for index, origin in enumerate(by_column[0]):
             cells = [percent(results[origin].f1) for results in by_column]
-            table.add_row(name if index == 0 else "", _ORIGIN_NAMES[origin], *cells)
+            table.add_row(escape(name) if index == 0 else "", _ORIGIN_NAMES[origin], *cells)
 
     for protocol in report.average.protocols:
         add(protocol, [column.protocols[protocol] for column in columns.values()])

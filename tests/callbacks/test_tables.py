@@ -54,9 +54,11 @@ def run(folder: Path, *, devices: int = 1, **arguments: Any) -> None:
 
 
 def test_a_run_leaves_its_table_results_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path = tmp_path / "run[v2]"
     run(tmp_path)
     printed = capsys.readouterr().out
-    assert "longest step (floor)" in printed and "results.json" in printed
+    assert "longest step (floor)" in printed and f"Results: {tmp_path}/results.json\n" in printed
+    assert f"Raw step scores: {tmp_path}/scores.jsonl (" in printed
     assert [one.id for one in read_scores(tmp_path / "scores.jsonl")] == sorted(f"s{index}" for index in range(12))
     results = json.loads((tmp_path / "results.json").read_text())
     from ipvrm_lightning.metrics import JudgeSettings
@@ -75,6 +77,16 @@ def test_two_processes_leave_the_same_files(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     reports = [json.loads((tmp_path / name / "results.json").read_text())["reports"] for name in ("one", "two")]
     assert reports[0] == reports[1]
+
+
+def test_what_cannot_be_printed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise UnicodeEncodeError("ascii", "é", 0, 1, "a terminal without letters")
+
+    monkeypatch.setattr("ipvrm_lightning.callbacks.tables.print_report", fail)
+    with pytest.raises(UnicodeEncodeError):
+        run(tmp_path)
+    assert (tmp_path / "results.json").is_file() and (tmp_path / "scores.jsonl").is_file()
 
 
 def test_a_trial_run_writes_nothing(tmp_path: Path) -> None:

@@ -158,6 +158,13 @@ def test_table_shows_both_means_and_who_was_left_out(capsys: pytest.CaptureFixtu
         assert text in shown
 
 
+def test_names_of_sources_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("math [hard]", "set [/INST]")
+    print_report(judge(rows_of([("a", names[0], [1, 0]), ("b", names[1], [0, 1])])))
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)
+
+
 def test_bad_input_is_named() -> None:
     metric = AverageAtK()
     with pytest.raises(ValueError, match="outcomes: expected 0 or 1, found 2"):
