@@ -158,7 +158,8 @@ class BestOfN(RecordMetric):
             ValueError: no rollouts, or rollouts with different scorers.
         """
         prompts = _by_prompt(self.read_lines())
-        ways = self._ways(list(prompts[0].scores))
+        has_answers = any(answer is not None for prompt in prompts for answer in prompt.answers)
+        ways = self._ways(list(prompts[0].scores), has_answers=has_answers)
         accuracy = {way: {n: self._result(prompts, n, function) for n in self.sizes} for way, function in ways.items()}
         return BestOfNReport(
             prompts=len(prompts),
@@ -167,21 +168,19 @@ class BestOfN(RecordMetric):
             accuracy=accuracy,
         )
 
-    def _ways(self, scorers: Sequence[str]) -> dict[str, Callable[[_Prompt, int], float]]:
+    def _ways(self, scorers: Sequence[str], *, has_answers: bool) -> dict[str, Callable[[_Prompt, int], float]]:
         def by_score(name: str) -> Callable[[_Prompt, int], float]:
             return lambda prompt, n: best_of_n(prompt.scores[name], prompt.outcomes, prompt.group_ids, n=n)
 
         return {
             **{name: by_score(name) for name in scorers},
             PASS_AT_1: lambda prompt, n: pass_at_1(prompt.outcomes, prompt.group_ids),
-            MAJORITY: self._vote,
+            MAJORITY: self._vote if has_answers else lambda prompt, n: math.nan,
             ORACLE: lambda prompt, n: oracle(prompt.outcomes, prompt.group_ids, n=n),
         }
 
     def _vote(self, prompt: _Prompt, n: int) -> float:
         count = len(prompt.outcomes)
-        if all(answer is None for answer in prompt.answers):
-            return math.nan
         if count == n:
             return majority_vote(prompt.answers, prompt.outcomes, prompt.group_ids)
         generator = torch.Generator().manual_seed(stable_hash(prompt.key, self.seed) % 2**32)

@@ -108,6 +108,18 @@ def test_without_answers_there_is_no_vote() -> None:
     assert report.accuracy["majority vote"][2].accuracy != report.accuracy["majority vote"][2].accuracy
 
 
+def test_a_prompt_without_answers_is_left_to_luck_and_spoils_no_vote() -> None:
+    rows = rollouts(4, 6)
+    for row in rows[:6]:
+        row["answer"] = None
+    report = judge(rows, sizes=(3, 6), vote_draws=4000)
+    lucky = sum(row["outcome"] for row in rows[:6]) / 6
+    others = judge(rows[6:], sizes=(3, 6), vote_draws=4000).accuracy["majority vote"]
+    for n, result in report.accuracy["majority vote"].items():
+        assert result.accuracy == pytest.approx((lucky + 3 * others[n].accuracy) / 4, abs=0.01)
+        assert result.interval.low <= result.accuracy <= result.interval.high
+
+
 def test_usual_scores_by_hand() -> None:
     scores = rollout_scores(torch.tensor([0.5, -1.0]), [[1.0, 3.0], [-2.0]])
     assert {name: row.tolist() for name, row in scores.items()} == {
