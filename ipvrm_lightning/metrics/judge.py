@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from ipvrm_lightning.failures import OneLineParser
 from ipvrm_lightning.metrics.score_file import read_scores, write_atomically
 from ipvrm_lightning.metrics.step_f1_judge import judge_solutions
 from ipvrm_lightning.metrics.step_f1_report import JudgeSettings, StepF1Report
-from ipvrm_lightning.metrics.tables import output_console, print_report, report_to_json
+from ipvrm_lightning.metrics.tables import print_report, report_to_json
 
 
 def recompute(path: str | Path, settings: JudgeSettings | None = None) -> StepF1Report:
@@ -36,7 +37,7 @@ def parse_thresholds(texts: Sequence[str]) -> float | dict[str, float] | None:
     """Thresholds as typed: one number for all protocols, or PROTOCOL=NUMBER each.
 
     Raises:
-        ValueError: not a number, or a number for all beside others.
+        ValueError: not a finite number, a number for all beside others, or two for one protocol.
     """
     if not texts:
         return None
@@ -45,11 +46,13 @@ def parse_thresholds(texts: Sequence[str]) -> float | dict[str, float] | None:
         numbers = {protocol: float(number) for protocol, _, number in pairs}
     except ValueError:
         raise ValueError(f"--threshold: expected NUMBER or PROTOCOL=NUMBER, found {' '.join(texts)}") from None
-    if "" not in numbers:
-        return numbers
-    if len(texts) > 1:
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError(f"--threshold: expected finite numbers, found {' '.join(texts)}")
+    if "" in numbers and len(texts) > 1:
         raise ValueError(f"--threshold: expected one NUMBER or several PROTOCOL=NUMBER, found {' '.join(texts)}")
-    return numbers[""]
+    if len(numbers) < len(texts):
+        raise ValueError(f"--threshold: expected one for each protocol, found {' '.join(texts)}")
+    return numbers.get("", numbers)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -101,4 +104,4 @@ def main(argv: Sequence[str]) -> None:
     print_report(report)
     if arguments.json:
         path = write_atomically(arguments.json, report_to_json(report))
-        output_console().print(f"Report: {path}", soft_wrap=True)
+        print(f"Report: {path}")

@@ -11,6 +11,7 @@ arXiv:2412.06559) averages.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,10 @@ class JudgeSettings:
                 raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence: expected a number between 0 and 1, found {self.confidence}")
+        fixed = self.fixed_threshold
+        given = [] if fixed is None else list(fixed.values()) if isinstance(fixed, Mapping) else [fixed]
+        if not all(map(math.isfinite, given)):
+            raise ValueError(f"fixed_threshold: expected finite numbers, found {fixed}")
 
     def fixed_for(self, protocol: str) -> float | None:
         """The fixed threshold of a protocol, None if there is none."""
@@ -61,7 +66,7 @@ class ThresholdedResult:
 
     Args:
         f1: harmonic mean of the two accuracies.
-        threshold: the threshold; the mean over folds for `cross_fitted`; NaN for an average over subsets.
+        threshold: the threshold; the mean over solutions for `cross_fitted`; NaN for an average over subsets.
         correct_accuracy: share of solutions without an error in which none is found.
         error_accuracy: share of solutions with an error in which exactly the first wrong step is found.
         right_answer_accuracy: `error_accuracy` on those solutions whose final answer is right all the same.

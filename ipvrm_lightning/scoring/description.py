@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -87,6 +88,9 @@ class Description:
         """The same with another layout, protocol or threshold; None leaves each as it is.
 
         With another layout the thresholds that were chosen for the old one are dropped.
+
+        Raises:
+            ValueError: an unknown protocol, or a threshold that is not finite.
         """
         changed = self
         if protocol is not None:
@@ -94,6 +98,8 @@ class Description:
         if layout is not None and layout != self.layout:
             changed = replace(changed, layout=layout, thresholds={})
         if threshold is not None:
+            if not math.isfinite(threshold):
+                raise ValueError(f"threshold must be a finite number, found {threshold}")
             changed = replace(changed, thresholds={changed.protocol: threshold})
         return changed
 

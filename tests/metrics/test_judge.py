@@ -6,6 +6,7 @@ import subprocess
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from ipvrm_lightning.metrics import (
     BestOfN,
+    JudgeSettings,
     PrefixCalibration,
     PrefixTruth,
     Report,
@@ -46,6 +48,11 @@ def test_every_step_f1_table_carries_its_floors_and_the_origin_of_thresholds(mak
         assert "oracle" in text.getvalue() and "cross-fitted" in text.getvalue()
     text = shown(report)
     assert "[b]" in text
+    assert "step[/b]" in shown(
+        judge_solutions(
+            [replace(one, step_scores={"step[/b]": one.step_scores["step_sum"]}) for one in make_solutions(9)]
+        )
+    )
     assert f"{100 * report.subsets['alpha'].protocols['step_sum']['oracle'].f1:.1f}" in text
     assert f"{100 * report.subsets['alpha'].longest_step['cross_fitted'].f1:.1f}" in text
     assert "nan" not in text
@@ -70,9 +77,11 @@ def test_the_command_prints_and_writes_json(
     tmp_path: Path, make_solutions: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_scores(tmp_path / "scores.jsonl", make_solutions(60))
-    main([str(path), "--threshold", "step_sum=0.25", "--json", str(tmp_path / "report.json")])
-    assert "longest step (floor)" in capsys.readouterr().out
-    report = json.loads((tmp_path / "report.json").read_text())
+    written = tmp_path / "report[v2].json"
+    main([str(path), "--threshold", "step_sum=0.25", "--json", str(written)])
+    printed = capsys.readouterr().out
+    assert "longest step (floor)" in printed and f"Report: {written}\n" in printed
+    report = json.loads(written.read_text())
     protocols = report["subsets"]["alpha"]["protocols"]
     assert protocols["step_sum"]["fixed"]["threshold"] == 0.25
     assert "fixed" not in protocols["step_mean"]
@@ -99,9 +108,15 @@ def test_thresholds_as_typed() -> None:
     assert parse_thresholds([]) is None
     assert parse_thresholds(["-0.5"]) == -0.5
     assert parse_thresholds(["a=1", "b=2e-1"]) == {"a": 1.0, "b": 0.2}
-    for texts in (["a=x"], ["1", "a=2"], ["1", "2"]):
+    for texts in (["a=x"], ["1", "a=2"], ["1", "2"], ["nan"], ["a=inf"], ["a=1", "a=2"]):
         with pytest.raises(ValueError, match="--threshold"):
             parse_thresholds(texts)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), {"step_sum": float("inf")}])
+def test_a_threshold_is_a_finite_number(threshold: float | dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="fixed_threshold: expected finite numbers"):
+        JudgeSettings(fixed_threshold=threshold)
 
 
 def test_judging_a_file_needs_no_model_library() -> None:

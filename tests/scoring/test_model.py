@@ -269,6 +269,8 @@ def test_what_does_not_go_together_is_refused(judged: Judged, full_export: str, 
             describe(**arguments)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="protocol must be one of"):
         describe(judged.export).read_as(layout=None, protocol="sum", threshold=None)
+    with pytest.raises(ValueError, match="threshold must be a finite number, found nan"):
+        describe(judged.export).read_as(layout=None, protocol=None, threshold=math.nan)
     foreign = Path(shutil.copytree(judged.export, tmp_path / "foreign"))
     config = json.loads((foreign / "ipvrm_config.json").read_text())
     for kind, message in (
