@@ -24,7 +24,7 @@ from ipvrm_lightning.scoring.model import WINDOW, PrefixValueModel
 from ipvrm_lightning.scoring.opening import open_encoder
 from ipvrm_lightning.scoring.requests import STANDARD_INPUT, Asked, check_request, read_requests, split_solution
 from ipvrm_lightning.scoring.results import SolutionScore
-from ipvrm_lightning.scoring.store import ScoreFile
+from ipvrm_lightning.scoring.store import ScoreFile, settings_file
 from ipvrm_lightning.scoring.tables import score_table, table_console
 
 _OBJECTIVES: dict[str, type[Objective]] = {
@@ -45,7 +45,8 @@ def score_command(chosen: argparse.Namespace) -> None:
         DataError: a row that cannot be scored, by file, row and field, before any weights are loaded.
         ValueError: a model that is not what it should be, or an output file of something else.
     """
-    asked = read_requests(chosen.solutions) if chosen.solutions else [_single(chosen)]
+    own = () if chosen.out is None else (chosen.out, settings_file(chosen.out))
+    asked = read_requests(chosen.solutions, leave_out=own) if chosen.solutions else [_single(chosen)]
     description = described(chosen)
     encoder = open_encoder(description, max_length=chosen.max_length)
     solutions = list(_encoded(encoder, asked))
@@ -73,7 +74,8 @@ def score_command(chosen: argparse.Namespace) -> None:
 
 def _single(chosen: argparse.Namespace) -> Asked:
     """The solution on the command line, or on standard input."""
-    text = sys.stdin.read() if chosen.solution == STANDARD_INPUT else chosen.solution
+    # editors may begin a file with a byte order mark, which would be a token of step 1
+    text = sys.stdin.read().removeprefix("\ufeff") if chosen.solution == STANDARD_INPUT else chosen.solution
     return Asked(check_request(chosen.problem, split_solution(text), "solution"), "command line", 1)
 
 

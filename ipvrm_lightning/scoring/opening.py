@@ -22,8 +22,10 @@ def open_encoder(description: Description, *, max_length: int | None = None) -> 
         max_length: tokens of problem and solution, at most, where less than what the models can read.
 
     Raises:
-        ValueError: there is no tokenizer, or the reference has another vocabulary.
+        ValueError: there is no tokenizer, the reference has another vocabulary, or `max_length` is below 1.
     """
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length must be at least 1, found {max_length}")
     tokenizer = _tokenizer(description.tokenizer, description.trust_remote_code)
     foreign: frozenset[int] | None = frozenset()
     reference = description.reference

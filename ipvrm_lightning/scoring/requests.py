@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ipvrm_lightning.data.reading import Row, read_rows
+from ipvrm_lightning.data.reading import Row, find_files, read_rows
 from ipvrm_lightning.data.schema import DataError, check_characters, check_list, check_prompt, check_text
 from ipvrm_lightning.scoring.results import ScoreRequest
 
@@ -52,20 +52,24 @@ def check_request(problem: Any, steps: Any, id: str | None = None) -> ScoreReque
     return ScoreRequest(check_prompt(problem, "problem"), texts, id)
 
 
-def read_requests(paths: Sequence[str]) -> list[Asked]:
+def read_requests(paths: Sequence[str], *, leave_out: Collection[Path] = ()) -> list[Asked]:
     """Rows with `problem` and `steps`, or `solution` whose steps are parted by blank lines; other columns are left.
+
+    A row without an `id` is called after its file and number, or its path and number where that is taken.
 
     Args:
         paths: JSON, JSONL or parquet files, folders of them, or `-` for JSON or JSONL on standard input.
+        leave_out: files in those folders that are none of solutions, such as the scores of an earlier run.
 
     Raises:
         DataError: names file, row and field of the first row that cannot be scored.
     """
     asked: list[Asked] = []
     places: dict[str, tuple[str, int]] = {}
-    for source, number, row in _rows(paths):
+    for source, number, row in _rows(paths, {path.resolve() for path in leave_out}):
+        name = f"{Path(source).stem}-{number}"
         try:
-            request = _request(row, f"{Path(source).stem}-{number}")
+            request = _request(row, f"{source}-{number}" if name in places else name)
             if (first := places.get(str(request.id))) is not None:
                 raise DataError(f"the id of {first[0]}, row {first[1]}", field="id", found=request.id)
         except DataError as error:
@@ -89,16 +93,24 @@ def _request(row: Mapping[str, Any], name: str) -> ScoreRequest:
     return check_request(row["problem"], steps, str(row["id"]) if row.get("id") is not None else name)
 
 
-def _rows(paths: Iterable[str]) -> Iterator[Row]:
+def _rows(paths: Iterable[str], leave_out: Collection[Path]) -> Iterator[Row]:
     for path in paths:
-        yield from _standard_input() if path == STANDARD_INPUT else read_rows(path)
+        if path == STANDARD_INPUT:
+            yield from _standard_input()
+        elif Path(path).is_dir():
+            yield from read_rows([file for file in find_files(path) if file.resolve() not in leave_out])
+        else:
+            yield from read_rows(path)
 
 
 def _standard_input() -> Iterator[Row]:
     """Rows on standard input, by way of a file: they are read whole, for all are checked before the first is scored."""
+    given = sys.stdin.buffer.read()
+    if not given.strip():
+        raise DataError("no row to score", source="standard input")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "standard input.json"
-        file.write_bytes(sys.stdin.buffer.read())
+        file.write_bytes(given)
         try:
             for _, number, row in read_rows(file):
                 yield "standard input", number, row

@@ -13,6 +13,11 @@ from ipvrm_lightning.scoring.encoding import EncodedSolution
 from ipvrm_lightning.scoring.results import SolutionScore
 
 
+def settings_file(path: Path) -> Path:
+    """Where the settings of a score file are kept."""
+    return path.with_name(f"{path.name}.settings.json")
+
+
 class ScoreFile(AppendOnlyFile):
     """Appends scores; a context manager that holds the file's lock.
 
@@ -26,7 +31,7 @@ class ScoreFile(AppendOnlyFile):
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self._record = path.with_name(f"{path.name}.settings.json")
+        self._record = settings_file(path)
         super().__init__(path, lock=path.with_name(f".{path.name}.lock"), hash_field="tokens_hash")
 
     def holds(self, solution: EncodedSolution) -> bool:

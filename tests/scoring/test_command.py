@@ -93,7 +93,7 @@ def test_standard_input_is_read(
     score("--model", judged.export, "-", "--format", "jsonl")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["id"], len(line["steps"])) for line in lines] == [("standard input-1", 2), ("standard input-2", 1)]
-    monkeypatch.setattr("sys.stdin", io.StringIO("a\n\nb"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffa\n\nb"))
     score("--model", judged.export, "--problem", "1?", "--solution", "-", "--format", "jsonl")
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["final_value"] == pytest.approx(lines[0]["final_value"], abs=1e-5)
@@ -188,7 +188,9 @@ def test_bad_rows_are_named_before_weights_are_loaded(
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_options_that_do_not_go_together_are_refused(judged: Judged, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_do_not_go_together_are_refused(
+    judged: Judged, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for arguments, message in (
         ((), "give files of solutions, or --problem and --solution"),
         (("--problem", "1?"), "give files of solutions, or --problem and --solution"),
@@ -197,7 +199,10 @@ def test_options_that_do_not_go_together_are_refused(judged: Judged, capsys: pyt
         (("/nowhere/x.jsonl",), "no such file or folder"),
         (("--problem", "1?", "--solution", " "), "field 'steps': empty list"),
         (("--problem", "1?", "--solution", "2", "--beta", "1"), "leave beta out"),
+        (("--problem", "1?", "--solution", "2", "--max_length", "-5"), "max_length must be at least 1, found -5"),
+        (("-",), "standard input: no row to score"),
     ):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
         assert message in refused(capsys, "--model", judged.export, *arguments)
     assert "is no export of ipvrm" in refused(
         capsys, "--model", judged.base, "--problem", "1?", "--solution", "2"
@@ -246,3 +251,20 @@ def test_rows_of_several_files_have_ids_of_their_own(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps([{"problem": "1?", "steps": [name], "label": 0}]))
     asked = read_requests([str(tmp_path / "a.json"), str(tmp_path / "b.json")])
     assert [(one.request.id, one.row) for one in asked] == [("a-1", 1), ("b-1", 1)]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.json").write_bytes((tmp_path / "a.json").read_bytes())
+    again = read_requests([str(tmp_path), str(tmp_path / "more")])
+    assert [one.request.id for one in again] == ["a-1", "b-1", f"{tmp_path}/more/a.json-1"]
+
+
+def test_a_folder_s_own_scores_are_none_of_its_solutions(
+    judged: Judged, solutions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = str(solutions.parent), solutions.parent / "scores.jsonl"
+    for new in (6, 0):
+        score("--model", judged.export, folder, "--out", str(out), "--device", "cpu")
+        assert f"6 solutions, {new} of them scored in this run" in capsys.readouterr().out
+    out.rename(solutions.parent / "other.jsonl")
+    assert "other.jsonl, row 1, field 'problem': missing column" in refused(
+        capsys, "--model", judged.export, folder, "--out", str(out)
+    )
