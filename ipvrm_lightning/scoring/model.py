@@ -174,7 +174,8 @@ class PrefixValueModel:
         Args:
             problem: text or messages.
             candidates: each a list of steps, or a text whose steps are parted by blank lines.
-            by: `final_value` of the whole solution, its lowest step score (`min_step`), or their mean (`mean_step`).
+            by: `final_value` of the whole solution, its lowest step score (`min_step`), or their mean (`mean_step`), by
+                the protocol of the description.
 
         Raises:
             DataError: a candidate cannot be scored as it is; says which.
