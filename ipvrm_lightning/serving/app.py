@@ -116,13 +116,15 @@ async def _within(seconds: float, request: Request, work: Awaitable[Result]) -> 
         gone.cancel()
 
 
-async def _tell(_: Request, error: Exception) -> JSONResponse:
+async def _tell(request: Request, error: Exception) -> JSONResponse:
     """Every error in one form."""
     status, field, text, headers = 500, "", "the model failed on this request; the server's log says how", {}
     if isinstance(error, HTTPException):  # FastAPI's own
         status, text, headers = error.status_code, error.detail, dict(error.headers or {})
     elif isinstance(error, RequestValidationError):
         text, field = mistake(error.errors()[0])
+        if not field and "json" not in request.headers.get("Content-Type", "").lower():
+            text = "not read as JSON without the header Content-Type: application/json"
         status, text = 422, text if field else f"the body: {text}"
     elif isinstance(error, DataError):
         status, text, field = 422, str(DataError(error.problem, found=error.found)), error.field

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-#: Open to all, for a load balancer has no token. It tells nothing but that the server is up.
+#: Open to all, for a load balancer has no token, and may give no name. It tells nothing but that the server is up.
 OPEN_PATH = "/health"
 #: Seconds in which a body must have arrived.
 BODY_SECONDS = 30.0
@@ -46,10 +46,11 @@ class Guard:
             body = await asyncio.wait_for(self._read(receive), BODY_SECONDS)
         except asyncio.TimeoutError:
             return await _refusal(408, f"the body did not arrive within {BODY_SECONDS:g} s")(scope, receive, send)
-        if scope["path"] != OPEN_PATH and not self._knows_token(scope):
-            return await _refusal(401, "a bearer token is needed")(scope, receive, send)
-        if self.hosts is not None and _host(scope) not in self.hosts:
-            return await _refusal(421, "called by a name that is not this machine's own")(scope, receive, send)
+        if scope["path"] != OPEN_PATH:
+            if not self._knows_token(scope):
+                return await _refusal(401, "a bearer token is needed")(scope, receive, send)
+            if self.hosts is not None and _host(scope) not in self.hosts:
+                return await _refusal(421, "called by a name that is not this machine's own")(scope, receive, send)
         if body is None:
             return await _refusal(413, f"the body has more than {self.max_body} bytes")(scope, receive, send)
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -80,8 +81,8 @@ class Guard:
 
 
 def _host(scope: Scope) -> str:
-    """The name that the request gives the server, without the port."""
-    given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    """The name that the request gives the server, in small letters, without the port."""
+    given = next((value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"), "")
     return given.rpartition(":")[0] if given.rpartition(":")[2].isdigit() else given
 
 

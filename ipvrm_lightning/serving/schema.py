@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
 from ipvrm_lightning.data.schema import DataError
@@ -26,14 +26,21 @@ def _form(value: Any) -> str:
     return "(list)" if isinstance(value, list) else "(text)"
 
 
+def _few_steps(text: str) -> str:
+    if (count := len(split_solution(text))) > MAX_STEPS:
+        raise ValueError(f"text should have at most {MAX_STEPS} steps, found {count}")
+    return text
+
+
 Steps = Annotated[list[str], Field(min_length=1, max_length=MAX_STEPS)]
 Messages = Annotated[list[dict[str, str]], Field(min_length=1, max_length=MAX_MESSAGES)]
 # told apart before they are checked, so that an error is about what was meant; tags are no part of a field's name
 Text = Annotated[str, Tag("(text)")]
+SolutionText = Annotated[str, AfterValidator(_few_steps)]
 Problem = Annotated[
     Text | Annotated[Messages, Tag("(list)")], Discriminator(_form), Field(description="text, or chat messages")
 ]
-Candidate = Annotated[Text | Annotated[Steps, Tag("(list)")], Discriminator(_form)]
+Candidate = Annotated[Annotated[SolutionText, Tag("(text)")] | Annotated[Steps, Tag("(list)")], Discriminator(_form)]
 
 
 class _Strict(BaseModel):
@@ -45,7 +52,7 @@ class Solution(_Strict):
 
     problem: Problem
     steps: Steps | None = Field(default=None, description="texts in order, none blank")
-    solution: str | None = Field(default=None, description="in place of steps")
+    solution: SolutionText | None = Field(default=None, description="in place of steps")
     id: str | None = Field(default=None, max_length=200, description="comes back with the answer")
 
     @model_validator(mode="after")
@@ -110,7 +117,9 @@ class Ranking(BaseModel):
 class Limits(BaseModel):
     """What one request, and all of them together, may take."""
 
-    timeout: float = Field(default=60.0, gt=0, description="seconds in which a request is answered, or refused")
+    timeout: float = Field(
+        default=60.0, gt=0, allow_inf_nan=False, description="seconds in which a request is answered, or refused"
+    )
     max_waiting: int = Field(default=256, ge=MAX_SOLUTIONS, description="solutions accepted and not yet answered")
     max_body: int = Field(default=2**20, gt=0, description="bytes of a request")
 

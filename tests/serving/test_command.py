@@ -109,7 +109,12 @@ def test_a_port_that_is_taken_is_refused_before_anything_loads(capsys: pytest.Ca
 
 @pytest.mark.parametrize(
     ("option", "value", "told"),
-    [("timeout", "-1", "greater than 0"), ("max_waiting", "3", "greater than or equal to 128"), ("max_body", "0", "0")],
+    [
+        ("timeout", "-1", "greater than 0"),
+        ("timeout", "inf", "finite"),
+        ("max_waiting", "3", "greater than or equal to 128"),
+        ("max_body", "0", "0"),
+    ],
 )
 def test_limits_that_cannot_be_are_refused(
     capsys: pytest.CaptureFixture[str], option: str, value: str, told: str

@@ -54,6 +54,7 @@ def test_candidates_are_ranked(client: Client, direct: PrefixValueModel) -> None
         assert_same(answer.json, {"ranking": expected})
 
 
+MANY = "\n\n".join("a" * (MAX_STEPS + 1))
 BAD: list[tuple[str, Any, str | None, str]] = [
     ("/score", {"solutions": [FINE, {"problem": "1", "steps": ["a", " "]}]}, "solutions[1].steps[1]", "empty step"),
     ("/score", {"solutions": [{"problem": "1", "steps": ["a", 3]}]}, "solutions[0].steps[1]", "valid string"),
@@ -77,6 +78,13 @@ BAD: list[tuple[str, Any, str | None, str]] = [
     ("/score", {"solutions": []}, "solutions", "at least 1 item"),
     ("/score", {"solutions": [FINE] * (MAX_SOLUTIONS + 1)}, "solutions", f"at most {MAX_SOLUTIONS}"),
     ("/score", {"solutions": [{"problem": "1", "steps": ["a"] * (MAX_STEPS + 1)}]}, "solutions[0].steps", "at most"),
+    (
+        "/score",
+        {"solutions": [{"problem": "1", "solution": MANY}]},
+        "solutions[0].solution",
+        "at most 1000 steps, found 1001",
+    ),
+    ("/rank", {"problem": "1", "candidates": [["a"], MANY]}, "candidates[1]", "at most 1000 steps, found 1001"),
     ("/score", {"solutions": [{"problem": "1", "steps": ["a" * 4096]}]}, "solutions[0].steps", "4096 tokens"),
     ("/score", {}, "solutions", "Field required"),
     ("/score", [], None, "the body: "),
@@ -103,6 +111,12 @@ def test_bad_requests_are_told_the_field(client: Client) -> None:
 def test_what_is_hardly_json_is_refused(client: Client, body: bytes) -> None:
     answer = client.post("/score", body)
     assert answer.status in (400, 422) and answer.json["error"]
+
+
+@pytest.mark.parametrize("kind", ["", "application/x-www-form-urlencoded"])
+def test_a_body_that_does_not_say_it_is_json_is_told_the_header(client: Client, kind: str) -> None:
+    answer = client.post("/score", {"solutions": [FINE]}, {"Content-Type": kind})
+    assert answer.status == 422 and "the header Content-Type: application/json" in answer.json["error"]
 
 
 def test_other_paths_and_methods_are_told_in_the_same_form(client: Client) -> None:
@@ -171,8 +185,11 @@ def test_a_token_is_asked_for(start: Start) -> None:
 def test_a_name_that_is_not_this_machine_s_own_is_refused(start: Start) -> None:
     """A page in a browser that calls its own name, which leads here (DNS rebinding)."""
     client = start(hosts=("localhost", "127.0.0.1", "[::1]"))
-    for name in ("localhost", "127.0.0.1:80", "[::1]", "[::1]:8000", f"localhost:{client.port}"):
+    for name in ("localhost", "127.0.0.1:80", "[::1]", "[::1]:8000", f"LocalHost:{client.port}"):
         assert client.get("/status", {"Host": name}).status == 200, name
     for name in ("evil.example", f"evil.example:{client.port}", "localhost.evil.example", "127.0.0.1.evil.example", ""):
         answer = client.get("/status", {"Host": name})
         assert answer.status == 421 and "name" in answer.json["error"], name
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as checker:
+        checker.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert checker.recv(100).startswith(b"HTTP/1.1 200")
