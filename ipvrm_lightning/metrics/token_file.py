@@ -83,7 +83,7 @@ def record_from_line(line: str, where: str) -> TokenRecord:
         if not is_text(plain[name]):
             raise ValueError(f"{where}: {name}: expected text, found {plain[name]!r}")
     for name, types in _OF_ITEMS.items():
-        _check_list(plain[name], types, len(plain["tokens"]), f"{where}: {name}")
+        _check_list(plain[name], types, plain["tokens"], f"{where}: {name}")
     if min(plain["step_ids"]) < -1:
         raise ValueError(f"{where}: step_ids: expected -1 or the number of a step, found {min(plain['step_ids'])}")
     steps = max(plain["step_ids"]) + 1
@@ -92,11 +92,13 @@ def record_from_line(line: str, where: str) -> TokenRecord:
     return TokenRecord(**plain)
 
 
-def _check_list(values: Any, types: tuple[type, ...], length: int, where: str) -> None:
+def _check_list(values: Any, types: tuple[type, ...], tokens: list[str], where: str) -> None:
     if not isinstance(values, list) or not all(_is_a(value, types) for value in values):
         raise ValueError(f"{where}: expected a list of {' or '.join(one.__name__ for one in types)}")
-    if len(values) != length or not length:
-        raise ValueError(f"{where}: expected one per token and at least one, found {len(values)} for {length} tokens")
+    if len(values) != len(tokens) or not tokens:
+        raise ValueError(
+            f"{where}: expected one per token and at least one, found {len(values)} for {len(tokens)} tokens"
+        )
 
 
 def _is_a(value: Any, types: tuple[type, ...]) -> bool:

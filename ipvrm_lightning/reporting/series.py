@@ -159,6 +159,8 @@ Curve = tuple[list[float], list[float]]
 def read_curves(path: str | Path) -> dict[str, Curve]:
     """Columns of a `metrics.csv`: optimiser steps and values where there is one.
 
+    A last line without a line break is left out: a run that goes on, or was killed, may have written half of it.
+
     Args:
         path: the file.
 
@@ -169,7 +171,7 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
     curves: dict[str, Curve] = defaultdict(lambda: ([], []))
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(line for line in file if line.endswith(("\n", "\r")))
             if "step" not in (reader.fieldnames or ()):
                 raise ValueError(f"{path}: step: missing column; found {list(reader.fieldnames or ())[:10]}")
             for number, row in enumerate(reader, 2):

@@ -33,6 +33,7 @@ def test_it_reads_back_to_five_digits(tmp_path: Path) -> None:
     [
         ({"label": 2}, "label: expected -1 or one of 2 steps, found 2"),
         ({"label": True}, "label: .* found True"),
+        ({"tokens": None}, "tokens: expected a list of str"),
         ({"tokens": []}, "tokens: expected one per token and at least one, found 0 for 0 tokens"),
         ({"tokens": ["\ud800", "", "", ""]}, "tokens: expected a list of str"),
         ({"step_ids": [0, 1, 1]}, "step_ids: .* found 3 for 4 tokens"),

@@ -88,6 +88,13 @@ def test_values_by_hand() -> None:
     assert half.middle == pytest.approx((0.6 + 0.4) / 2) and end.middle == pytest.approx((0.1 + 0.8) / 2)
 
 
+def test_a_line_that_is_still_being_written_is_no_part_of_a_curve(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    for torn in ("", "2", "2,0.2", "2,0.25,-", '2,"0.'):
+        file.write_text(f"step,train/loss,train/lr\n0,0.5,1e-4\r\n1,0.4,\n{torn}")
+        assert series.read_curves(file) == {"train/loss": ([0.0, 1.0], [0.5, 0.4]), "train/lr": ([0.0], [1e-4])}
+
+
 def test_sigmoid_of_large_values_is_finite() -> None:
     draw = random.Random(0)
     for value in (-800.0, 800.0, *(draw.gauss(0, 5) for _ in range(20))):
