@@ -14,6 +14,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from ipvrm_lightning.functional.step_f1 import best_threshold
 from ipvrm_lightning.metrics.calibration import CalibrationReport
 from ipvrm_lightning.metrics.score_file import read_scores
 from ipvrm_lightning.metrics.step_f1_report import StepF1Report
@@ -128,6 +129,15 @@ def _check_results(run: _Run, files: InputFiles) -> None:
         set(one.step_scores) != protocols for one in run.solutions
     ):
         raise ValueError(f"{files.scores}: other solutions or protocols than in {files.results}; give those of one run")
+    for name, part in report.subsets.items():
+        own = [one for one in run.solutions if one.subset == name]
+        for protocol, by_origin in part.protocols.items():
+            best = best_threshold([one.step_scores[protocol] for one in own], [one.label for one in own]).f1
+            if not math.isclose(best, by_origin["oracle"].f1, abs_tol=1e-9) and math.isfinite(best):
+                raise ValueError(
+                    f"{files.scores}: other scores than in {files.results}: the best F1 of {protocol} on {name} is"
+                    f" {best:.4f} and {by_origin['oracle'].f1:.4f}; give those of one run"
+                )
 
 
 def _record(path: Path) -> dict[str, Any]:

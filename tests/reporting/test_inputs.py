@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ipvrm_lightning.cli import main
+from ipvrm_lightning.metrics import read_scores, write_scores
 from ipvrm_lightning.reporting.inputs import find_inputs
 
 TEST, FIT = "20260101-110000-test", "20260101-100000-fit"
@@ -27,6 +29,20 @@ def _change(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
+
+
+def _change_scores(path: Path) -> None:
+    """The same solutions and labels, scored by a model that finds every wrong step."""
+    found = [
+        replace(
+            one,
+            step_scores={
+                name: [-float(step == one.label) for step in range(len(of))] for name, of in one.step_scores.items()
+            },
+        )
+        for one in read_scores(path)
+    ]
+    write_scores(path, found)
 
 
 def _drop_line(path: Path) -> None:
@@ -53,6 +69,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "scores.jsonl, line 1: label: expected -1 or",
     ),
     "scores of another run": (lambda f: _drop_line(f / "scores.jsonl"), "scores.jsonl: other solutions or protocols"),
+    "scores of another checkpoint": (
+        lambda f: _change_scores(f / "scores.jsonl"),
+        "scores.jsonl: other scores than in",
+    ),
     "a bad token": (
         lambda f: _change(f / "tokens.jsonl", '"values":[', '"values":[null,'),
         "tokens.jsonl, line 1: values: expected a list of int or float",
