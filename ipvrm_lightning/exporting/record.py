@@ -50,7 +50,7 @@ def read_results(path: Path, run: Run) -> Results:
         run: that is exported.
 
     Raises:
-        ValueError: it is no such file, or is of another checkpoint; names both.
+        ValueError: it is no such file, or is of another checkpoint, or of none; names both.
     """
     try:
         reports = json.loads(path.read_text(encoding="utf-8"))["reports"]
@@ -61,10 +61,18 @@ def read_results(path: Path, run: Run) -> Results:
         return Results(reports, None)
     config = read_config(beside)
     tested = config.get("ckpt_path")
+    if tested is None and _is_trained(run):
+        raise ValueError(f"{path}: its test run loaded no checkpoint, this exports {run.checkpoint}: test that one")
     # folders may have been moved: run, "checkpoints" and file tell checkpoints apart
     if tested is not None and Path(tested).parts[-3:] != run.checkpoint.absolute().parts[-3:]:
         raise ValueError(f"{path}: is of checkpoint {tested}, this exports {run.checkpoint}: test that one")
     return Results(reports, config.get("data"))
+
+
+def _is_trained(run: Run) -> bool:
+    """Whether weights come from training: an objective that has none scores with those that it started from."""
+    objective = run.config["model"]["init_args"].get("objective")
+    return not objective or bool(resolve_name(objective["class_path"]).trainable)
 
 
 def uses_policy(run: Run, choices: Choices) -> bool:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.exporting import export_checkpoint
+from ipvrm_lightning.exporting.record import read_results
 from ipvrm_lightning.exporting.source import find_run, model_weights
 from ipvrm_lightning.models import LoRA, PretrainedLanguageModel
 from ipvrm_lightning.models.exported import Layout, ModelSource, read_exported_config
@@ -192,6 +193,14 @@ def test_results_go_into_card_and_thresholds(
     (results.parent / "config.yaml").write_text(yaml.safe_dump(moved))
     with pytest.raises(ValueError, match=r"is of checkpoint .*another"):
         export_checkpoint(run, tmp_path / "other", results=results)
+    moved["ckpt_path"] = None
+    (results.parent / "config.yaml").write_text(yaml.safe_dump(moved))
+    with pytest.raises(ValueError, match=r"its test run loaded no checkpoint, this exports .*: test that one"):
+        export_checkpoint(run, tmp_path / "other", results=results)
+    untrained = {"class_path": "ipvrm_lightning.objectives.EndoRM"}
+    found = find_run(run)
+    found.config["model"]["init_args"]["objective"] = untrained
+    assert "step_f1" in read_results(results, found).reports
 
 
 def test_a_config_that_does_not_fit_leaves_nothing(tmp_path: Path, base: str, real_inputs: dict[str, str]) -> None:  # noqa: F811
