@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from ast import literal_eval
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -39,7 +41,7 @@ def check_config_files(arguments: Sequence[str]) -> None:
 
 
 def bound_values() -> None:
-    """Have the parser refuse whatever expands without end: files that configs and arguments name, too."""
+    """Have the parser refuse whatever expands without end, in files that arguments name too, and keep nested nulls."""
     from jsonargparse import get_loader, set_loader
 
     load = get_loader("yaml")
@@ -49,6 +51,10 @@ def bound_values() -> None:
 
 def _load_bounded(load: Callable[[str], Any], text: str) -> Any:
     try:
+        if text.startswith(("None", "[", "{")) and "None" in text:
+            # the parser reads the value of a nested key at every level, and hands it down as Python writes it
+            with suppress(ValueError, SyntaxError, MemoryError):
+                return literal_eval(text)
         if "&" in text and "*" in text:  # anchors and aliases, without which a text is as long as what it says
             root = yaml.compose(text, Loader=yaml.SafeLoader)
             values = 0 if root is None else _count(root, {})

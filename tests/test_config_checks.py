@@ -9,7 +9,9 @@ from jsonargparse import ArgumentParser
 
 from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_config_files
 from ipvrm_lightning.data import TrajectoryDataModule
+from ipvrm_lightning.lightning_cli import IPVRMCLI
 
+from .conftest import REPOSITORY
 from .fuzz.config_values import TEXTS
 
 EXPECTED = {
@@ -96,3 +98,42 @@ def test_a_null_is_no_number() -> None:
         check_class_paths(data(batch_size=None))
     with pytest.raises(ValueError, match=r"^data\.init_args\.prompt_format: expected .*Literal.*, found null$"):
         check_class_paths(data(prompt_format=None))
+
+
+MODEL = ["--config", str(REPOSITORY / "configs" / "distrl_qwen.yaml")]
+
+
+@pytest.fixture(scope="module")
+def fit_parser() -> ArgumentParser:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["ipvrm", "fit"])
+        return IPVRMCLI.parsers()["fit"]
+
+
+def test_null_on_the_command_line_is_null_at_every_depth(fit_parser: ArgumentParser) -> None:
+    def found(value: str, *keys: str) -> list[Any]:
+        config = fit_parser.parse_args([*MODEL, *(word for key in keys for word in (f"--{key}", value))]).as_dict()
+        model, data = config["model"]["init_args"], config["data"]["init_args"]
+        language_model = model["language_model"]["init_args"]
+        names = ("chat_template", "attn_implementation", "revision")
+        values = [config["trainer"]["default_root_dir"], data["system_prompt"], data["tokenizer"]]
+        return [*values, *(language_model[name] for name in names), model["reward"]["checkpoint"]]
+
+    keys = [
+        "trainer.default_root_dir",
+        "data.system_prompt",
+        "data.init_args.tokenizer",
+        "model.init_args.language_model.init_args.chat_template",
+        "model.init_args.language_model.init_args.attn_implementation",
+        "model.language_model.revision",
+        "model.init_args.reward.init_args.checkpoint",
+    ]
+    assert found("text", *keys) == ["text"] * 7
+    assert found("null", *keys) == [None] * 7
+
+
+def test_nulls_within_a_nested_value_are_kept(fit_parser: ArgumentParser) -> None:
+    words = ["--model.language_model", "ipvrm_lightning.models.RandomLanguageModel"]
+    words += ["--model.language_model.config", "{a: null, b: [null, true, None], c: {d: 1}}"]
+    model = fit_parser.parse_args([*MODEL, *words]).model.init_args.language_model
+    assert model.init_args.config == {"a": None, "b": [None, True, "None"], "c": {"d": 1}}
