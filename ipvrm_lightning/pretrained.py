@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ipvrm_lightning.failures import library_errors
+from ipvrm_lightning.failures import library_errors, one_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+#: `owner/name`, or one of the old names without an owner.
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+_NOWHERE = "no such file or folder (and no owner/name on the hub)"
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +38,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False, **options: Any
     """
     from transformers import AutoTokenizer
 
-    _check_place(name)
+    check_place(name)
     with library_errors(f"{name}: the tokenizer cannot be loaded"), _quietly():
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
         # a folder without a vocabulary gives a tokenizer that knows nothing, and no error
@@ -61,7 +66,7 @@ def find_file(name: str, filename: str, *, revision: str | None = None) -> Path 
     if Path(name).exists():
         path = Path(name) / filename
         return path if path.is_file() else None
-    _check_place(name)
+    _check_name(name)
     with library_errors(f"{name}: {filename} cannot be looked up"):
         found = cached_file(
             name,
@@ -78,7 +83,7 @@ def load_config(name: str) -> PretrainedConfig:
     """A model's config; see `load_tokenizer`."""
     from transformers import AutoConfig
 
-    _check_place(name)
+    check_place(name)
     with library_errors(f"{name}: the config cannot be loaded"), _quietly():
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
@@ -119,7 +124,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    _check_place(name)
+    check_place(name)
     if gguf_file is None:
         _refuse_pickles(Path(name))
         options["use_safetensors"] = True
@@ -148,10 +153,43 @@ def load_model(
     return model
 
 
-def _check_place(name: str) -> None:
-    """Say at once that a folder is not there, where the hub would be asked for a repository of that name."""
-    if not Path(name).exists() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise FileNotFoundError(f"{name}: no such folder")
+def check_place(name: str) -> None:
+    """Refuse a name that is neither a file or folder nor a repository, before anything waits for the hub.
+
+    Args:
+        name: repository on the hub, or a path.
+
+    Raises:
+        OSError: there is no such thing, or the hub cannot be asked.
+    """
+    _check_name(name)
+    if Path(name).exists() or _is_cached(name):
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=10)  # tries once, where loading would try five times for each of its files
+    except RepositoryNotFoundError as error:
+        if not isinstance(error, GatedRepoError):
+            raise FileNotFoundError(f"{name}: {_NOWHERE}") from error
+    except (HfHubHTTPError, HFValidationError):
+        pass  # loading says what is wrong
+    except Exception as error:  # whose kind depends on the library that this version of the hub's client uses
+        reason = one_line(str(error).partition("\n")[0] or type(error).__name__, 200)
+        raise OSError(f"{name}: no such file or folder, and the hub cannot be asked for it ({reason})") from error
+
+
+def _check_name(name: str) -> None:
+    if not Path(name).exists() and not _HUB_NAME.fullmatch(name):
+        raise FileNotFoundError(f"{name}: {_NOWHERE}")
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model")).exists()
 
 
 def _refuse_pickles(folder: Path) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from ipvrm_lightning.models import RandomLanguageModel
 from ipvrm_lightning.models.logprobs import check_positions, check_vocabulary, response_scores
 from ipvrm_lightning.pretrained import load_config, load_model, load_tokenizer, positions
+from ipvrm_lightning.scoring.description import describe
 
 from .fuzz.bases import MODEL, write_bases
 from .fuzz.driver import write_files
@@ -67,9 +72,32 @@ def test_a_tokenizer_that_is_not_all_there_is_refused(change: str, bases: str, t
 
 
 def test_a_folder_that_is_not_there_is_said_to_be_so() -> None:
-    for name in ("./nowhere", "/nowhere/model", "a/b/c"):
-        with pytest.raises(FileNotFoundError, match=f"^{name}: no such folder$"):
+    for name in ("./nowhere", "/nowhere/model", "a/b/c", "~/model", "my model"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"^{name}: no such file or folder \(and no owner/name on the hub\)$"
+        ):
             load_tokenizer(name)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nobody/nothing"])
+def test_the_hub_is_asked_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def model_info(self: HfApi, repo_id: str, **options: Any) -> None:
+        asked.append(repo_id)
+        raise error
+
+    monkeypatch.setattr(HfApi, "model_info", model_info)
+    error: Exception = RepositoryNotFoundError("404", response=MagicMock())
+    with pytest.raises(FileNotFoundError, match=rf"^{name}: no such file or folder \(and no owner/name on the hub\)$"):
+        load_tokenizer(name)
+    error = ConnectionError("Name or service\nnot known")
+    for load in (load_tokenizer, load_config, load_model, describe):
+        with pytest.raises(
+            OSError, match=rf"^{name}: no such file or folder, and the hub cannot be asked for it \(Name"
+        ):
+            load(name)
+    assert asked == [name] * 5
 
 
 def test_tokens_without_an_embedding_are_refused(bases: str) -> None:

@@ -22,7 +22,7 @@ from ipvrm_lightning.models.exported import (
 )
 from ipvrm_lightning.models.frozen import ADAPTER_CONFIG
 from ipvrm_lightning.objectives import IPVRM, Objective
-from ipvrm_lightning.pretrained import find_file
+from ipvrm_lightning.pretrained import check_place, find_file
 
 _OWN_OBJECTIVES = "ipvrm_lightning.objectives."
 
@@ -139,6 +139,7 @@ def describe(
     given = objective if beta is None else IPVRM(beta=beta)
     if name.endswith(".gguf"):
         name, gguf_file = _split(name)
+    check_place(name)
     found = find_file(name, CONFIG_NAME, revision=revision)
     exported = None if found is None else read_exported_config(found)
     if exported is not None and exported.objective is not None:
