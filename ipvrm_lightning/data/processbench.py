@@ -121,7 +121,8 @@ class ProcessBenchDataModule(TokenizedDataModule):
         if self.subsets is None:
             return [(stem, read_file(file)) for stem, file in files.items()]
         if missing := [subset for subset in self.subsets if subset not in files]:
-            raise DataError(f"no file for subset {missing[0]}; there are {', '.join(files)}", source=self.path)
+            text = f"no file for subset {missing[0]}; there are {', '.join(files)}; give --data.subsets null for all"
+            raise DataError(text, source=self.path)
         return [(subset, read_file(files[subset])) for subset in self.subsets]
 
     def _read(self, subset: str, rows: Iterator[Row], report: Report) -> list[Solution]:

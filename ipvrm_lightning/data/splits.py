@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Generic, Protocol, TypeVar
 from ipvrm_lightning.data.reading import is_hub_name, read_hub
 from ipvrm_lightning.data.rollouts import AnyPrompted, Prompted, Report, limit_prompts, question_of, split_by_prompt
 from ipvrm_lightning.data.schema import check_limit
+
+log = logging.getLogger(__name__)
 
 Row = TypeVar("Row", bound=Prompted, covariant=True)
 
@@ -78,6 +81,7 @@ class Sources:
         train = limit_prompts(train, self.max_prompts, self.seed)
         if self.validation is None:
             train, validation = split_by_prompt(train, self.validation_fraction, self.seed)
+            _warn_of_none_held_out(train, validation, self.validation_fraction)
         else:
             validation = list(reader(self.validation, report, split=self.split))
             train = _without(train, validation, "validation", report)
@@ -85,6 +89,12 @@ class Sources:
             return Splits(train, validation, None)
         test = list(reader(self.test, report, split=self.split))
         return Splits(_without(train, test, "test", report), validation, test)
+
+
+def _warn_of_none_held_out(train: Sequence[Prompted], validation: Sequence[Prompted], fraction: float) -> None:
+    if fraction and train and not validation:
+        prompts = len({group_of(row.prompt) for row in train})
+        log.warning("no prompt was held out (%g of %d prompts); raise validation_fraction", fraction, prompts)
 
 
 def _without(rows: list[AnyPrompted], held_out: list[AnyPrompted], name: str, report: Report) -> list[AnyPrompted]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 from ipvrm_lightning.data.chat import PromptFormat
@@ -11,6 +12,8 @@ from ipvrm_lightning.data.rollouts import OnBadRows, OverLength, Report, build_p
 from ipvrm_lightning.data.schema import check_choice, check_limit
 from ipvrm_lightning.data.splits import Sources
 from ipvrm_lightning.data.tokenized import TokenizedDataModule
+
+log = logging.getLogger(__name__)
 
 Keep = Literal["all", "right"]
 
@@ -114,6 +117,8 @@ class TrajectoryDataModule(TokenizedDataModule):
             return
         report = Report(self.on_bad_rows)
         splits = self.sources.read(read_rollouts, report)
+        if self.keep == "all" and stage in (None, "fit"):
+            _warn_of_one_outcome(splits.train)
         train_set = self._tokenize(splits.train, report)
         if not len(train_set):
             raise ValueError(f"no usable training example in {self.sources.train}; left out: {dict(report.counts)}")
@@ -155,4 +160,14 @@ class TrajectoryDataModule(TokenizedDataModule):
         place = {row: number for number, row in enumerate(rows)}
         return TrajectoryDataset(
             (dataset[row] for row in rows), [(place[chosen], place[rejected]) for chosen, rejected in pairs]
+        )
+
+
+def _warn_of_one_outcome(rollouts: list[Rollout]) -> None:
+    outcomes = {rollout.outcome for rollout in rollouts}
+    if len(outcomes) == 1:
+        name, other = ("right", "wrong") if outcomes == {1} else ("wrong", "right")
+        log.warning(
+            "all %d training responses are %s: a reward model needs %s ones as well%s",
+            *(len(rollouts), name, other, " (fine-tuning needs none: keep: right)" if name == "right" else ""),
         )

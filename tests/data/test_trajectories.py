@@ -56,6 +56,25 @@ def test_split_is_by_prompt_and_adding_data_moves_none(tmp_path: Path) -> None:
     assert all(0 <= share(group, 0, "x") < 1 for group in groups(small.train_set))
 
 
+def test_what_cannot_be_learned_from_or_held_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = grouped(tmp_path, range(4))
+    right, wrong = grouped(tmp_path, range(3, 4), "right.jsonl"), grouped(tmp_path, range(0, 1), "wrong.jsonl")
+
+    def said(path: str, **options: Any) -> list[str]:
+        caplog.clear()
+        module(path, **options)
+        return [record.getMessage() for record in caplog.records]
+
+    held_out = {"validation_fraction": 0.0}
+    assert said(file, validation_fraction=0.001) == [
+        "no prompt was held out (0.001 of 4 prompts); raise validation_fraction"
+    ]
+    assert said(file, **held_out) == said(file, **held_out, keep="right") == said(right, **held_out, keep="right") == []
+    (line,) = said(right, **held_out)
+    assert line.startswith("all 3 training responses are right: a reward model needs wrong ones as well")
+    assert said(wrong, **held_out) == ["all 3 training responses are wrong: a reward model needs right ones as well"]
+
+
 def test_the_same_prompt_in_two_forms_is_one_group(tmp_path: Path) -> None:
     rows = [
         {"prompt": "q", "completion": "a", "label": 1},
