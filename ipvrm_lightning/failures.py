@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import NoReturn
 
 _LONGEST = 600
@@ -33,6 +34,11 @@ _NOISE = re.compile(
     r"|Given value type|Given value: (?:NestedArg|Namespace|\{)"
     r"|Expected a path but .* either not accessible or invalid"
 )
+#: What it says of a word that is no number, where an object could stand as well; and of one that names no class.
+_NO_NUMBER = re.compile(r"(Expected a <class '(?:int|float|bool)'>); Expected a dot import path string: [^;]*")
+_NO_CLASS = re.compile(r"Expected a dot import path string: ([^;]*)(?:; Given value: \1)?")
+_CALLABLE = re.compile(r"Type \S+\[.*?\] expects a function or a callable class: ")
+_GOT_CLASS = re.compile(r"\. Got value: Namespace\(.*")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -144,8 +150,19 @@ def one_line(text: str, longest: int = _LONGEST) -> str:
 def _mistakes(message: str) -> str:
     """What jsonargparse says in a paragraph of nested reasons, as one sentence."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    kept = [line.rstrip(".") for line in lines if not _NOISE.match(line)]
-    return re.sub(r":\W*; ", ": ", "; ".join(kept)).replace("Parser key ", "key ").rstrip(": ")
+    kept = [_GOT_CLASS.sub("", line.rstrip(".")) for line in lines if not _NOISE.match(line)]
+    text = re.sub(r":\W*; ", ": ", "; ".join(kept)).replace("Parser key ", "key ").rstrip(": ")
+    return _NO_CLASS.sub(_no_class, _NO_NUMBER.sub(r"\1", _CALLABLE.sub("", text)))
+
+
+def _no_class(found: re.Match[str]) -> str:
+    """That a word names no class, with the nearest of this package's that does: of modules the parser has loaded."""
+    own = [vars(module) for name, module in list(sys.modules.items()) if name.startswith("ipvrm_lightning.")]
+    classes = {name for names in own for name, value in names.items() if isinstance(value, type)}
+    near = get_close_matches(found[1], sorted(classes), n=1)
+    return f"{found[1]} is no class here; " + (
+        f"did you mean {near[0]}?" if near else "give its whole path, a.module.Class"
+    )
 
 
 def _keep_traceback(command: str, error: BaseException) -> str:

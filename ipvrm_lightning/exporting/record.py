@@ -46,12 +46,13 @@ def read_results(path: Path, run: Run) -> Results:
     """Read a `results.json` of `ipvrm test`, and the config beside it.
 
     Args:
-        path: of the file.
+        path: of the file, or the folder of the run that wrote it.
         run: that is exported.
 
     Raises:
         ValueError: it is no such file, or is of another checkpoint, or of none; names both.
     """
+    path = path / "results.json" if path.is_dir() else path
     try:
         reports = json.loads(path.read_text(encoding="utf-8"))["reports"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:

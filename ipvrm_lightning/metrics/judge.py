@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of `ipvrm judge`; mistakes are raised."""
     defaults = {field.name: field.default for field in fields(JudgeSettings)}
     parser = OneLineParser(prog="ipvrm judge", description=__doc__)
-    parser.add_argument("scores", help="score file (JSONL) as `ipvrm test` writes it")
+    parser.add_argument("scores", help="score file (JSONL) as `ipvrm test` writes it, or the folder of its run")
     parser.add_argument(
         "--threshold",
         action="append",
@@ -100,7 +100,8 @@ def main(argv: Sequence[str]) -> None:
         seed=arguments.seed,
         fixed_threshold=parse_thresholds(arguments.threshold),
     )
-    report = recompute(arguments.scores, settings)
+    scores = Path(arguments.scores)
+    report = recompute(scores / "scores.jsonl" if scores.is_dir() else scores, settings)
     print_report(report)
     if arguments.json:
         path = write_atomically(arguments.json, report_to_json(report))

@@ -19,7 +19,7 @@ def score_table(score: SolutionScore) -> Table:
     Args:
         score: of a solution.
     """
-    verdict = "no threshold, no verdict"
+    verdict = "no verdict: give --threshold, or export with --results"
     if score.threshold is not None:
         origin = f"{score.protocol} below {score.threshold:.4g}"
         verdict = f"no step has {origin}"

@@ -123,8 +123,8 @@ async def _tell(request: Request, error: Exception) -> JSONResponse:
         status, text, headers = error.status_code, error.detail, dict(error.headers or {})
     elif isinstance(error, RequestValidationError):
         text, field = mistake(error.errors()[0])
-        if not field and "json" not in request.headers.get("Content-Type", "").lower():
-            text = "not read as JSON without the header Content-Type: application/json"
+        if not field and "json" not in request.headers.get("Content-Type", "").lower():  # then it was not read as JSON
+            text = "send it with the header Content-Type: application/json"
         status, text = 422, text if field else f"the body: {text}"
     elif isinstance(error, DataError):
         status, text, field = 422, str(DataError(error.problem, found=error.found)), error.field

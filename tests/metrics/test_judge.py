@@ -78,7 +78,7 @@ def test_the_command_prints_and_writes_json(
 ) -> None:
     path = write_scores(tmp_path / "scores.jsonl", make_solutions(60))
     written = tmp_path / "report[v2].json"
-    main([str(path), "--threshold", "step_sum=0.25", "--json", str(written)])
+    main([str(path.parent), "--threshold", "step_sum=0.25", "--json", str(written)])
     printed = capsys.readouterr().out
     assert "longest step (floor)" in printed and f"Report: {written}\n" in printed
     report = json.loads(written.read_text())
