@@ -5,6 +5,7 @@ Heavy libraries are imported where they are used, so that `--help` and bad argum
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: with 2 for arguments and configs that cannot be parsed, 1 for everything else that fails, 141 where
-            the reader of the output has hung up.
+            the reader of the output has hung up, 143 where a fit was told to stop (SIGTERM) and has not ended.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in given or ("LOCAL_RANK" in os.environ and os.environ.get("IPVRM_DEBUG") == "1")
@@ -79,6 +80,8 @@ def _run(arguments: list[str]) -> None:
     if arguments[0] not in COMMANDS and arguments[0] not in LIGHTNING and not arguments[0].startswith("-"):
         raise ArgumentError(None, f"no such command; there are {', '.join((*LIGHTNING, *COMMANDS))}")
     check_config_files(arguments)
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
     COMMANDS.get(arguments[0], _run_lightning)(arguments)
 
 
@@ -136,9 +139,8 @@ def _run_lightning(arguments: list[str]) -> None:
     sys.argv[1:] = arguments
     if os.environ.get("IPVRM_DEBUG") != "1":
         threading.excepthook = tell_in_one_line
-    for message in QUIET:
-        warnings.filterwarnings("ignore", message=message)
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
     from ipvrm_lightning.lightning_cli import IPVRMCLI
 
@@ -146,15 +148,25 @@ def _run_lightning(arguments: list[str]) -> None:
         IPVRMCLI.run()
     except MisconfigurationException as error:  # no GPU for a strategy, a library that is not installed, ...
         raise ValueError(str(error)) from error
+    except SIGTERMException as stopped:  # ends with 0 of itself, as if the run were done
+        raise SystemExit(128 + signal.SIGTERM) from stopped
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning's is none that advertises another package."""
+    return "Tip: For seamless" not in record.getMessage()
 
 
 #: What libraries tell each other, of no use to who runs a command.
 QUIET = (
     r".*isinstance\(treespec, LeafSpec\).*",
     ".*is_gradient_checkpointing.*",
+    "`gradient_checkpointing_enable` is deprecated.*",  # its successor is not in every transformers that is allowed
     ".*does not have many workers.*",
     "The dirpath has changed from.*",  # said by every `ipvrm test`, whose run has a folder of its own
     "Total length of `list` across ranks is zero.*",  # of validation data, where none are asked for
+    # the rate follows the run's steps: one in which nothing was learned, or whose update was skipped, counts
+    r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
 )
 
 LIGHTNING = ("fit", "validate", "test", "predict")

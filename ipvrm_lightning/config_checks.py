@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 from ast import literal_eval
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -149,6 +151,23 @@ def check_class_paths(config: Any, key: str = "") -> None:
         _refuse_nulls(kind, values.get("init_args"), f"{key}.init_args".lstrip("."))
     for name, value in values.items():
         check_class_paths(value, f"{key}.{name}".lstrip("."))
+
+
+def check_output_folder(folder: Path) -> None:
+    """Make the folder of the runs.
+
+    Args:
+        folder: `trainer.default_root_dir`.
+
+    Raises:
+        OSError: it cannot be made or written to; names the key.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OSError(f"trainer.default_root_dir {folder}: runs cannot be written there ({error.strerror})") from error
 
 
 def _refuse_nulls(kind: type, arguments: Any, key: str) -> None:

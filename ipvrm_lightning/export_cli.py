@@ -23,7 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
         default="cross_fitted",
         help="which thresholds are used",
     )
-    parser.add_argument("--results", type=Path, help="results.json of `ipvrm test`, for the card and its thresholds")
+    parser.add_argument(
+        "--results", type=Path, help="results.json of `ipvrm test`, or its run's folder: thresholds, and the card"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
     parser.add_argument(
         "--push_to_hub", metavar="OWNER/NAME", help="upload the folder to this repository, made private"
@@ -42,10 +44,12 @@ def main(arguments: list[str]) -> None:
     """
     options = vars(build_parser().parse_args(arguments))
     from ipvrm_lightning.exporting import export_checkpoint
+    from ipvrm_lightning.exporting.source import find_run
 
     repository = options.pop("push_to_hub")
-    folder = export_checkpoint(options.pop("source"), options.pop("out"), **options)
-    print(f"in {folder}")
+    run = find_run(options.pop("source"))
+    folder = export_checkpoint(run.checkpoint, options.pop("out"), **options)
+    print(f"{run.origin()}\nin {folder}")
     if repository:
         from huggingface_hub import HfApi
 

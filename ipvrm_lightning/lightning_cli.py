@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -24,9 +25,9 @@ from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
 from ipvrm_lightning.callbacks.tokens import TokenFile
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
-from ipvrm_lightning.config_checks import bound_values, check_class_paths
+from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_output_folder
 from ipvrm_lightning.failures import names_full_disk
-from ipvrm_lightning.models.checkpoints import newest_checkpoint, read_checkpoint
+from ipvrm_lightning.models.checkpoints import newest_checkpoint, origin, read_checkpoint
 from ipvrm_lightning.run_folders import (
     checkpoint_to_resume,
     config_fingerprint,
@@ -34,7 +35,7 @@ from ipvrm_lightning.run_folders import (
     new_run_name,
     unfinished_run,
 )
-from ipvrm_lightning.strategies import check_fit
+from ipvrm_lightning.strategies import check_fit, check_trainer
 
 
 class _Prepared(Exception):
@@ -131,6 +132,7 @@ class IPVRMCLI(LightningCLI):
         if command == "fit" and config.trainer.logger is False and not config.trainer.fast_dev_run:
             rank_zero_info("trainer.logger: false: the run has no folder of its own, and to go on it needs --ckpt_path")
         self._check_checkpoint(config)
+        check_output_folder(root)
         if config.trainer.logger is not False:
             run = resumed.parent.parent.name if resumed else new_run_name(root, command)
             run = os.environ.setdefault("IPVRM_RUN", run)
@@ -159,6 +161,8 @@ class IPVRMCLI(LightningCLI):
         if found is not None:
             config.ckpt_path = str(found)
             rank_zero_info(f"This run has not ended: going on from {found}. A new one: --resume never")
+            # said of the run's own folders, in which nothing is deleted
+            warnings.filterwarnings("ignore", message=r"(Experiment logs|Checkpoint) directory .* is not empty")
         return found
 
     @staticmethod
@@ -171,7 +175,8 @@ class IPVRMCLI(LightningCLI):
         return [by_clock, *([] if asked else [ModelCheckpoint(save_last=True)])]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer, unless its strategy and the module cannot work together."""
+        """Make the trainer, unless its settings and the module cannot work together."""
+        check_trainer(self._get(self.config_init, "trainer"), self.model)
         check_fit(self._get(self.config_init, "trainer.strategy"), self.model)
         return super().instantiate_trainer(**kwargs)
 
@@ -187,7 +192,11 @@ class IPVRMCLI(LightningCLI):
             raise ValueError(f"this config cannot be built: {error}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command; a disk that is full is named."""
+        """Run the command, and say where it is of a model that was not trained; a disk that is full is named."""
+        trainable = getattr(getattr(self.model, "objective", None), "trainable", True)
+        if subcommand != "fit" and trainable and not self._get(self.config, "ckpt_path"):
+            what = "policy" if hasattr(self.model, "evaluation") else "model"
+            rank_zero_info(f"This is the {what} as it starts. The newest checkpoint: --ckpt_path last")
         with names_full_disk(self._get(self.config, "trainer.default_root_dir") or "outputs"):
             super()._run_subcommand(subcommand)
 
@@ -201,7 +210,8 @@ class IPVRMCLI(LightningCLI):
             raise ValueError("weights_only: false would run whatever code a checkpoint holds; no checkpoint needs it")
         config.weights_only = True  # Lightning leaves it off for addresses
         if config.get("ckpt_path") and Path(config.ckpt_path).is_file():
-            read_checkpoint(Path(config.ckpt_path), mmap=True)
+            stored = read_checkpoint(Path(config.ckpt_path), mmap=True)
+            rank_zero_info(f"Checkpoint: {origin(Path(config.ckpt_path), stored)}")
 
 
 def _loggers(root: Path, run: str, resumed: Path | None, chosen: Any) -> list[Any]:

@@ -37,10 +37,7 @@ def check_fit(strategy: Any, module: Any) -> None:
     if getattr(module, "evaluation", None) is not None:  # how a policy samples
         factory.check_sampling()
     precision = getattr(getattr(strategy, "precision_plugin", None), "precision", "32-true")
-    if precision in _WHY_NO_PRECISION:
-        raise ValueError(
-            f"trainer.precision {precision} is not for {type(module).__name__}: {_WHY_NO_PRECISION[precision]}"
-        )
+    _check_precision(precision, module)
     on_gpu = type(getattr(strategy, "accelerator", None)).__name__ == "CUDAAccelerator"
     in_full = precision == "32-true" and getattr(factory, "dtype", "float32") == "float32"
     if on_gpu and in_full and getattr(factory, "attn_implementation", None) == VARLEN:
@@ -60,6 +57,39 @@ def check_fit(strategy: Any, module: Any) -> None:
         factory.check_sharding()
     elif why_not is not None:
         raise ValueError(f"{type(module).__name__} does not run under {name}: {why_not}")
+
+
+def check_trainer(settings: Any, module: Any) -> None:
+    """Refuse settings that are the module's own, and a precision that Lightning takes for another on a CPU.
+
+    Args:
+        settings: of the trainer, as the config has them.
+        module: with a `language_model`; any other is left alone.
+
+    Raises:
+        ValueError: names the setting, and what to give in its place.
+    """
+    if not isinstance(getattr(module, "language_model", None), LanguageModelFactory):
+        return
+    precision = str(settings.precision)
+    _check_precision({"16": "16-mixed", "64": "64-true"}.get(precision, precision), module)
+    if settings.accumulate_grad_batches not in (None, 1):
+        raise ValueError(
+            "trainer.accumulate_grad_batches: leave it out; batch_size is the optimiser's already, and max_tokens"
+            " divides it into passes"
+        )
+    if settings.gradient_clip_val:
+        own = "gradient_clip_val" if hasattr(module, "gradient_clip_val") else "update.gradient_clip_val"
+        raise ValueError(
+            f"trainer.gradient_clip_val: use model.init_args.{own}, which clips the whole batch's gradient"
+        )
+
+
+def _check_precision(precision: str, module: Any) -> None:
+    if precision in _WHY_NO_PRECISION:
+        raise ValueError(
+            f"trainer.precision {precision} is not for {type(module).__name__}: {_WHY_NO_PRECISION[precision]}"
+        )
 
 
 _FSDP2 = "use configs/strategy/fsdp2.yaml, which divides the same things"

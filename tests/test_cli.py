@@ -156,6 +156,15 @@ def test_every_policy_config_fits_a_tiny_model(
     assert all(len(group.attempts) == 4 for collection in sampled for group in collection.sampled)
 
 
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lines for the user that go by Lightning's logger."""
+    lines: list[str] = []
+    for module in ("lightning_cli", "modules.online_reward"):
+        monkeypatch.setattr(f"ipvrm_lightning.{module}.rank_zero_info", lines.append)
+    return lines
+
+
 def check_tokens(records: list[TokenRecord], solutions: list[ScoredSolution]) -> None:
     """TD advantages of a step's tokens sum to its score, and the last value is that of the whole."""
     scored = {one.id: one for one in solutions}
@@ -170,7 +179,7 @@ def check_tokens(records: list[TokenRecord], solutions: list[ScoredSolution]) ->
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_objective_stacks_on_an_experiment_and_is_judged(
-    overlay: str, tmp_path: Path, real_inputs: dict[str, str], capsys: pytest.CaptureFixture[str]
+    overlay: str, tmp_path: Path, real_inputs: dict[str, str], capsys: pytest.CaptureFixture[str], said: list[str]
 ) -> None:
     base = [
         *("--config", str(REPOSITORY / "configs" / "ipvrm_smollm2.yaml")),
@@ -188,6 +197,7 @@ def test_every_objective_stacks_on_an_experiment_and_is_judged(
             *(("--ckpt_path", "last") if trained else ()),
         ]
     )
+    assert [line.rpartition(", ")[2] for line in said] == ["step 2"] * trained  # of the checkpoint
     printed = capsys.readouterr().out
     assert "random scores (floor)" in printed and "longest step (floor)" in printed
     (results,) = tmp_path.glob("*-test/results.json")
@@ -219,7 +229,9 @@ def test_an_overlay_inherits_no_number_of_the_objective_below_it(
     assert set(own["init_args"]) == known
 
 
-def test_predict_writes_values_beside_the_metadata(tmp_path: Path, real_inputs: dict[str, str]) -> None:
+def test_predict_writes_values_beside_the_metadata(
+    tmp_path: Path, real_inputs: dict[str, str], said: list[str]
+) -> None:
     main(
         [
             *("predict", "--config", str(REPOSITORY / "configs" / "ipvrm_smollm2.yaml")),
@@ -229,6 +241,7 @@ def test_predict_writes_values_beside_the_metadata(tmp_path: Path, real_inputs: 
             *("--data.path", real_inputs["processbench"], "--data.subsets", "[gsm8k]"),
         ]
     )
+    assert said == ["This is the model as it starts. The newest checkpoint: --ckpt_path last"]
     (file,) = tmp_path.glob("*-predict/predictions.jsonl")
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert {record["id"] for record in records} == {f"gsm8k-{n}" for n in range(12)}
@@ -236,7 +249,7 @@ def test_predict_writes_values_beside_the_metadata(tmp_path: Path, real_inputs: 
 
 
 def test_the_built_in_world_is_trained_and_judged_by_the_demo_commands(
-    tmp_path: Path, micro_world: ArithmeticWorld, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, micro_world: ArithmeticWorld, capsys: pytest.CaptureFixture[str], said: list[str]
 ) -> None:
     world = {"size": "small", "seed": micro_world.seed, "root": micro_world.root, "overrides": micro_world.overrides}
     overlay = {
@@ -290,6 +303,7 @@ def test_the_built_in_world_is_trained_and_judged_by_the_demo_commands(
         str(tmp_path / "policy.yaml"),
     ]
     main(["fit", *policy])
+    assert said[-1].startswith(f"reward.checkpoint: from {tmp_path}/")
     main(["test", *policy, "--ckpt_path", "last"])
     assert "pass@4" in capsys.readouterr().out
     (responses,) = tmp_path.glob("rl/*-test/responses.jsonl")

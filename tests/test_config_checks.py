@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
-from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_config_files
+from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_config_files, check_output_folder
 from ipvrm_lightning.data import TrajectoryDataModule
 from ipvrm_lightning.lightning_cli import IPVRMCLI
 
@@ -98,6 +98,14 @@ def test_a_null_is_no_number() -> None:
         check_class_paths(data(batch_size=None))
     with pytest.raises(ValueError, match=r"^data\.init_args\.prompt_format: expected .*Literal.*, found null$"):
         check_class_paths(data(prompt_format=None))
+
+
+def test_a_folder_that_cannot_be_written_is_named_by_its_key(tmp_path: Path) -> None:
+    check_output_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "runs", Path("/proc/nowhere")):
+        with pytest.raises(OSError, match=rf"^trainer\.default_root_dir {place}: runs cannot be written there \("):
+            check_output_folder(place)
 
 
 MODEL = ["--config", str(REPOSITORY / "configs" / "distrl_qwen.yaml")]

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ipvrm_lightning.cli import COMMANDS, main
 from ipvrm_lightning.failures import (
@@ -19,6 +20,7 @@ from ipvrm_lightning.failures import (
     one_line,
     tell_in_one_line,
 )
+from ipvrm_lightning.lightning_cli import IPVRMCLI
 
 
 def test_an_error_of_the_input_is_its_message_alone() -> None:
@@ -67,6 +69,39 @@ def test_what_the_parser_says_becomes_one_sentence() -> None:
         line
         == "ipvrm fit: key \"data\": Problem with given class_path 'a.B': Option 'bogus' is not accepted (see --help)"
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("- Expected a dot import path string: OneLineParsr\nGiven value: OneLineParsr", "did you mean OneLineParser?"),
+        ("- Expected a dot import path string: Nothing.", "give its whole path, a.module.Class"),
+    ],
+)
+def test_a_word_that_names_no_class_is_said_to_be_so(said: str, told: str) -> None:
+    word = said.split()[7].rstrip(".")
+    line = failure_line("fit", argparse.ArgumentError(None, f'Parser key "x":\n{said}'))
+    assert line == f'ipvrm fit: key "x": {word} is no class here; {told} (see --help)'
+
+
+def test_a_word_that_is_no_number_is_said_to_be_so() -> None:
+    message = """Parser key "optimizer":
+      Type typing.Callable[[Iterable], torch.Optimizer] expects a function or a callable class: Parser key "lr":
+        - Expected a <class 'float'>
+        - Expected a dot import path string: abc
+      Given value: abc. Got value: Namespace(class_path='A', init_args=Namespace(lr='abc'))"""
+    line = failure_line("fit", argparse.ArgumentError(None, message))
+    assert line == 'ipvrm fit: key "optimizer": key "lr": Expected a <class \'float\'>; Given value: abc (see --help)'
+
+
+def test_a_fit_that_was_told_to_stop_has_not_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise SIGTERMException
+
+    monkeypatch.setattr(IPVRMCLI, "run", stop)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit"])
+    assert ended.value.code == 143
 
 
 def test_errors_of_libraries_say_what_could_not_be_done() -> None:

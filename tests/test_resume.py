@@ -78,14 +78,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def kill_after(process: subprocess.Popen[bytes], folder: Path, count: int, delay: float) -> None:
-    """Kill a run some time after it has logged so many rows."""
+def stop_after(
+    process: subprocess.Popen[bytes], folder: Path, count: int, delay: float, how: signal.Signals = signal.SIGKILL
+) -> None:
+    """Stop a run some time after it has logged so many rows."""
     while len(rows(folder)) < count:
         assert process.poll() is None, process.communicate()[1].decode()[-2000:]
         time.sleep(0.01)
     time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
+    os.killpg(process.pid, how)
     process.communicate()
+    # one that is told to stop ends by itself, and does not say that it is done
+    assert process.returncode == (143 if how is signal.SIGTERM else -how)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +112,9 @@ def test_a_killed_fit_goes_on_with_the_same_command(
     undisturbed = start(config, whole, *options)
     messages = undisturbed.communicate()[1].decode()
     assert undisturbed.returncode == 0, messages[-2000:]
-    for count in counts:
-        kill_after(start(config, killed, *options), tmp_path / "killed", count, draw.random() * 0.3)
+    for number, count in enumerate(counts):
+        how = signal.SIGTERM if number else signal.SIGKILL
+        stop_after(start(config, killed, *options), tmp_path / "killed", count, draw.random() * 0.3, how)
     last = start(config, killed, *options)
     messages = last.communicate()[1].decode()
     assert last.returncode == 0, messages[-2000:]

@@ -9,7 +9,7 @@ import yaml
 from torch import Tensor
 
 from ipvrm_lightning.failures import library_errors
-from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in
+from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in, origin, read_checkpoint
 
 Part = Literal["policy", "reward"]
 
@@ -24,6 +24,10 @@ class Run(NamedTuple):
 
     checkpoint: Path
     config: dict[str, Any]
+
+    def origin(self) -> str:
+        """Says which checkpoint it is, and of which step."""
+        return origin(self.checkpoint, read_checkpoint(self.checkpoint, mmap=True))
 
 
 def find_run(path: Path) -> Run:

@@ -151,6 +151,17 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     return stored
 
 
+def origin(path: Path, checkpoint: Mapping[str, Any]) -> str:
+    """Says which checkpoint was taken, for whoever named a folder.
+
+    Args:
+        path: of the checkpoint.
+        checkpoint: what it holds.
+    """
+    step = checkpoint.get("global_step")
+    return f"from {path}" if step is None else f"from {path}, step {step}"
+
+
 def newest_checkpoint(root: Path, *, what: str) -> Path:
     """The checkpoint written last by any run under a folder.
 

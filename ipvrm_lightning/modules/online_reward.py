@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
@@ -20,7 +21,7 @@ from ipvrm_lightning.data.planning import cut_by_tokens, fit_processes_by_mergin
 from ipvrm_lightning.data.rollouts import build_pairs
 from ipvrm_lightning.functional import balance_outcomes, last_positions, td_advantages
 from ipvrm_lightning.models.candidates import candidate_log_probs
-from ipvrm_lightning.models.checkpoints import check_same_settings, newest_checkpoint, read_checkpoint
+from ipvrm_lightning.models.checkpoints import check_same_settings, newest_checkpoint, origin, read_checkpoint
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.roles import Roles
 from ipvrm_lightning.modules.distrl_metrics import Values, reward_metrics
@@ -68,6 +69,7 @@ def load_checkpoint(
     own = {"language_model": language_model}
     check_same_settings(own, {n: known[n] for n in own if n in known}, what=f"reward.checkpoint {path}")
     roles.load_reward(stored["state_dict"])
+    rank_zero_info(f"reward.checkpoint: {origin(path, stored)}")
     return None if settings.update != "frozen" else f"{path.name} {_content(path)}"
 
 

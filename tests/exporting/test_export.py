@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,10 @@ def test_results_go_into_card_and_thresholds(
     judged = [*("--config", str(REPOSITORY / "configs/data/processbench.yaml")), *("--data.subsets", "[gsm8k]")]
     main(["test", *shared, *judged, "--data.path", real_inputs["processbench"], "--ckpt_path", "last"])
     (results,) = tmp_path.glob("*-test/results.json")
-    main(["export", str(run), "--out", str(tmp_path / "out"), "--results", str(results)])
+    capsys.readouterr()
+    main(["export", str(run), "--out", str(tmp_path / "out"), "--results", str(results.parent)])
+    printed = capsys.readouterr().out
+    assert re.search(rf"^from {run}/checkpoints/\S+\.ckpt, step \d+\nin {tmp_path / 'out'}$", printed, re.MULTILINE)
     stored = json.loads(results.read_text())["reports"]["step_f1"]["subsets"]["gsm8k"]["protocols"]["step_sum"]
     recorded = read_exported_config(tmp_path / "out" / "ipvrm_config.json")
     threshold = recorded.thresholds["step_sum"]

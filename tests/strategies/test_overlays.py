@@ -174,6 +174,38 @@ def test_a_precision_that_would_give_other_numbers_is_refused(precision: str, tm
             check_fit(strategy, module)
 
 
+@pytest.mark.parametrize(
+    ("experiment", "option", "value", "told"),
+    [
+        ("sft_qwen.yaml", "precision", "16-mixed", "use bf16-mixed or 32-true"),
+        ("ipvrm_qwen.yaml", "precision", "16", "trainer.precision 16-mixed is not for IPVRMModule"),
+        ("ipvrm_qwen.yaml", "accumulate_grad_batches", "4", "batch_size is the optimiser's already"),
+        ("ipvrm_qwen.yaml", "gradient_clip_val", "1.0", "use model.init_args.gradient_clip_val"),
+        ("grpo_qwen.yaml", "gradient_clip_val", "1.0", "use model.init_args.update.gradient_clip_val"),
+    ],
+)
+def test_what_the_module_does_itself_is_not_asked_of_the_trainer(
+    experiment: str, option: str, value: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(
+            [
+                *("fit", *stack(experiment), "--trainer.default_root_dir", str(tmp_path)),
+                *("--trainer.accelerator", "cpu", f"--trainer.{option}", value),
+            ]
+        )
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ipvrm fit:")]
+    assert told in line
+
+
+def test_trial_runs_have_a_folder_where_no_experiment_looks() -> None:
+    folders = {
+        name: yaml.safe_load((CONFIGS / name).read_text())["trainer"]["default_root_dir"]
+        for name in [*EXPERIMENTS, "strategy/cpu_debug.yaml"]
+    }
+    assert list(folders.values()).count(folders["strategy/cpu_debug.yaml"]) == 1
+
+
 def test_quantisation_without_lora_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["fit", *stack("sft_qwen.yaml"), "--model.language_model.init_args.quantization", "nf4"])
