@@ -244,7 +244,10 @@ def test_any_pair_of_models_can_be_scored(
     assert PrefixValueModel.from_pretrained(other, objective=EndoRM()).score("1?", ["2"]).first_error is None
 
 
-def test_gguf_files_are_named_by_path_or_by_file(judged: Judged, tmp_path: Path) -> None:
+def test_gguf_files_are_named_by_path_or_by_file(
+    judged: Judged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipvrm_lightning.scoring.description.check_place", lambda name: None)  # there is no such thing
     for given in (
         describe("owner/name/q8.gguf", beta=1.0, reference=f"{tmp_path}/ref.gguf"),
         describe("owner/name", gguf_file="q8.gguf", beta=1.0, reference=f"{tmp_path}/ref.gguf"),
@@ -263,7 +266,7 @@ def test_what_does_not_go_together_is_refused(judged: Judged, full_export: str, 
         ({"name": judged.export, "beta": 1.0}, "is an export, .* leave beta out"),
         ({"name": judged.base, "beta": 1.0, "objective": EndoRM()}, r"beta or an objective.*, not both"),
         ({"name": judged.base, "beta": 1.0, "dtype": "int8"}, "dtype must be"),
-        ({"name": str(tmp_path / "nothing"), "beta": 1.0}, "no such folder"),
+        ({"name": str(tmp_path / "nothing"), "beta": 1.0}, "no such file or folder"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             describe(**arguments)  # type: ignore[arg-type]
