@@ -107,13 +107,6 @@ def test_bad_requests_are_told_the_field(client: Client) -> None:
     assert client.score(FINE).status == 200
 
 
-def test_a_body_that_is_not_said_to_be_json_is_told_the_header(client: Client) -> None:
-    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}):
-        answer = client.ask("POST", "/score", b"{}", headers)
-        assert answer.status == 422
-        assert answer.json["error"] == "the body: send it with the header Content-Type: application/json"
-
-
 @pytest.mark.parametrize("body", [b"\xff{", b"[" * 100_000, b'{"solutions": ' + b"1" * 10_000 + b"}"])
 def test_what_is_hardly_json_is_refused(client: Client, body: bytes) -> None:
     answer = client.post("/score", body)
