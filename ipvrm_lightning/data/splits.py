@@ -93,7 +93,7 @@ class Sources:
 
 def _warn_of_none_held_out(train: Sequence[Prompted], validation: Sequence[Prompted], fraction: float) -> None:
     if fraction and train and not validation:
-        prompts = len({group_of(row.prompt) for row in train})
+        prompts = len({question_of(row.prompt) for row in train})
         log.warning("no prompt was held out (%g of %d prompts); raise validation_fraction", fraction, prompts)
 
 
