@@ -154,20 +154,18 @@ def check_class_paths(config: Any, key: str = "") -> None:
 
 
 def check_output_folder(folder: Path) -> None:
-    """Make the folder of the runs.
+    """Refuse a folder that runs cannot be written to; it is made by the first that is.
 
     Args:
         folder: `trainer.default_root_dir`.
 
     Raises:
-        OSError: it cannot be made or written to; names the key.
+        OSError: it could not be made or written to; names the key.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise OSError(f"trainer.default_root_dir {folder}: runs cannot be written there ({error.strerror})") from error
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = os.strerror(errno.EACCES if nearest.is_dir() else errno.ENOTDIR)
+        raise OSError(f"trainer.default_root_dir {folder}: runs cannot be written there ({reason})")
 
 
 def _refuse_nulls(kind: type, arguments: Any, key: str) -> None:

@@ -232,11 +232,15 @@ def test_counts_are_what_a_trainer_finds_in_the_file(tmp_path: Path) -> None:
     summary = summarise(records, 4, None)
     path = tmp_path / "rollouts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in records))
-    data = TrajectoryDataModule(train=str(path), validation_fraction=0.0, pairwise=True, prompt_format="plain")
-    data.with_tokenizer(TOKENIZER).setup()
+    pairs, data = (
+        TrajectoryDataModule(train=str(path), validation_fraction=0.0, pairwise=pairwise, prompt_format="plain")
+        for pairwise in (True, False)
+    )
+    for module in (pairs, data):
+        module.with_tokenizer(TOKENIZER).setup()
     dataset = data.train_set
-    assert dataset is not None and dataset.outcomes is not None and data.train_pairs is not None
-    assert len({dataset.group_ids[right] for right, _ in data.train_pairs}) == summary.mixed == 2
+    assert dataset is not None and dataset.outcomes is not None and pairs.train_set is not None
+    assert len(pairs.train_set.groups) == summary.mixed == 2
     assert len(dataset) == summary.responses - summary.blank and dataset.outcomes.sum() == summary.right
     ended = [dataset.input_ids(row)[-1] == TOKENIZER.eos_token_id for row in range(len(dataset))]
     assert ended.count(False) == summary.cut_off == 1

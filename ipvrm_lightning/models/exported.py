@@ -43,16 +43,16 @@ class Layout:
     Args:
         prompt_format: `chat` by the tokenizer's template, `plain` text, or `auto` for chat where there is a template.
         system_prompt: put before problems that have no system message.
-        chat_template_kwargs: what else the template is told, such as `enable_thinking: false`.
         step_template: text of a step, with `{number}` (from 1) and `{step}`.
         separator: text between steps.
+        chat_template_kwargs: what else the template is told, such as `enable_thinking: false`.
     """
 
     prompt_format: Literal["auto", "chat", "plain"] = "auto"
     system_prompt: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
     step_template: str = "Step {number}: {step}"
     separator: str = "\n\n"
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.prompt_format not in ("auto", "chat", "plain"):

@@ -51,6 +51,8 @@ class LogitsModel(nn.Module):
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
+    get_input_embeddings = get_output_embeddings  # tied
+
 
 def batch_of(sampled: Tensor, mask: Tensor) -> TrajectoryBatch:
     rows = len(sampled)
