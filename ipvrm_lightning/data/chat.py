@@ -310,6 +310,24 @@ def _locate(ids: list[int], spans: list[tuple[int, int]], prompt_length: int, sp
     return Encoded(ids, start, characters)
 
 
+def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, **layout: Any) -> Encoded:
+    """Tokens of one prompt and response.
+
+    Args:
+        tokenizer: a fast one.
+        prompt: text or messages.
+        response: the answer's text.
+        layout: see `render`.
+
+    Raises:
+        DataError: see `render`; or no prompt token stands before the response.
+    """
+    encoded = encode(tokenizer, [render(tokenizer, prompt, response, **layout)])[0]
+    if isinstance(encoded, DataError):
+        raise encoded
+    return encoded
+
+
 def encode_example(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
@@ -332,7 +350,7 @@ def encode_example(
     Raises:
         DataError: see `render`; or no prompt token stands before the response.
     """
-    text = render(
+    encoded = encode_response(
         tokenizer,
         prompt,
         response,
@@ -340,7 +358,4 @@ def encode_example(
         system_prompt=system_prompt,
         chat_template_kwargs=chat_template_kwargs,
     )
-    encoded = encode(tokenizer, [text])[0]
-    if isinstance(encoded, DataError):
-        raise encoded
     return encoded.input_ids, encoded.response_start

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ipvrm_lightning.data.chat import Encoded, PromptFormat, encode, render
+from ipvrm_lightning.data.chat import Encoded, PromptFormat, encode_response
 from ipvrm_lightning.data.schema import DataError, Prompt
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def encode_steps(
         DataError: see `render` and `assign_steps`.
     """
     response, starts = join_steps(steps, step_template=step_template, separator=separator)
-    text = render(
+    encoded = encode_response(
         tokenizer,
         prompt,
         response,
@@ -110,7 +110,4 @@ def encode_steps(
         system_prompt=system_prompt,
         chat_template_kwargs=chat_template_kwargs,
     )
-    encoded = encode(tokenizer, [text])[0]
-    if isinstance(encoded, DataError):
-        raise encoded
     return EncodedSteps(encoded.input_ids, encoded.response_start, assign_steps(encoded, starts, len(response)))
