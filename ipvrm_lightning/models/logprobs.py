@@ -22,6 +22,7 @@ from ipvrm_lightning.models.output_head import (
     token_logits,
 )
 from ipvrm_lightning.models.packing import check_packing, packed_states, packs
+from ipvrm_lightning.models.preparation import uncompiled
 from ipvrm_lightning.models.sharding import inside
 from ipvrm_lightning.pretrained import longrope_switch, positions
 from ipvrm_lightning.types import TrajectoryBatch
@@ -77,15 +78,16 @@ def check_output_head(model: nn.Module) -> None:
     def own_logits() -> Tensor:
         return head_logits(backbone(input_ids=input_ids, use_cache=False).last_hidden_state[0], output_head(model))
 
-    if packs(language_model):
-        with library_errors(f"{name} cannot have attn_implementation varlen"), torch.no_grad():
-            inside(language_model, lambda: check_packing(language_model, backbone))
-    was_training = language_model.training
-    language_model.eval()
-    with library_errors(f"{name} cannot run as its config describes it"), torch.no_grad():
-        expected = language_model(input_ids=input_ids, use_cache=False).logits[0].float()
-        actual = inside(language_model, own_logits)
-    language_model.train(was_training)
+    with torch.no_grad(), uncompiled(language_model):
+        if packs(language_model):
+            with library_errors(f"{name} cannot have attn_implementation varlen"):
+                inside(language_model, lambda: check_packing(language_model, backbone))
+        was_training = language_model.training
+        language_model.eval()
+        with library_errors(f"{name} cannot run as its config describes it"):
+            expected = language_model(input_ids=input_ids, use_cache=False).logits[0].float()
+            actual = inside(language_model, own_logits)
+        language_model.train(was_training)
     # logits of bfloat16 are rounded by 0.2 % each time that something is done to them, by 0.5 % in the model with most
     tolerance = 1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 0.02
     difference = (expected - actual).abs().max().item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,15 @@ def decoder_blocks(model: PreTrainedModel) -> list[Any]:
 def is_compiled(model: PreTrainedModel) -> bool:
     """Whether `prepare_for_training` was to compile the blocks of a Hugging Face model."""
     return getattr(model, "blocks_are_compiled", False)
+
+
+def uncompiled(model: PreTrainedModel) -> AbstractContextManager[Any]:
+    """Blocks run as they are within it: for a few tokens in another mode than training's, compiling takes too long.
+
+    Args:
+        model: a Hugging Face model.
+    """
+    return torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
 
 
 def prepare_four_bits(model: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguageModel, output_head
-from ipvrm_lightning.models.logprobs import response_scores
+from ipvrm_lightning.models.logprobs import check_output_head, response_scores
 from ipvrm_lightning.models.reference import AdaptersOff
 
 from .conftest import QWEN, make_batch
@@ -84,3 +84,12 @@ def test_weights_in_4_bits_with_adapters_compile(tmp_path: Path) -> None:
 def test_weights_have_the_names_of_a_model_as_it_is() -> None:
     compiled, as_it_is = (RandomLanguageModel(config=QWEN, compile=value).build_model() for value in (True, False))
     assert list(compiled.state_dict()) == list(as_it_is.state_dict())
+
+
+def test_what_is_checked_before_training_compiles_nothing() -> None:
+    model = RandomLanguageModel(config=ONE_BLOCK, compile=True, attn_implementation="varlen").build_model()
+    torch._dynamo.utils.counters.clear()
+    check_output_head(model)
+    assert not torch._dynamo.utils.counters["stats"]
+    response_scores(model, BATCHES[0])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
