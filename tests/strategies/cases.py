@@ -93,7 +93,8 @@ class Record(Losses):
         frozen = getattr(getattr(reference, "_source", reference), "_copy", [])
         frozen = frozen or getattr(getattr(pl_module, "roles", None), "_reference", [])
         weights += [parameter for model in frozen for parameter in model.parameters()]
-        self.copies = int(trainer.strategy.reduce(torch.tensor(float(len(frozen))), reduce_op="sum"))
+        copies = torch.tensor(float(len(frozen)), device=pl_module.device)
+        self.copies = int(trainer.strategy.reduce(copies, reduce_op="sum"))
         own = sum(p.to_local().numel() if is_sharded(p) else p.numel() for p in weights)  # type: ignore[attr-defined]
         self.share = own / sum(p.numel() for p in weights)
 
@@ -107,7 +108,6 @@ def run(name: str, folder: Path, *, resume: Path | None = None, **options: Any) 
         resume: checkpoint to go on from.
     """
     torch.manual_seed(0)
-    torch.compiler.set_default_backend("aot_eager")  # traced and differentiated, but no code is generated
     module, data = (CASES | ON_GPU)[name]()
     if name == "ipvrm cached":
         module.reference.cache_dir = str(folder / "cache")
@@ -118,12 +118,15 @@ def run(name: str, folder: Path, *, resume: Path | None = None, **options: Any) 
     trainer = quiet_trainer(
         folder, callbacks=callbacks, enable_checkpointing=True, max_steps=steps, max_epochs=-1, **options
     )
-    trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else resume / f"{name}.ckpt")
+    # what is compiled is traced and differentiated, but no code is generated
+    with torch.compiler.set_stance(force_backend="aot_eager"):
+        trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else resume / f"{name}.ckpt")
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     state = {key: whole(value.detach()).clone() for key, value in module.trainable_parameters().items()}
     reports: dict[str, Any] = {}
     if name != "sft" and not resume:
-        trainer.test(module, datamodule=data, verbose=False)
+        with torch.compiler.set_stance(force_backend="aot_eager"):
+            trainer.test(module, datamodule=data, verbose=False)
         reports = {key: json.loads(report_to_json(report)) for key, report in module.test_report.items()}
     if trainer.is_global_zero:
         found = {"steps": record.steps, "metrics": metrics, "state": state, "reports": reports}
