@@ -48,6 +48,29 @@ class WordModel(RandomLanguageModel):
         assert isinstance(self.config, dict)
         self.words = int(self.config["vocab_size"])
 
+    def build_model(self) -> Any:
+        """Draw weights where they will be, and add what was asked for."""
+        return self._prepared(self._draw())
+
+    def _draw(self) -> Any:
+        """On the GPU if there is one: a CPU takes half a minute for 0.6 billion weights."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        options = attention_options(self.attn_implementation)
+        with torch.random.fork_rng(), torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            torch.manual_seed(self.seed)
+            return AutoModelForCausalLM.from_config(self._model_config(), dtype=getattr(torch, self.dtype), **options)
+
+    def _prepared(self, model: Any) -> Any:
+        return prepare_for_training(
+            model,
+            lora=self.lora,
+            gradient_checkpointing=self.gradient_checkpointing,
+            compile_blocks=self.compile,
+            quantized=self.quantized,
+        )
+
     def build_tokenizer(self) -> Any:
         """Words parted by spaces; `[pad]`, `[eos]` and `[unk]` come first."""
         from tokenizers import Tokenizer, models, pre_tokenizers
@@ -81,13 +104,9 @@ class QuantizedWordModel(WordModel):
         """Draw weights, quantise all but the output head, add adapters."""
         import torch
         from bitsandbytes.nn import Linear4bit, Params4bit
-        from transformers import AutoModelForCausalLM
 
-        on_gpu = torch.cuda.is_available()
-        options = attention_options(self.attn_implementation)
-        with torch.device("cuda" if on_gpu else "cpu"):
-            model = AutoModelForCausalLM.from_config(self._model_config(), dtype=torch.bfloat16, **options)
-        compute = {"compute_dtype": torch.bfloat16 if on_gpu else torch.float32}
+        model = self._draw()
+        compute = {"compute_dtype": torch.bfloat16 if torch.cuda.is_available() else torch.float32}
         storage = {"quant_type": "nf4", "compress_statistics": True}
         for name, layer in list(model.named_modules()):
             if isinstance(layer, torch.nn.Linear) and name != "lm_head":
@@ -97,13 +116,7 @@ class QuantizedWordModel(WordModel):
                 small.weight = Params4bit(layer.weight.data, requires_grad=False, **storage).to(layer.weight.device)
                 model.set_submodule(name, small)
         model.is_quantized = model.is_loaded_in_4bit = True
-        return prepare_for_training(
-            model,
-            lora=self.lora,
-            gradient_checkpointing=self.gradient_checkpointing,
-            compile_blocks=self.compile,
-            quantized=True,
-        )
+        return self._prepared(model)
 
 
 class TextModel(RandomLanguageModel):
