@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).parent.parent
 DISTRIBUTED = {"test_distributed", "test_equivalence", "test_overlays"}
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Divide the tests among workers (pytest-xdist): by file, and all that take ports to one, which cannot collide."""
     for item in items:
