@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from ipvrm_lightning.worlds.arithmetic import ArithmeticWorld
+from ipvrm_lightning.worlds.arithmetic import __main__ as command
 from ipvrm_lightning.worlds.arithmetic import build as building
 from ipvrm_lightning.worlds.arithmetic.checker import check
 from ipvrm_lightning.worlds.arithmetic.formats import FORMATS
@@ -104,6 +107,21 @@ def test_a_build_that_stops_leaves_nothing_that_counts(tmp_path: Path, monkeypat
         building.build(world)
     assert not world.is_built
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_the_number_of_cores_does_not_choose_the_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(building, "build", lambda world: threads.append(torch.get_num_threads()))
+    monkeypatch.setattr("sys.argv", ["arithmetic", "--root", str(tmp_path)])
+    log = logging.getLogger("lightning.pytorch")
+    before = torch.get_num_threads(), log.level
+    torch.set_num_threads(2)
+    try:
+        command.main()
+    finally:
+        torch.set_num_threads(before[0])
+        log.setLevel(before[1])
+    assert threads == [1]
 
 
 def test_a_failed_build_is_one_line(tmp_path: Path) -> None:

@@ -22,8 +22,12 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
+    import torch
+
     from ipvrm_lightning.worlds.arithmetic.build import build
 
+    # else the number of cores would choose the world: sums depend on how they are divided, and a policy on each bit
+    torch.set_num_threads(1)
     world = ArithmeticWorld(arguments.size, arguments.seed, arguments.root, arguments.overrides or None)
     print(build(world))
 
