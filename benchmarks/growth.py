@@ -70,7 +70,7 @@ def measure(arguments: argparse.Namespace) -> None:
     factory = WordModel(arguments.shape, {"vocab_size": point["vocabulary"]})
     settings = argparse.Namespace(
         variant="IPVRM, reference in the step", longest=point["longest"], pairs=point["sequences"] // 2,
-        steps=arguments.steps,
+        steps=arguments.steps, budget=2,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         rows = Path(name) / "pairs.jsonl"

@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=2048, help="tokens of prompt and response, at most")
     parser.add_argument("--pairs", type=int, default=4, help="pairs of responses in a step")
     parser.add_argument("--steps", type=int, default=2, help="that are timed, in each round")
+    parser.add_argument("--budget", type=int, default=2, help="tokens of a pass of ours, in longest sequences")
     compare(parser, "training_step_{shape}", list(VARIANTS), measure, make_table)
 
 
@@ -95,7 +96,7 @@ def ours(arguments: argparse.Namespace, factory: Any, folder: Path, clock: Clock
     )
     data = TrajectoryDataModule(
         train=str(folder / "pairs.jsonl"), validation_fraction=0.0, pairwise=objective.pairwise, prompt_format="plain",
-        batch_size=arguments.pairs * (1 if objective.pairwise else 2), max_tokens=2 * arguments.longest,
+        batch_size=arguments.pairs * (1 if objective.pairwise else 2), max_tokens=arguments.budget * arguments.longest,
         max_length=arguments.longest,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
