@@ -26,6 +26,7 @@ VARIANTS = {
     "IPVRM, reference kept": "plain IPVRM",
     "IPVRM, reference in the step, compiled": "plain IPVRM",
     "IPVRM, reference kept, compiled": "plain IPVRM",
+    "IPVRM, reference kept, compiled, recomputed activations": "plain IPVRM",
     "TRL KTO": "TRL KTO",
     "ImplicitPRM, reference in the step": "TRL KTO",
     "TRL DPO": "TRL DPO",
@@ -48,7 +49,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from shapes import WordModel, write_pairs
 
     peak, clock = Peak(), Clock()
-    factory = WordModel(arguments.shape, compile=arguments.variant.endswith("compiled"))
+    options = {"compile": "compiled" in arguments.variant, "gradient_checkpointing": "recomputed" in arguments.variant}
+    factory = WordModel(arguments.shape, **options)
     rows = write_pairs(
         folder / "pairs.jsonl", pairs=arguments.pairs, longest=arguments.longest, vocabulary=factory.words
     )
