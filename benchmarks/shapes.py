@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ipvrm_lightning.models import LoRA, RandomLanguageModel
-from ipvrm_lightning.models.preparation import attention_options, prepare_for_training
+from ipvrm_lightning.models.language_model import prepared
 
 #: Fields of transformers configs.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -49,27 +49,8 @@ class WordModel(RandomLanguageModel):
         self.words = int(self.config["vocab_size"])
 
     def build_model(self) -> Any:
-        """Draw weights where they will be, and add what was asked for."""
-        return self._prepared(self._draw())
-
-    def _draw(self) -> Any:
-        """On the GPU if there is one: a CPU takes half a minute for 0.6 billion weights."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        options = attention_options(self.attn_implementation)
-        with torch.random.fork_rng(), torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            torch.manual_seed(self.seed)
-            return AutoModelForCausalLM.from_config(self._model_config(), dtype=getattr(torch, self.dtype), **options)
-
-    def _prepared(self, model: Any) -> Any:
-        return prepare_for_training(
-            model,
-            lora=self.lora,
-            gradient_checkpointing=self.gradient_checkpointing,
-            compile_blocks=self.compile,
-            quantized=self.quantized,
-        )
+        """Draw weights on the GPU if there is one: a CPU takes half a minute for 0.6 billion."""
+        return prepared(self, self.draw(_device()))
 
     def build_tokenizer(self) -> Any:
         """Words parted by spaces; `[pad]`, `[eos]` and `[unk]` come first."""
@@ -105,7 +86,7 @@ class QuantizedWordModel(WordModel):
         import torch
         from bitsandbytes.nn import Linear4bit, Params4bit
 
-        model = self._draw()
+        model = self.draw(_device())
         compute = {"compute_dtype": torch.bfloat16 if torch.cuda.is_available() else torch.float32}
         storage = {"quant_type": "nf4", "compress_statistics": True}
         for name, layer in list(model.named_modules()):
@@ -116,7 +97,13 @@ class QuantizedWordModel(WordModel):
                 small.weight = Params4bit(layer.weight.data, requires_grad=False, **storage).to(layer.weight.device)
                 model.set_submodule(name, small)
         model.is_quantized = model.is_loaded_in_4bit = True
-        return self._prepared(model)
+        return prepared(self, model)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class TextModel(RandomLanguageModel):

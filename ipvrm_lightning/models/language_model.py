@@ -184,7 +184,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
         model = load_model(
             self.name, trust_remote_code=self.trust_remote_code, **{k: v for k, v in options.items() if v is not None}
         )
-        return _prepared(self, model)
+        return prepared(self, model)
 
     def check_sharding(self) -> None:
         """Refuse what cannot be read, or adapted, in parts.
@@ -224,7 +224,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
         load_safetensors(model, folder)
         if (folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        return _prepared(self, model)
+        return prepared(self, model)
 
     def build_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
@@ -295,14 +295,24 @@ class RandomLanguageModel(LanguageModelFactory):
         Raises:
             ValueError: no model can be made of the config.
         """
+        return prepared(self, self.draw("cpu"))
+
+    def draw(self, device: str) -> Any:
+        """Weights alone, without adapters or anything else.
+
+        Args:
+            device: the weights of a seed are others on another kind of device.
+
+        Raises:
+            ValueError: no model can be made of the config.
+        """
         from transformers import AutoModelForCausalLM
 
         options = attention_options(self.attn_implementation)
         describing = library_errors("RandomLanguageModel.config describes no model")
-        with describing, torch.random.fork_rng(), torch.device("cpu"):
+        with describing, torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(self.seed)
-            model = AutoModelForCausalLM.from_config(self._model_config(), dtype=getattr(torch, self.dtype), **options)
-        return _prepared(self, model)
+            return AutoModelForCausalLM.from_config(self._model_config(), dtype=getattr(torch, self.dtype), **options)
 
     def check_sharding(self) -> None:
         """Refuse DoRA.
@@ -321,7 +331,7 @@ class RandomLanguageModel(LanguageModelFactory):
         first_values.name_parameters(model)
         divide(model)
         first_values.replay(model, self.seed)
-        return _prepared(self, model)
+        return prepared(self, model)
 
     def _model_config(self) -> Any:
         from transformers import AutoConfig
@@ -342,7 +352,13 @@ class RandomLanguageModel(LanguageModelFactory):
         return load_tokenizer(self.tokenizer)
 
 
-def _prepared(factory: PretrainedLanguageModel | RandomLanguageModel, model: Any) -> PreTrainedModel:
+def prepared(factory: PretrainedLanguageModel | RandomLanguageModel, model: Any) -> PreTrainedModel:
+    """A freshly made model with what its factory asks for.
+
+    Args:
+        factory: says which adapters, and whether to recompute activations and to compile.
+        model: with weights alone.
+    """
     return prepare_for_training(
         model,
         lora=factory.lora,
