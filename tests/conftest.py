@@ -18,19 +18,6 @@ torch.set_num_threads(1)
 REPOSITORY = Path(__file__).parent.parent
 
 
-#: Files whose tests start runs of several processes.
-DISTRIBUTED = {"test_distributed", "test_equivalence", "test_overlays"}
-
-
-# xdist reads the groups in a hook of the same name; 3.8.0 under pytest 9.2.0 divides groups all the same
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Divide the tests among workers (pytest-xdist): by file, and all that take ports to one, which cannot collide."""
-    for item in items:
-        takes_ports = item.path.stem in DISTRIBUTED or "two processes" in item.name.replace("_", " ")
-        item.add_marker(pytest.mark.xdist_group("ports" if takes_ports else str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Conformance cases and real data that are not part of the project."""
