@@ -110,7 +110,7 @@ def read_prompts(paths: str | Path | Sequence[str | Path], report: Report, *, sp
     Args:
         paths: see `read_rows`.
         report: what to do with bad rows.
-        split: of hub data sets.
+        split: of hub data sets, and of folders whose file names tell splits apart.
 
     Raises:
         DataError: a file without known columns (always), a bad row (unless skipped).

@@ -109,7 +109,7 @@ class PromptDataModule(PromptModule):
         validation: the same, for validation; its prompts are taken out of training. None to split `train`.
         validation_fraction: share of prompts held out where `validation` is None.
         test: the same, for testing; its prompts are taken out of training too. None for the validation prompts.
-        split: split of hub data sets.
+        split: of hub data sets, and of folders whose file names tell splits apart (train.jsonl, test.jsonl).
         batch_size: prompts per optimiser step over all processes.
         eval_batch_size: prompts of an evaluation batch of one process, at most.
         max_prompt_length: tokens of a prompt, at most.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -12,7 +13,16 @@ from typing import Any, TypeVar
 
 from ipvrm_lightning.data.schema import DataError
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = (".json", ".jsonl", ".parquet")
+#: What file names call a split, as the hub reads them.
+_SPLIT_WORDS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "dev", "val"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 
 Row = tuple[str, int, dict[str, Any]]
@@ -33,11 +43,16 @@ def is_hub_name(path: str) -> bool:
     return not Path(path).exists() and bool(_HUB_NAME.fullmatch(path)) and not path.endswith(SUFFIXES)
 
 
-def find_files(path: str | Path) -> list[Path]:
-    """A file itself, or the supported files in a folder, sorted by name.
+def find_files(path: str | Path, split: str | None = None) -> list[Path]:
+    """A file itself, or the supported files in a folder, or else in the folder's `data`, sorted by name.
+
+    Args:
+        path: of a file or a folder.
+        split: where the names of a folder's files tell splits apart, as in `train-00000-of-00002.parquet` and
+            `test.jsonl`, only the files of this one; None for all files.
 
     Raises:
-        DataError: there is nothing there, or nothing that can be read.
+        DataError: there is nothing there, nothing that can be read, or no such split.
     """
     given, path = str(path), Path(path)
     if not path.exists():
@@ -46,15 +61,40 @@ def find_files(path: str | Path) -> list[Path]:
         if path.suffix not in SUFFIXES:
             raise DataError(f"unknown kind of file '{path.suffix}'; known are {', '.join(SUFFIXES)}", source=str(path))
         return [path]
-    # a manifest, such as that of `ipvrm rollout`, says what the other files are
-    files = sorted(
-        file
-        for file in path.iterdir()
-        if file.suffix in SUFFIXES and not file.name.startswith(".") and file.name != "manifest.json"
-    )
+    files = _readable_files(path) or _readable_files(path / "data")
     if not files:
         raise DataError(f"folder holds no {', '.join(SUFFIXES)} file", source=str(path))
-    return files
+    return files if split is None else _files_of_split(files, split)
+
+
+def _readable_files(folder: Path) -> list[Path]:
+    # a manifest, such as that of `ipvrm rollout`, says what the other files are
+    return sorted(
+        file
+        for file in (folder.iterdir() if folder.is_dir() else ())
+        if file.suffix in SUFFIXES and not file.name.startswith(".") and file.name != "manifest.json"
+    )
+
+
+def _files_of_split(files: list[Path], split: str) -> list[Path]:
+    splits = {file: _split_of(file) for file in files}
+    names = {name for name in splits.values() if name is not None}
+    if len(names) < 2:
+        return files
+    if split not in names:
+        problem = f"folder has the splits {', '.join(sorted(names))}, none of the name '{split}'"
+        raise DataError(problem, source=str(files[0].parent))
+    kept = [file for file in files if splits[file] == split]
+    log.warning("%s: %d of %d files are read, those of the split '%s'", kept[0].parent, len(kept), len(files), split)
+    return kept
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file's name tells, as the hub reads names; None where it tells none."""
+    shard = _SHARD.fullmatch(file.stem)
+    name = shard[1] if shard else file.stem
+    words = set(re.split(r"[-._ 0-9]+", name.lower()))
+    return next((split for split, known in _SPLIT_WORDS.items() if words & known), name if shard else None)
 
 
 def read_rows(paths: str | Path | Sequence[str | Path], *, split: str = "train") -> Iterator[Row]:
@@ -65,7 +105,7 @@ def read_rows(paths: str | Path | Sequence[str | Path], *, split: str = "train")
     Args:
         paths: a file, a folder, or owner/name of a hub data set where no such path exists (owner/name:configuration
             where it has several); or a list of these.
-        split: of hub data sets.
+        split: of hub data sets, and of folders whose file names tell splits apart.
 
     Raises:
         DataError: nothing there, broken JSON or parquet, a record that is no mapping; names file and row.
@@ -74,7 +114,7 @@ def read_rows(paths: str | Path | Sequence[str | Path], *, split: str = "train")
         if is_hub_name(str(path)):
             yield from read_hub(str(path), split)
             continue
-        for file in find_files(path):
+        for file in find_files(path, split):
             yield from read_file(file)
 
 

@@ -75,7 +75,7 @@ def read_rollouts(
     Args:
         paths: see `read_rows`.
         report: what to do with bad rows.
-        split: of hub data sets.
+        split: of hub data sets, and of folders whose file names tell splits apart.
 
     Raises:
         DataError: a file of no known form (always), a bad row (unless skipped).

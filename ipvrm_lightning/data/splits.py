@@ -42,7 +42,7 @@ class Sources:
         validation: the same; None to split `train`.
         validation_fraction: share of prompts held out where `validation` is None.
         test: the same; None for none.
-        split: of hub data sets.
+        split: of hub data sets, and of folders whose file names tell splits apart.
         max_prompts: use so many prompts of `train` only; None for all.
         seed: of what is held out and of which prompts are used.
 

@@ -32,7 +32,7 @@ class TrajectoryDataModule(TokenizedDataModule):
         validation: the same, for validation; its prompts are taken out of training. None to split `train`.
         validation_fraction: share of prompts held out where `validation` is None.
         test: the same, for testing; its prompts are taken out of training too. None for the validation rollouts.
-        split: split of hub data sets.
+        split: of hub data sets, and of folders whose file names tell splits apart (train.jsonl, test.jsonl).
         keep: "all" rollouts, or only those that are "right", for fine-tuning on them.
         pairwise: windows of pairs, a right and a wrong response to one prompt: the rows' own, and of rows that are no
             pairs those that can be built. Rows in no pair are left out and counted.

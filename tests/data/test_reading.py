@@ -68,6 +68,25 @@ def test_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
     assert [record["a"] for _, _, record in read_rows(tmp_path)] == [1, 2]
 
 
+@pytest.mark.parametrize("inside", [".", "data"])
+def test_folder_whose_file_names_tell_splits_is_read_by_split(tmp_path: Path, inside: str) -> None:
+    """As the hub reads them: a test split in the folder of the training data must not be trained on."""
+    folder = tmp_path / inside
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(["test.jsonl", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]):
+        write(folder, [{"a": number}], name)
+    assert [record["a"] for _, _, record in read_rows(tmp_path)] == [1, 2]
+    assert [record["a"] for _, _, record in read_rows(tmp_path, split="test")] == [0]
+    with pytest.raises(DataError, match=r"has the splits test, train, none of the name 'validation'"):
+        list(read_rows(tmp_path, split="validation"))
+
+
+def test_folder_of_one_split_or_of_none_is_read_whole(tmp_path: Path) -> None:
+    for number, name in enumerate(["part-1.jsonl", "part-2.jsonl", "test.jsonl"]):
+        write(tmp_path, [{"a": number}], name)
+    assert [record["a"] for _, _, record in read_rows(tmp_path)] == [0, 1, 2]
+
+
 def test_broken_files_name_file_and_line(tmp_path: Path) -> None:
     lines, array, table = tmp_path / "a.jsonl", tmp_path / "b.json", tmp_path / "c.parquet"
     lines.write_text('{"a": 1}\n{"a": \n')
