@@ -1,6 +1,7 @@
 """What a GPU does: peak memory, tokens per second, and the share of its own matmul speed, in real shapes.
 
-    python benchmarks/gpu.py                                  # a GPU with 24 GB or more; no download
+    python benchmarks/gpu.py                                                 # a GPU with 50 GB or more; no download
+    python benchmarks/gpu.py --variants "Qwen3-0.6B full" "Qwen3-8B QLoRA"   # one with 24 GB
     python benchmarks/gpu.py --variants "tiny full" "tiny QLoRA" --longest 128 --sequences 4     # anywhere, to try it
 
 Random weights, prompts and responses of up to 2,560 tokens together, steps of IPVRM through the data module, the module

@@ -4,7 +4,7 @@
 
 Each seed is a world of its own. Every row starts from the same supervised policy and draws the same number of
 responses; its policy is judged on held-out problems while it trains. Reward models are trained first, on the world's
-4,800 labelled rollouts, with the learning rates that `benchmarks/objectives.py` chose on another world; the row "no
+4,800 labelled rollouts, with the learning rates in `LEARNING_RATES`; the row "no
 pretraining" starts its reward model from the supervised policy and so has seen the labels that GRPO has seen; "exact
 credit" has the world's rules in place of a reward model, and shows what the candidate branch is worth when its credit
 is right. Every finished run is a line of `<out>/policy.jsonl`; the tables are made from that file.
@@ -67,7 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "DistRL + exact credit": {"reward": EXACT},
     "DistRL + exact credit, alpha 0.5": {"reward": EXACT, "distribution_coef": 0.5},
 }
-#: Of reward models before reinforcement learning, chosen by `objectives.py` on another world.
+#: Of reward models before reinforcement learning, tried by `objectives.py` on another world (which has 1e-3 for DPO-RM).
 LEARNING_RATES = {"IPVRM": 1e-3, "ImplicitPRM": 1e-3, "DPORM": 3e-4}
 #: Rows that are compared at equal time; GRPO is the first.
 TIMED = ("GRPO", "GRPO + IPVRM", "DistRL + IPVRM")

@@ -35,12 +35,13 @@ OUT.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## The objective
 #
-# An objective says four things (`ipvrm_lightning.objectives.Objective`):
+# An objective says five things (`ipvrm_lightning.objectives.Objective`):
 #
 # | | |
 # | --- | --- |
 # | `score_source` | what it reads per token: `log_ratio`, `value_head`, or `endogenous` (the model's own logits) |
 # | `unit` | what its loss is a mean over: `sequences`, `tokens` or `pairs`. Micro-batches are weighted by it |
+# | `beta` | scale of its scores: values, TD advantages and step scores are beta times them |
 # | `forward` | the loss of a batch, from scores [B, T] and mask [B, T] |
 # | `prefix_logits` | how scores read as the logit of "this prefix ends right" |
 #

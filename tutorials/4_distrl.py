@@ -314,7 +314,7 @@ for path in sorted(OUT.glob("*.png")):
 #
 # ## Where you may stumble
 #
-# - `none of 8 prompts had both right and wrong responses; nothing was learned`: problems too easy or too hard, or
+# - `step 3: 0 of 8 prompts had both right and wrong responses; nothing was learned`: problems too easy or too hard, or
 #   groups too small. Raise `sampling.group_size` or `collecting.oversampling`.
 # - `reward.checkpoint ... was trained by ... with beta 10.0, reward.objective is ... with beta 5.0`: give the
 #   objective that trained it. Another beta would scale every advantage.

@@ -107,7 +107,7 @@ def solutions():
 #
 # `IPVRMModule` takes its reference from the model in training: adapters off, or a copy of where it started. A
 # published pair was trained elsewhere, so its reference is another folder. `AnotherModel` in `extension.py` is a
-# `Reference` for that, in twenty lines. It refuses a pair with different tokenizers, because token ids would then
+# `Reference` for that, in a few lines. It refuses a pair with different tokenizers, because token ids would then
 # mean different things.
 #
 # Check a reference before you believe it. A model with *itself* as the reference must give log-ratios of zero:

@@ -23,7 +23,7 @@ def step_scores(log_ratios: Tensor, step_ids: Tensor, *, protocol: str, beta: fl
     - prefix_sum (Eq. 30): beta * sum of l over all response tokens up to the step's last one.
     - prefix_mean: the same divided by the number of these tokens.
 
-    Tokens in no step (separators, end of turn, padding) carry id -1. The step protocols leave them out; the prefix
+    Tokens in no step (end of turn, padding) carry id -1. The step protocols leave them out; the prefix
     protocols count those before the step's last token, because they are part of the prefix whose value is asked for.
     What follows the last step is never touched. Responses start at position 0 and are padded on the right.
 

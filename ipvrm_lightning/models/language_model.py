@@ -123,7 +123,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ..., or `varlen` for sequences without padding;
             None takes what transformers chooses.
         gradient_checkpointing: recompute activations in backward: less memory, about a third more time.
-        compile: compile the decoder blocks (`torch.compile`): less time a step, after a minute of compiling.
+        compile: compile the decoder blocks (`torch.compile`): less time a step, after a minute or less of compiling.
         lora: train adapters on frozen weights; None trains the weights.
         quantization: `nf4` loads the weights in 4 bits (bitsandbytes, double quantisation); needs `lora`.
         compute_dtype: precision of products with 4-bit weights.
@@ -257,7 +257,7 @@ class RandomLanguageModel(LanguageModelFactory):
         attn_implementation: `sdpa`, `eager`, ..., or `varlen` for sequences without padding; None takes what
             transformers chooses.
         gradient_checkpointing: recompute activations in backward.
-        compile: compile the decoder blocks (`torch.compile`): less time a step, after a minute of compiling.
+        compile: compile the decoder blocks (`torch.compile`): less time a step, after a minute or less of compiling.
         lora: train adapters on frozen weights; None trains the weights.
     """
 

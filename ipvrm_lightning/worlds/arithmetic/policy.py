@@ -63,7 +63,7 @@ class ArithmeticPolicy(LanguageModelFactory):
         """Refuse what `PretrainedLanguageModel` refuses.
 
         Raises:
-            ValueError: weights in 4 bits, DoRA, or compiled blocks.
+            ValueError: weights in 4 bits, or DoRA.
         """
         self._in("").check_sharding()
 
