@@ -67,7 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "DistRL + exact credit": {"reward": EXACT},
     "DistRL + exact credit, alpha 0.5": {"reward": EXACT, "distribution_coef": 0.5},
 }
-#: Of reward models before reinforcement learning, tried by `objectives.py` on another world (which has 1e-3 for DPO-RM).
+#: Of reward models before reinforcement learning, tried by `objectives.py` on another world (where DPO-RM has 1e-3).
 LEARNING_RATES = {"IPVRM": 1e-3, "ImplicitPRM": 1e-3, "DPORM": 3e-4}
 #: Rows that are compared at equal time; GRPO is the first.
 TIMED = ("GRPO", "GRPO + IPVRM", "DistRL + IPVRM")

@@ -16,7 +16,8 @@
 # model of part 1. Four points were measured on a GPU and lie 7 to 11 % below what is computed
 # (`benchmarks/results/gpu.md`). With `chunk_size` 256, Qwen3-8B with QLoRA and 5,120 tokens a pass took 13.1 GiB
 # (computed: 14.7), and Qwen3-0.6B with all weights, a frozen copy and 10,240 tokens 13.7 GiB (15.4). With
-# `chunk_size` 1,024, which `configs/ipvrm_qwen.yaml` has and the tables below use, they took 14.2 (16.0) and 15.5 (16.7).
+# `chunk_size` 1,024, which `configs/ipvrm_qwen.yaml` has and the tables below use, they took 14.2 (16.0) and 15.5
+# (16.7).
 # `python benchmarks/gpu.py --variants 'Qwen3-0.6B full' 'Qwen3-8B QLoRA'` measures on yours.
 
 # %%
