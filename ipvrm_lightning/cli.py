@@ -12,8 +12,7 @@ import sys
 import threading
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable
-from typing import Any
+from importlib import import_module
 
 from ipvrm_lightning.config_checks import check_config_files
 from ipvrm_lightning.failures import exit_status, failure_line, reader_left, tell_in_one_line
@@ -82,59 +81,16 @@ def _run(arguments: list[str]) -> None:
     check_config_files(arguments)
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
-    COMMANDS.get(arguments[0], _run_lightning)(arguments)
-
-
-def _run_completion(arguments: list[str]) -> None:
-    from ipvrm_lightning.completion import main as completion
-
-    completion(arguments[1:])
-
-
-def _run_judge(arguments: list[str]) -> None:
-    from ipvrm_lightning.metrics.judge import main as judge
-
-    judge(arguments[1:])
-
-
-def _run_export(arguments: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from ipvrm_lightning.export_cli import main as export
-
-    export(arguments[1:])
-
-
-def _run_report(arguments: list[str]) -> None:
-    from ipvrm_lightning.reporting.command import main as report
-
-    report(arguments[1:])
-
-
-def _run_rollout(arguments: list[str]) -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from ipvrm_lightning.rollout_cli import main as rollout
-
-    rollout(arguments[1:])
-
-
-def _run_score(arguments: list[str]) -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from ipvrm_lightning.score_cli import main as score
-
-    score(arguments[1:])
-
-
-def _run_serve(arguments: list[str]) -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from ipvrm_lightning.serve_cli import main as serve
-
-    serve(arguments[1:])
+    if arguments[0] in COMMANDS:
+        import_module(f"ipvrm_lightning.{COMMANDS[arguments[0]]}").main(arguments[1:])
+    else:
+        _run_lightning(arguments)
 
 
 def _run_lightning(arguments: list[str]) -> None:
     if "LOCAL_RANK" not in os.environ:
         os.environ.pop("IPVRM_RUN", None)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # LightningCLI reads the process's arguments, and processes it starts for DDP are given them again
     sys.argv[1:] = arguments
     if os.environ.get("IPVRM_DEBUG") != "1":
@@ -170,12 +126,13 @@ QUIET = (
 )
 
 LIGHTNING = ("fit", "validate", "test", "predict")
-COMMANDS: dict[str, Callable[[list[str]], Any]] = {
-    "completion": _run_completion,
-    "export": _run_export,
-    "judge": _run_judge,
-    "report": _run_report,
-    "rollout": _run_rollout,
-    "score": _run_score,
-    "serve": _run_serve,
+#: Modules whose `main` takes what follows the command; imported when they are run, for `--help` to answer at once.
+COMMANDS = {
+    "completion": "completion",
+    "export": "export_cli",
+    "judge": "metrics.judge",
+    "report": "reporting.command",
+    "rollout": "rollout_cli",
+    "score": "score_cli",
+    "serve": "serve_cli",
 }

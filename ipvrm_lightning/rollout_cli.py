@@ -158,8 +158,7 @@ def summarise(records: Iterable[Mapping[str, Any]], new_prompts: int, tokens_per
         prompts += 1
         responses += len(scores) + record["blank"]
         right += sum(scores)
-        # lines of earlier versions do not say how many of their blank responses were cut off
-        cut_off += record["finished"].count(False) + record.get("blank_cut_off", 0)
+        cut_off += record["finished"].count(False) + record["blank_cut_off"]
         blank += record["blank"]
         unverified += sum(problem is not None for problem in record["problems"])
         mixed += 0 < sum(scores) < len(scores)

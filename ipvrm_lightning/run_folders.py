@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from ipvrm_lightning.metrics.score_file import write_atomically
 from ipvrm_lightning.models.checkpoints import newest_in
+from ipvrm_lightning.whole_files import write_atomically
 
 RECORD = "run.json"
 #: Settings that say how a run is started, not what it computes.

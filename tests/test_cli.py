@@ -372,15 +372,6 @@ def test_the_newest_checkpoint_is_found(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path, what="test") == tmp_path / "a" / "checkpoints" / "last.ckpt"
 
 
-def test_help_needs_no_heavy_library() -> None:
-    script = (
-        "import sys; from ipvrm_lightning.cli import main; main(['--help']);"
-        "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "ipvrm fit --config" in done.stdout
-
-
 def test_parsing_a_config_loads_no_model(tmp_path: Path, real_inputs: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ipvrm_lightning", "fit", "--config", "configs/ipvrm_qwen.yaml", "--print_config"],

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ipvrm_lightning.metrics.score_file import write_atomically
 from ipvrm_lightning.permissions import follow_umask
+from ipvrm_lightning.whole_files import write_atomically
 
 
 @pytest.fixture(params=[0o022, 0o027])

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ipvrm_lightning.callbacks.gathering import from_all_processes
-from ipvrm_lightning.metrics.score_file import write_atomically
+from ipvrm_lightning.whole_files import write_atomically
 
 
 class ResponseFile(Callback):

@@ -10,9 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ipvrm_lightning.callbacks.gathering import from_all_processes
 from ipvrm_lightning.callbacks.run_record import run_facts
-from ipvrm_lightning.metrics.score_file import in_stable_order, write_atomically, write_scores
+from ipvrm_lightning.metrics.score_file import in_stable_order, write_scores
 from ipvrm_lightning.metrics.tables import Report, output_console, plain_report, print_report
 from ipvrm_lightning.types import ScoredSolution
+from ipvrm_lightning.whole_files import write_atomically
 
 
 class ResultsTable(Callback):
@@ -21,15 +22,9 @@ class ResultsTable(Callback):
     The module offers `test_report`, a dictionary from a name to a report of a metric of this package, the same on
     every process, and optionally `scored_solutions`, a list of the `ScoredSolution` this process has made. Both are
     read when the test run ends. With `fast_dev_run` the tables are printed and nothing is written.
-
-    Args:
-        filename: of the reports (JSON) in the run's folder.
-        scores_filename: of the raw step scores (JSONL) in the run's folder, written if there are any.
     """
 
-    def __init__(self, *, filename: str = "results.json", scores_filename: str = "scores.jsonl") -> None:
-        self.filename = filename
-        self.scores_filename = scores_filename
+    def __init__(self) -> None:
         self._started = time.monotonic()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,13 +61,13 @@ class ResultsTable(Callback):
         """Write the files; says where they are."""
         said = []
         if solutions:
-            scores_path = write_scores(folder / self.scores_filename, solutions)
+            scores_path = write_scores(folder / "scores.jsonl", solutions)
             said.append(f"Raw step scores: {scores_path} (ipvrm judge recomputes the tables from it)")
         results = {
             "reports": {name: plain_report(report) for name, report in reports.items()},
             "run": {**run_facts(), "processes": processes, "seconds": time.monotonic() - self._started},
         }
-        path = write_atomically(folder / self.filename, json.dumps(results, indent=2, allow_nan=False) + "\n")
+        path = write_atomically(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
         return [*said, f"Results: {path}"]
 
 

@@ -20,15 +20,14 @@ class TokenFile(Callback):
     wrong step are kept. With `fast_dev_run` nothing is written.
 
     Args:
-        filename: of the token file (JSONL) in the run's folder.
         max_tokens: response tokens of all solutions together, at most; a token takes about 30 bytes. Whole solutions
             are kept, chosen by a hash of their ids; 0 writes no file.
     """
 
-    def __init__(self, *, filename: str = "tokens.jsonl", max_tokens: int = 2_000_000) -> None:
+    def __init__(self, *, max_tokens: int = 2_000_000) -> None:
         if max_tokens < 0:
             raise ValueError(f"max_tokens: expected 0 or more, found {max_tokens}")
-        self.filename, self.max_tokens = filename, max_tokens
+        self.max_tokens = max_tokens
         self._chosen: list[set[int]] = []
         self._lines: list[tuple[str, str, str]] = []
 
@@ -76,7 +75,7 @@ class TokenFile(Callback):
         everywhere = (line for part in from_all_processes(self._lines) for line in part)
         lines = [line for _, _, line in sorted(everywhere)]
         if lines and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            write_tokens(folder / self.filename, lines)
+            write_tokens(folder / "tokens.jsonl", lines)
         self._lines = []
 
 

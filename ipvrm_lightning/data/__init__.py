@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipvrm_lightning.data.batching import EvalLoader, WindowLoader, train_loader
+from ipvrm_lightning.data.batching import EvalLoader, WindowLoader
 from ipvrm_lightning.data.chat import encode_example
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.data.planning import WindowSampler
@@ -35,5 +35,4 @@ __all__ = [
     "encode_example",
     "encode_steps",
     "read_rows",
-    "train_loader",
 ]

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
+from ipvrm_lightning.data.dataset import TrajectoryDataset, collate, collate_pairs
 from ipvrm_lightning.data.planning import (
     WindowSampler,
-    cut_by_tokens,
-    fit_processes_by_merging,
+    batches_for_processes,
     in_fair_order,
     pair_rows,
+    rows_of,
 )
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
@@ -48,9 +48,7 @@ class _Windows(Dataset[Window]):
     def _micro_batch(self, items: list[int]) -> TrajectoryBatch:
         if self.pairs is None:
             return collate(self.dataset, items)
-        rows = pair_rows(self.pairs, items)
-        place = {row: position for position, row in enumerate(rows)}
-        return collate(self.dataset, rows, [(place[self.pairs[i][0]], place[self.pairs[i][1]]) for i in items])
+        return collate_pairs(self.dataset, [self.pairs[item] for item in items])
 
 
 class WindowLoader:
@@ -61,12 +59,13 @@ class WindowLoader:
 
     Args:
         dataset: trajectories.
-        sampler: draws the windows of an epoch; holds the epoch and the position in it.
         num_workers: processes that build batches ahead; 0 builds them in this one.
+        windows: arguments of `WindowSampler`, which draws the windows and holds the epoch and the position in it.
     """
 
-    def __init__(self, dataset: TrajectoryDataset, sampler: WindowSampler, *, num_workers: int = 0) -> None:
-        self.trajectories, self.sampler, self.num_workers = dataset, sampler, num_workers
+    def __init__(self, dataset: TrajectoryDataset, *, num_workers: int = 0, **windows: Any) -> None:
+        self.trajectories, self.num_workers = dataset, num_workers
+        self.sampler = WindowSampler(dataset.lengths, **windows)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -150,11 +149,10 @@ class EvalLoader:
     ) -> None:
         if len(dataset) < world_size:
             raise ValueError(f"{len(dataset)} examples cannot be shared by {world_size} processes")
-        order = np.argsort(-dataset.lengths, kind="stable").tolist()
-        batches = cut_by_tokens([[row] for row in order], dataset.lengths, max_tokens)
-        batches = in_fair_order(fit_processes_by_merging(batches, dataset.lengths, world_size), world_size)
+        items = [[row] for row in range(len(dataset))]
+        batches = in_fair_order(batches_for_processes(items, dataset.lengths, max_tokens, world_size), world_size)
         self.trajectories, self.num_workers = dataset, num_workers
-        self.batches = [[row for item in batch for row in item] for batch in batches][rank::world_size]
+        self.batches = [rows_of(batch) for batch in batches[rank::world_size]]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -163,41 +161,3 @@ class EvalLoader:
         generator = torch.Generator().manual_seed(0)
         batches = _Batches(self.trajectories, self.batches)
         yield from DataLoader(batches, batch_size=None, num_workers=self.num_workers, generator=generator)
-
-
-def train_loader(
-    dataset: TrajectoryDataset,
-    *,
-    batch_size: int,
-    max_tokens: int,
-    pairs: Sequence[tuple[int, int]] | None = None,
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    reshuffle: bool = True,
-) -> WindowLoader:
-    """A resumable loader of windows; with `pairs`, of `batch_size` pairs each.
-
-    Args:
-        dataset: trajectories.
-        batch_size: examples (or pairs) per optimiser step over all processes, a multiple of `world_size`.
-        max_tokens: rows times longest row of a micro-batch, at most.
-        pairs: rows (chosen, rejected) of `dataset` for pairwise objectives.
-        seed: of the permutations.
-        rank: this process.
-        world_size: processes.
-        num_workers: processes that build batches ahead.
-        reshuffle: each epoch has a permutation of its own; else all have the first one's.
-    """
-    sampler = WindowSampler(
-        dataset.lengths,
-        batch_size=batch_size,
-        max_tokens=max_tokens,
-        pairs=pairs,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        reshuffle=reshuffle,
-    )
-    return WindowLoader(dataset, sampler, num_workers=num_workers)

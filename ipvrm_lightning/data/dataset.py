@@ -189,6 +189,13 @@ def collate(
     )
 
 
+def collate_pairs(dataset: TrajectoryDataset, pairs: Sequence[tuple[int, int]]) -> TrajectoryBatch:
+    """The rows that some pairs (chosen, rejected) use, each once, with the pairs as positions among them."""
+    rows = list(dict.fromkeys(row for pair in pairs for row in pair))
+    place = {row: position for position, row in enumerate(rows)}
+    return collate(dataset, rows, [(place[chosen], place[rejected]) for chosen, rejected in pairs])
+
+
 def _pad_field(
     dataset: TrajectoryDataset, indices: Sequence[int], name: str, padding: float, dtype: torch.dtype
 ) -> Tensor | None:

@@ -73,6 +73,22 @@ def fit_processes_by_merging(batches: list[list[Item]], lengths: np.ndarray, wor
     return batches
 
 
+def batches_for_processes(
+    items: Sequence[Item], lengths: np.ndarray, max_tokens: int, world_size: int
+) -> list[list[Item]]:
+    """Items, the longest first, in batches within the budget where that leaves each process equally many.
+
+    Process r computes batches r, r + world_size, ...
+    """
+    ordered = sorted(items, key=lambda item: -max(int(lengths[row]) for row in item))
+    return fit_processes_by_merging(cut_by_tokens(ordered, lengths, max_tokens), lengths, world_size)
+
+
+def rows_of(batch: Sequence[Item]) -> list[int]:
+    """Rows of a batch whose items are examples."""
+    return [row for item in batch for row in item]
+
+
 def in_fair_order(batches: Sequence[Batch], world_size: int) -> list[Batch]:
     """Evaluation batches in an order whose beginning stands for all of them, the same whenever it is asked for.
 

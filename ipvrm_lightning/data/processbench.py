@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ipvrm_lightning.data.chat import Encoded, PromptFormat, Rendered, encode, render
 from ipvrm_lightning.data.dataset import TrajectoryDataset
-from ipvrm_lightning.data.reading import Row, chunks, find_files, is_hub_name, read_file, read_hub
-from ipvrm_lightning.data.rollouts import OnBadRows, Report, group_of
-from ipvrm_lightning.data.schema import DataError, check_choice, check_limit
+from ipvrm_lightning.data.reading import OnBadRows, Report, Row, chunks, find_files, is_hub_name, read_file, read_hub
+from ipvrm_lightning.data.schema import DataError, check_choice, check_limit, group_of
 from ipvrm_lightning.data.solutions import Solution, check_solution
 from ipvrm_lightning.data.steps import assign_steps, join_steps
 from ipvrm_lightning.data.tokenized import TokenizedDataModule

@@ -132,19 +132,13 @@ class PromptLoader:
         """Go on where `state_dict` was taken.
 
         Raises:
-            ValueError: the state is of other prompts or another seed, so that no exact continuation exists, or of a
-                version that did not keep the epoch.
+            ValueError: the state is of other prompts or another seed, so that no exact continuation exists.
         """
         for name, own in (("seed", self.stream.seed), ("prompts", self._fingerprint)):
             if state[name] != own:
                 raise ValueError(
                     f"cannot resume: the checkpoint was saved with {name} {state[name]}, this run has {own}"
                 )
-        if "epoch" not in state:
-            raise ValueError(
-                "cannot resume: the checkpoint was saved by an earlier version, which did not keep the epoch that its"
-                " steps belong to; start anew"
-            )
         self.stream.seek(int(state["pass"]), int(state["position"]))
         self._epoch, self._steps = int(state["epoch"]), int(state["steps"])
         self._resume = self._steps

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ipvrm_lightning.data.reading import read_rows
-from ipvrm_lightning.data.rollouts import Report
+from ipvrm_lightning.data.reading import Report, read_rows
 from ipvrm_lightning.data.schema import DataError, Prompt, check_characters, check_prompt
 
 PROMPT_COLUMNS = ("prompt", "problem", "question")

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ipvrm_lightning.data.chat import PromptFormat, encode_prompts, render_prompt, with_system_prompt
 from ipvrm_lightning.data.prompt_loading import PromptEvalLoader, PromptLoader
 from ipvrm_lightning.data.prompt_rows import PromptRow, read_prompts
-from ipvrm_lightning.data.reading import chunks
-from ipvrm_lightning.data.rollouts import OnBadRows, Report
+from ipvrm_lightning.data.reading import OnBadRows, Report, chunks
 from ipvrm_lightning.data.schema import DataError, check_choice
 from ipvrm_lightning.data.splits import Sources
 from ipvrm_lightning.data.tokenized import TokenizerDataModule

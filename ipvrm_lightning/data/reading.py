@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ipvrm_lightning.data.schema import DataError
 
@@ -26,9 +28,39 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 
 Row = tuple[str, int, dict[str, Any]]
+OnBadRows = Literal["error", "skip"]
 Checked = TypeVar("Checked")
 
 _CHUNK = 512
+
+
+@dataclass
+class Report:
+    """What was left out, by reason.
+
+    Args:
+        on_bad_rows: "error" raises the first error, "skip" counts it.
+        counts: reason to number of rows or examples.
+    """
+
+    on_bad_rows: OnBadRows = "error"
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def bad_row(self, error: DataError) -> None:
+        """Raise or count.
+
+        Raises:
+            DataError: the error itself, unless bad rows are skipped.
+        """
+        if self.on_bad_rows == "error":
+            raise error
+        self.counts[f"skipped: {error.reason}"] += 1
+
+    def warn(self, name: str) -> None:
+        """One warning with everything that was left out or cut."""
+        if self.counts:
+            text = "; ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
+            log.warning("%s: %s", name, text)
 
 
 def chunks(rows: Iterable[Checked]) -> Iterator[list[Checked]]:

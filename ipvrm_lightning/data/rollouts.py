@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from ipvrm_lightning.data.chat import PromptFormat, Rendered, encode, render
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.forms import Rollout, check_row, recognise
-from ipvrm_lightning.data.reading import chunks, read_rows
-from ipvrm_lightning.data.schema import DataError, Prompt, prompt_key, question_key
+from ipvrm_lightning.data.reading import Report, chunks, read_rows
+from ipvrm_lightning.data.schema import DataError, group_of
 from ipvrm_lightning.types import Example
 
 if TYPE_CHECKING:
@@ -23,48 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OnBadRows = Literal["error", "skip"]
 OverLength = Literal["drop", "truncate"]
-
-
-class Prompted(Protocol):
-    """What has a prompt: a rollout, or a prompt to be answered."""
-
-    @property
-    def prompt(self) -> Prompt:
-        """Text or messages."""
-
-
-AnyPrompted = TypeVar("AnyPrompted", bound=Prompted)
-
-
-@dataclass
-class Report:
-    """What was left out, by reason.
-
-    Args:
-        on_bad_rows: "error" raises the first error, "skip" counts it.
-        counts: reason to number of rows or examples.
-    """
-
-    on_bad_rows: OnBadRows = "error"
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def bad_row(self, error: DataError) -> None:
-        """Raise or count.
-
-        Raises:
-            DataError: the error itself, unless bad rows are skipped.
-        """
-        if self.on_bad_rows == "error":
-            raise error
-        self.counts[f"skipped: {error.reason}"] += 1
-
-    def warn(self, name: str) -> None:
-        """One warning with everything that was left out or cut."""
-        if self.counts:
-            text = "; ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
-            log.warning("%s: %s", name, text)
 
 
 def read_rollouts(
@@ -95,47 +52,6 @@ def _recognise(source: str, number: int, row: dict[str, Any]) -> tuple[str, ...]
         return recognise(row)
     except DataError as error:
         raise error.at(source, number) from None
-
-
-def group_of(prompt: Prompt) -> str:
-    """Short key of a prompt: a hash of its normalised text."""
-    return _short(prompt_key(prompt))
-
-
-def question_of(prompt: Prompt) -> str:
-    """The same, whatever the system message says."""
-    return _short(question_key(prompt))
-
-
-def _short(key: str) -> str:
-    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-
-
-def share(group: str, seed: int, purpose: str) -> float:
-    """A number in [0, 1) that depends on prompt, seed and purpose alone: adding data moves no prompt."""
-    digest = hashlib.blake2b(f"{purpose}-{seed}-{group}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
-
-
-def split_by_prompt(
-    rollouts: Sequence[AnyPrompted], fraction: float, seed: int
-) -> tuple[list[AnyPrompted], list[AnyPrompted]]:
-    """Training and validation rollouts; all of a question on one side, whatever other questions there are."""
-    train: list[AnyPrompted] = []
-    validation: list[AnyPrompted] = []
-    for rollout in rollouts:
-        held_out = share(question_of(rollout.prompt), seed, "validation") < fraction
-        (validation if held_out else train).append(rollout)
-    return train, validation
-
-
-def limit_prompts(rollouts: Sequence[AnyPrompted], count: int | None, seed: int) -> list[AnyPrompted]:
-    """Rollouts of `count` prompts, drawn by a seeded hash; more prompts keep those drawn before."""
-    if count is None:
-        return list(rollouts)
-    groups = sorted({group_of(rollout.prompt) for rollout in rollouts}, key=lambda group: share(group, seed, "limit"))
-    kept = set(groups[:count])
-    return [rollout for rollout in rollouts if group_of(rollout.prompt) in kept]
 
 
 def tokenize_rollouts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import reprlib
@@ -210,6 +211,20 @@ def question_key(prompt: Prompt) -> str:
     """What makes two prompts ask the same, under whatever system message: for telling training and judging apart."""
     messages = as_messages(prompt)
     return prompt_key([message for message in messages if message["role"] != "system"] or messages)
+
+
+def group_of(prompt: Prompt) -> str:
+    """Short key of a prompt: a hash of its normalised text."""
+    return _digest(prompt_key(prompt))
+
+
+def question_of(prompt: Prompt) -> str:
+    """The same, whatever the system message says."""
+    return _digest(question_key(prompt))
+
+
+def _digest(key: str) -> str:
+    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
 
 
 def answer_prompt(prompt: Prompt, answer: Any, field: str) -> tuple[Prompt, str]:

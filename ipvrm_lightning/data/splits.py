@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from ipvrm_lightning.data.reading import is_hub_name, read_hub
-from ipvrm_lightning.data.rollouts import AnyPrompted, Prompted, Report, limit_prompts, question_of, split_by_prompt
-from ipvrm_lightning.data.schema import check_limit
+from ipvrm_lightning.data.reading import Report, is_hub_name, read_hub
+from ipvrm_lightning.data.schema import Prompt, check_limit, group_of, question_of
 
 log = logging.getLogger(__name__)
 
+
+class Prompted(Protocol):
+    """What has a prompt: a rollout, or a prompt to be answered."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """Text or messages."""
+
+
+AnyPrompted = TypeVar("AnyPrompted", bound=Prompted)
 Row = TypeVar("Row", bound=Prompted, covariant=True)
 
 
@@ -89,6 +99,33 @@ class Sources:
             return Splits(train, validation, None)
         test = list(reader(self.test, report, split=self.split))
         return Splits(_without(train, test, "test", report), validation, test)
+
+
+def share(group: str, seed: int, purpose: str) -> float:
+    """A number in [0, 1) that depends on prompt, seed and purpose alone: adding data moves no prompt."""
+    digest = hashlib.blake2b(f"{purpose}-{seed}-{group}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def split_by_prompt(
+    rollouts: Sequence[AnyPrompted], fraction: float, seed: int
+) -> tuple[list[AnyPrompted], list[AnyPrompted]]:
+    """Training and validation rollouts; all of a question on one side, whatever other questions there are."""
+    train: list[AnyPrompted] = []
+    validation: list[AnyPrompted] = []
+    for rollout in rollouts:
+        held_out = share(question_of(rollout.prompt), seed, "validation") < fraction
+        (validation if held_out else train).append(rollout)
+    return train, validation
+
+
+def limit_prompts(rollouts: Sequence[AnyPrompted], count: int | None, seed: int) -> list[AnyPrompted]:
+    """Rollouts of `count` prompts, drawn by a seeded hash; more prompts keep those drawn before."""
+    if count is None:
+        return list(rollouts)
+    groups = sorted({group_of(rollout.prompt) for rollout in rollouts}, key=lambda group: share(group, seed, "limit"))
+    kept = set(groups[:count])
+    return [rollout for rollout in rollouts if group_of(rollout.prompt) in kept]
 
 
 def _warn_of_none_held_out(train: Sequence[Prompted], validation: Sequence[Prompted], fraction: float) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
 
-from ipvrm_lightning.data.batching import EvalLoader, WindowLoader, train_loader
+from ipvrm_lightning.data.batching import EvalLoader, WindowLoader
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.pretrained import load_tokenizer
 
@@ -100,7 +100,7 @@ class TokenizedDataModule(TokenizerDataModule):
         """
         if self.train_set is None:
             raise ValueError(f"{type(self).__name__} has no training data: call setup, or give it some")
-        return train_loader(
+        return WindowLoader(
             self.train_set,
             batch_size=self.batch_size,
             max_tokens=self.max_tokens,

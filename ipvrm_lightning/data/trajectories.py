@@ -8,7 +8,8 @@ from typing import Any, Literal
 from ipvrm_lightning.data.chat import PromptFormat
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.forms import Rollout
-from ipvrm_lightning.data.rollouts import OnBadRows, OverLength, Report, build_pairs, read_rollouts, tokenize_rollouts
+from ipvrm_lightning.data.reading import OnBadRows, Report
+from ipvrm_lightning.data.rollouts import OverLength, build_pairs, read_rollouts, tokenize_rollouts
 from ipvrm_lightning.data.schema import check_choice, check_limit
 from ipvrm_lightning.data.splits import Sources
 from ipvrm_lightning.data.tokenized import TokenizedDataModule

@@ -23,9 +23,6 @@ from ipvrm_lightning.functional.calibration import (
 from ipvrm_lightning.functional.candidates import candidate_mask, select_candidates
 from ipvrm_lightning.functional.masking import group_moments, last_positions, masked_mean, masked_std
 from ipvrm_lightning.functional.objectives import (
-    POOLINGS,
-    PREFIX_WEIGHTINGS,
-    REDUCTIONS,
     implicit_prm_loss,
     ipvrm_loss,
     pairwise_loss,
@@ -45,10 +42,7 @@ from ipvrm_lightning.functional.step_scores import PROTOCOLS, step_scores
 
 __all__ = [
     "NORMALIZATIONS",
-    "POOLINGS",
-    "PREFIX_WEIGHTINGS",
     "PROTOCOLS",
-    "REDUCTIONS",
     "Advantages",
     "OutcomeBalance",
     "PolicyLoss",

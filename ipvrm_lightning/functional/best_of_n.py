@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ipvrm_lightning.functional.masking import check_groups, check_outcomes, group_moments
+from ipvrm_lightning.functional.masking import check_groups, check_outcomes
 
 
 @torch.no_grad()
@@ -126,8 +126,7 @@ def _groups(outcomes: Tensor, group_ids: Tensor, n: int | None) -> tuple[Tensor,
     check_groups(group_ids, len(right))
     if not len(right):
         raise ValueError("no solutions to choose from")
-    inverse = group_moments(right, group_ids).inverse
-    sizes = torch.bincount(inverse)
+    _, inverse, sizes = torch.unique(group_ids, return_inverse=True, return_counts=True)
     if n is not None and not 1 <= n <= int(sizes.min()):
         raise ValueError(f"n must lie between 1 and the smallest group's {int(sizes.min())} solutions, found {n}")
     return right, inverse, sizes

@@ -23,14 +23,10 @@ class GroupMoments(NamedTuple):
     Args:
         mean: mean of the member's group, [N].
         std: population standard deviation of the member's group, [N].
-        size: numbers in the member's group, [N].
-        inverse: index of the member's group among the sorted distinct group ids, long, [N].
     """
 
     mean: Tensor
     std: Tensor
-    size: Tensor
-    inverse: Tensor
 
 
 def widen(values: Tensor) -> Tensor:
@@ -122,10 +118,7 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
         mask: True where a position counts, bool, [...].
         dim: the dimension to reduce, or None for all.
     """
-    kept = keep(values, mask)
-    if dim is None:
-        return kept.sum() / mask.sum().clamp_min(1)
-    return kept.sum(dim) / mask.sum(dim).clamp_min(1)
+    return keep(values, mask).sum(dim) / mask.sum(dim).clamp_min(1)
 
 
 def masked_std(values: Tensor, mask: Tensor, *, correction: int = 0) -> Tensor:
@@ -159,8 +152,7 @@ def group_moments(values: Tensor, group_ids: Tensor, weights: Tensor | None = No
     def total(numbers: Tensor) -> Tensor:
         return numbers.new_zeros(groups).index_add_(0, inverse, numbers)[inverse]
 
-    size = total(ones)
-    count = size.clamp_min(1)
+    count = total(ones).clamp_min(1)
     mean = total(values * ones) / count
     std = (total((values - mean).square() * ones) / count).sqrt()
-    return GroupMoments(mean, std, size, inverse)
+    return GroupMoments(mean, std)

@@ -105,9 +105,7 @@ def ipvrm_loss(
     return masked_mean(sequences, lengths > 0)
 
 
-def implicit_prm_loss(
-    log_ratios: Tensor, outcomes: Tensor, mask: Tensor, *, beta: float, reduction: str = "mean"
-) -> Tensor:
+def implicit_prm_loss(log_ratios: Tensor, outcomes: Tensor, mask: Tensor, *, beta: float) -> Tensor:
     """Implicit PRM (Yuan et al., arXiv:2412.01981): binary cross-entropy of beta * (sum of log-ratios) and outcome.
 
     Args:
@@ -115,17 +113,16 @@ def implicit_prm_loss(
         outcomes: 1 right, 0 wrong, [B].
         mask: True at response positions, bool, [B, T].
         beta: scale of the implicit reward.
-        reduction: mean over sequences that have a token, or none for [B].
 
     Returns:
-        The loss, a scalar, or [B] with `reduction="none"`.
+        The loss, a mean over sequences that have a token.
 
     Raises:
-        ValueError: an unknown reduction, outcomes that are not 0 or 1, shapes that do not match.
+        ValueError: outcomes that are not 0 or 1, or shapes that do not match.
     """
     rewards = beta * pool(log_ratios, mask, "sum")
     signs = 2 * check_outcomes(outcomes, rewards.shape[0]).to(rewards.dtype) - 1
-    return _mean_or_none(softplus(-signs * rewards), mask.any(-1), reduction)
+    return masked_mean(softplus(-signs * rewards), mask.any(-1))
 
 
 def pairwise_loss(
@@ -137,7 +134,6 @@ def pairwise_loss(
     beta: float,
     margin: float = 0.0,
     pooling: str = "sum",
-    reduction: str = "mean",
 ) -> Tensor:
     """Bradley-Terry loss of pairs: -logsigmoid(beta * (pool(chosen) - pool(rejected)) - margin).
 
@@ -152,19 +148,18 @@ def pairwise_loss(
         beta: scale of the difference.
         margin: by how much the better one should win.
         pooling: sum or mean over the response.
-        reduction: mean over pairs of which both sides have a token, or none for [P].
 
     Returns:
-        The loss, a scalar, or [P] with `reduction="none"`.
+        The loss, a mean over pairs of which both sides have a token.
 
     Raises:
-        ValueError: an unknown pooling or reduction, or shapes that do not match.
+        ValueError: an unknown pooling, or shapes that do not match.
     """
     better, worse = pool(chosen, chosen_mask, pooling), pool(rejected, rejected_mask, pooling)
     if better.shape != worse.shape:
         raise ValueError(f"{better.shape[0]} chosen for {worse.shape[0]} rejected responses")
     losses = -logsigmoid(beta * (better - worse) - margin)
-    return _mean_or_none(losses, chosen_mask.any(-1) & rejected_mask.any(-1), reduction)
+    return masked_mean(losses, chosen_mask.any(-1) & rejected_mask.any(-1))
 
 
 def pool(values: Tensor, mask: Tensor, pooling: str) -> Tensor:
@@ -184,12 +179,6 @@ def pool(values: Tensor, mask: Tensor, pooling: str) -> Tensor:
     if pooling == "mean":
         return masked_mean(widen(values), mask, dim=-1)
     return keep(widen(values), mask).sum(-1)
-
-
-def _mean_or_none(losses: Tensor, present: Tensor, reduction: str) -> Tensor:
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction must be one of mean, none, found {reduction!r}")
-    return losses if reduction == "none" else masked_mean(losses, present)
 
 
 def _per_sequence(setting: float | Tensor, batch: int, name: str, like: Tensor) -> Tensor:

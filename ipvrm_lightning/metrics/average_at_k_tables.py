@@ -8,8 +8,8 @@ from collections.abc import Callable
 from rich.markup import escape
 from rich.table import Table
 
-from ipvrm_lightning.metrics.average_at_k_report import AverageAtKReport, MacroResult, ShareResult, SourceResult
-from ipvrm_lightning.metrics.tables import interval_text, make_table, percent
+from ipvrm_lightning.metrics.average_at_k_report import AverageAtKReport, MacroResult, SourceResult
+from ipvrm_lightning.metrics.tables import make_table, percent, share_text
 
 
 def average_at_k_tables(report: AverageAtKReport) -> list[Table]:
@@ -43,15 +43,10 @@ def _fill(table: Table, report: AverageAtKReport, cells: Callable[[SourceResult 
 
 
 def _average_cells(result: SourceResult | MacroResult) -> list[str]:
-    right = _share(result.average)
+    right = share_text(result.average.share, result.average.interval)
     if isinstance(result, MacroResult):
         return [right, "", "", "", ""]
     low, high = result.min_responses, result.max_responses
     tokens = "-" if math.isnan(result.mean_length) else f"{result.mean_length:.0f}"
     k = str(low) if low == high else f"{low} to {high}"
     return [right, str(result.prompts), k, percent(result.cut_off), tokens]
-
-
-def _share(result: ShareResult) -> str:
-    known = not math.isnan(result.interval.low)
-    return f"{percent(result.share)} {interval_text(result.interval)}" if known else percent(result.share)

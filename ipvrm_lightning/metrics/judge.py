@@ -9,10 +9,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from ipvrm_lightning.failures import OneLineParser
-from ipvrm_lightning.metrics.score_file import read_scores, write_atomically
+from ipvrm_lightning.metrics.score_file import read_scores
 from ipvrm_lightning.metrics.step_f1_judge import judge_solutions
 from ipvrm_lightning.metrics.step_f1_report import JudgeSettings, StepF1Report
 from ipvrm_lightning.metrics.tables import print_report, report_to_json
+from ipvrm_lightning.whole_files import write_atomically
 
 
 def recompute(path: str | Path, settings: JudgeSettings | None = None) -> StepF1Report:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from rich.markup import escape
 from rich.table import Table
 
 from ipvrm_lightning.metrics.best_of_n import BestOfNReport
 from ipvrm_lightning.metrics.calibration import CalibrationReport, CalibrationResult
 from ipvrm_lightning.metrics.prefix_truth import PrefixTruthReport
-from ipvrm_lightning.metrics.tables import decimal, interval_text, make_table, percent
+from ipvrm_lightning.metrics.tables import decimal, make_table, percent, share_text
 
 
 def best_of_n_tables(report: BestOfNReport) -> list[Table]:
@@ -23,13 +21,7 @@ def best_of_n_tables(report: BestOfNReport) -> list[Table]:
         + ", ".join(f"{count} at n = {n}" for n, count in report.prompts_at.items()),
     )
     for way, results in report.accuracy.items():
-        cells = [
-            percent(result.accuracy)
-            if math.isnan(result.interval.low)
-            else f"{percent(result.accuracy)} {interval_text(result.interval)}"
-            for result in results.values()
-        ]
-        table.add_row(escape(way), *cells)
+        table.add_row(escape(way), *(share_text(result.accuracy, result.interval) for result in results.values()))
     return [table]
 
 

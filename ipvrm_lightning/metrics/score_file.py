@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ipvrm_lightning.permissions import follow_umask
 from ipvrm_lightning.types import ScoredSolution
+from ipvrm_lightning.whole_files import write_atomically
 
 _REQUIRED = ("id", "subset", "problem", "label", "step_scores", "step_lengths")
 _LARGEST = 2**53  # integers up to here are floats too
@@ -127,22 +125,6 @@ def in_stable_order(solutions: Iterable[ScoredSolution]) -> list[ScoredSolution]
         if (first.subset, first.id) == (second.subset, second.id):
             raise ValueError(f"subset {first.subset!r}: id: {first.id!r} occurs twice")
     return ordered
-
-
-def write_atomically(path: str | Path, text: str) -> Path:
-    """Write text to a file that appears whole or not at all; folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        follow_umask(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
 
 
 def write_scores(path: str | Path, solutions: Iterable[ScoredSolution]) -> Path:

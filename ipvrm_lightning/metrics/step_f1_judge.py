@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipvrm_lightning.functional.step_f1 import best_threshold
 from ipvrm_lightning.metrics.resampling import assign_folds, bootstrap_weights, percentile_interval, stable_hash
 from ipvrm_lightning.metrics.score_file import in_stable_order
 from ipvrm_lightning.metrics.step_f1_report import (
@@ -54,7 +53,7 @@ class _SubsetJudge:
     def by_origin(self, scores: Sequence[Sequence[float]], fixed: float | None = None) -> dict[str, _Judged]:
         """Judge one scorer with every origin of the threshold."""
         search = ThresholdSearch(scores, self.labels)
-        oracle = torch.tensor([best_threshold(scores, self.labels).threshold], dtype=torch.float64)
+        oracle = search.best(self.everything).threshold
         # the threshold is fitted anew on each resample, as it was on the data
         judged = {"oracle": self._judge(search, oracle, search.best(self.weights).f1)}
         judged["cross_fitted"] = self._judge(search, self.cross_fit(search))
@@ -119,10 +118,10 @@ def thresholds_of_solutions(
     chosen = {}
     for protocol in solutions[0].step_scores:
         scores = [one.step_scores[protocol] for one in solutions]
-        cross_fitted = judge.cross_fit(ThresholdSearch(scores, judge.labels)).tolist()
+        search = ThresholdSearch(scores, judge.labels)
         chosen[protocol] = {
-            "oracle": [best_threshold(scores, judge.labels).threshold] * len(solutions),
-            "cross_fitted": cross_fitted,
+            "oracle": search.best(judge.everything).threshold.tolist() * len(solutions),
+            "cross_fitted": judge.cross_fit(search).tolist(),
         }
         if (fixed := settings.fixed_for(protocol)) is not None:
             chosen[protocol]["fixed"] = [fixed] * len(solutions)

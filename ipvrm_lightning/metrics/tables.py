@@ -39,6 +39,11 @@ def interval_text(interval: Interval) -> str:
     return "-" if math.isnan(interval.low) else f"[{percent(interval.low)}, {percent(interval.high)}]"
 
 
+def share_text(share: float, interval: Interval) -> str:
+    """A share in percent, with its interval where that is known."""
+    return percent(share) if math.isnan(interval.low) else f"{percent(share)} {interval_text(interval)}"
+
+
 def make_table(title: str, text_columns: list[str], number_columns: list[str], caption: str | None = None) -> Table:
     """An empty table: text to the left, numbers to the right."""
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")

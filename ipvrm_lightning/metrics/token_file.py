@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ipvrm_lightning.metrics.score_file import is_text, numbered_lines, write_atomically
+from ipvrm_lightning.metrics.score_file import is_text, numbered_lines
+from ipvrm_lightning.whole_files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,8 @@ def behavior_scores(
         for h, y in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
     ]
     ids, likely, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
-    counted = candidate_mask(_unpack_rows(likely, mask), mask, min_probability=min_probability)
-    candidates = _compact(Candidates(_unpack_rows(ids, mask), counted))
+    counted = candidate_mask(unpack(likely, mask), mask, min_probability=min_probability)
+    candidates = _compact(Candidates(unpack(ids, mask), counted))
     log_probs = _log_probs(hidden, head, targets, mask, candidates, chunk_size)
     return BehaviorScores(candidates, log_probs, unpack(entropy, mask))
 
@@ -135,17 +135,15 @@ def _log_probs(
     hidden: Tensor, head: OutputHead, targets: Tensor, mask: Tensor, candidates: Candidates, chunk_size: int
 ) -> Tensor:
     sampled = token_log_probs(hidden, head, targets, chunk_size=chunk_size)
-    result = unpack(sampled, mask).unsqueeze(-1)
+    result = torch.nn.functional.pad(unpack(sampled, mask).unsqueeze(-1), (0, candidates.mask.shape[-1] - 1))
     others = candidates.mask.clone()
     others[..., 0] = False
     if not bool(others.any()):
-        return torch.nn.functional.pad(result, (0, candidates.mask.shape[-1] - 1))
+        return result
     rows = others[mask].nonzero()[:, 0]
     pairs = torch.stack([candidates.ids[others], targets[rows]], -1)
     candidate, own = token_logits(hidden[rows], head, pairs).unbind(-1)
-    log_probs = candidate - own + sampled[rows]
-    result = torch.nn.functional.pad(result, (0, candidates.mask.shape[-1] - 1))
-    return result.masked_scatter(others, log_probs)
+    return result.masked_scatter(others, candidate - own + sampled[rows])
 
 
 def _choose(logits: Tensor, targets: Tensor, top_k: int, min_probability: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,10 +186,3 @@ def _compact(candidates: Candidates) -> Candidates:
     order = torch.nn.functional.pad(order, (1, 0))
     width = max(1, int(candidates.mask.sum(-1).max()))
     return Candidates(*(part.gather(-1, order)[..., :width] for part in candidates))
-
-
-def _unpack_rows(values: Tensor, mask: Tensor) -> Tensor:
-    """Lay [N, K] values out as [B, T, K] at the True positions of `mask`, zeros elsewhere."""
-    result = torch.zeros(*mask.shape, values.shape[-1], dtype=values.dtype, device=values.device)
-    result[mask] = values
-    return result

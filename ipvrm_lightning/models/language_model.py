@@ -49,7 +49,17 @@ class LoRA:
 
 
 class LanguageModelFactory(ABC):
-    """Builds a causal language model and its tokenizer when they are needed, not before."""
+    """Builds a causal language model and its tokenizer when they are needed, not before.
+
+    Attributes:
+        lora: adapters that `build_model` adds.
+        quantization: `nf4` where the weights are in 4 bits.
+        compile: whether decoder blocks are compiled.
+    """
+
+    lora: LoRA | None = None
+    quantization: Literal["nf4"] | None = None
+    compile: bool = False
 
     @abstractmethod
     def build_model(self) -> PreTrainedModel:
@@ -60,19 +70,14 @@ class LanguageModelFactory(ABC):
         """Load or make the tokenizer."""
 
     @property
-    @abstractmethod
     def has_adapters(self) -> bool:
         """Whether `build_model` gives a model whose adapters can be switched off."""
+        return self.lora is not None
 
     @property
     def quantized(self) -> bool:
         """Whether its weights are in fewer bits than a float has."""
-        return False
-
-    @property
-    def compiled(self) -> bool:
-        """Whether its decoder blocks are compiled."""
-        return bool(getattr(self, "compile", False))
+        return self.quantization is not None
 
     def check_sampling(self) -> None:
         """Refuse to sample responses, before anything is loaded, where that cannot be done well.
@@ -80,7 +85,7 @@ class LanguageModelFactory(ABC):
         Raises:
             ValueError: its blocks are compiled.
         """
-        if self.compiled:
+        if self.compile:
             raise ValueError(
                 "language_model.compile is for supervised training and reward models: sampling would compile for each"
                 " length, and a compiled policy's ratio to itself is not exactly 1"
@@ -88,9 +93,8 @@ class LanguageModelFactory(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What gives trained weights their meaning besides their names and shapes: primitives only."""
-        lora = getattr(self, "lora", None)
-        adapters = None if lora is None else {"alpha": lora.alpha}
-        return {"lora": adapters, "quantization": getattr(self, "quantization", None)}
+        adapters = None if self.lora is None else {"alpha": self.lora.alpha}
+        return {"lora": adapters, "quantization": self.quantization}
 
     def check_sharding(self) -> None:
         """Refuse to be divided over processes, before anything is loaded, where that cannot be.
@@ -160,16 +164,6 @@ class PretrainedLanguageModel(LanguageModelFactory):
         self.compute_dtype = compute_dtype
         self.trust_remote_code = trust_remote_code
         self.chat_template = chat_template
-
-    @property
-    def has_adapters(self) -> bool:
-        """True where LoRA is configured."""
-        return self.lora is not None
-
-    @property
-    def quantized(self) -> bool:
-        """True where `quantization` is set."""
-        return self.quantization is not None
 
     def build_model(self) -> PreTrainedModel:
         """Load the model.
@@ -283,11 +277,6 @@ class RandomLanguageModel(LanguageModelFactory):
         self.gradient_checkpointing = gradient_checkpointing
         self.compile = compile
         self.lora = lora
-
-    @property
-    def has_adapters(self) -> bool:
-        """True where LoRA is configured."""
-        return self.lora is not None
 
     def build_model(self) -> PreTrainedModel:
         """Make the model from its config, the same for the same seed on every kind of device: drawn on the CPU.

@@ -212,8 +212,9 @@ def response_scores(
 
 
 def unpack(values: Tensor, mask: Tensor) -> Tensor:
-    """Lay [N] values out as [B, T] at the True positions of `mask`, zeros elsewhere; differentiable."""
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+    """Lay [N, ...] values out as [B, T, ...] at the True positions of `mask`, zeros elsewhere; differentiable."""
+    where = mask.reshape(*mask.shape, *(1 for _ in values.shape[1:]))
+    return values.new_zeros(*mask.shape, *values.shape[1:]).masked_scatter(where, values)
 
 
 def _backbone(language_model: Any) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -321,17 +322,16 @@ class DistRLModule(PolicyModule):
         if role == "reward":
             # Lightning's global step counts every optimiser that it sees stepping: it is to count the policy's alone
             optimizer._on_before_step = optimizer._on_after_step = lambda: None
-        norm = self.updates[role].step(optimizer, self.roles.trained(role), clip, self.processes, losses, dataset)
+        parameters = list(self.roles.trained(role).values())
+        self.processes.add_gradients(parameters)
+        norm = self.updates[role].step(optimizer, parameters, clip, self.processes, losses, dataset)
         return self.processes.total(torch.stack([loss for loss, _ in losses]).sum()), norm
 
     def _backward(self, loss: Tensor, role: Role) -> None:
         if is_sharded(next(iter(self.roles.trained(role).values()))):
             loss = loss * self.processes.count  # FSDP2 averages gradients over the processes in every backward pass
-        block = getattr(self.trainer.strategy, "block_backward_sync", None)
-        if block is None:
-            self.manual_backward(loss)
-            return
-        with block():  # gradients are summed over the processes once, when all micro-batches are done
+        # gradients are summed over the processes once, when all micro-batches are done
+        with getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
             self.manual_backward(loss)
 
     def _log(self, metrics: dict[str, Tensor | float], *, skipped: bool) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ipvrm_lightning.data.dataset import TrajectoryDataset
-from ipvrm_lightning.data.planning import cut_by_tokens, fit_processes_by_merging
+from ipvrm_lightning.data.planning import batches_for_processes, rows_of
 from ipvrm_lightning.functional import Advantages
 from ipvrm_lightning.models.candidates import BehaviorScores
 from ipvrm_lightning.modules.processes import Processes
@@ -89,10 +89,8 @@ def plan_mini_batches(dataset: TrajectoryDataset, *, count: int, max_tokens: int
     """
     plans = []
     for rows in mini_batch_rows(dataset, count, processes):
-        rows.sort(key=lambda row: -int(dataset.lengths[row]))
-        cut = cut_by_tokens([[row] for row in rows], dataset.lengths, max_tokens)
-        fitted = fit_processes_by_merging(cut, dataset.lengths, processes)
-        plans.append([[row for item in batch for row in item] for batch in fitted])
+        batches = batches_for_processes([[row] for row in rows], dataset.lengths, max_tokens, processes)
+        plans.append([rows_of(batch) for batch in batches])
     return plans
 
 

@@ -16,8 +16,8 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
-from ipvrm_lightning.data.planning import cut_by_tokens, fit_processes_by_merging, pair_rows
+from ipvrm_lightning.data.dataset import TrajectoryDataset, collate, collate_pairs
+from ipvrm_lightning.data.planning import batches_for_processes, rows_of
 from ipvrm_lightning.data.rollouts import build_pairs
 from ipvrm_lightning.functional import balance_outcomes, last_positions, td_advantages
 from ipvrm_lightning.models.candidates import candidate_log_probs
@@ -133,12 +133,12 @@ class OnlineReward:
         for rows in mini_batch_rows(dataset, self.settings.mini_batches, processes.count):
             if pairs is None:
                 chosen = self._cut([[row] for row in rows], dataset, processes)
-                plans.append([collate(dataset, [row for item in batch for row in item]) for batch in chosen])
+                plans.append([collate(dataset, rows_of(batch)) for batch in chosen])
                 continue
             own = [pair for pair in pairs if pair[0] in set(rows)]
             if len(own) >= processes.count:
                 batches = self._cut([list(pair) for pair in own], dataset, processes)
-                plans.append([_collate_pairs(dataset, [(c, r) for c, r in batch]) for batch in batches])
+                plans.append([collate_pairs(dataset, [(c, r) for c, r in batch]) for batch in batches])
         return plans
 
     def losses(
@@ -157,7 +157,7 @@ class OnlineReward:
         Args:
             mini_batch: micro-batches of this process, from `plan`.
             dataset: responses of the step.
-            reference: from `reference_rows`, [R, T].
+            reference: from `sampled_log_probs`, [R, T].
             processes: of the run.
             to_device: moves a batch.
             values: takes the values of the responses, before this update.
@@ -175,9 +175,8 @@ class OnlineReward:
 
     def _cut(self, items: list[list[int]], dataset: TrajectoryDataset, processes: Processes) -> list[list[list[int]]]:
         """This process's share of items, longest first, in batches of its budget."""
-        ordered = sorted(items, key=lambda item: -max(int(dataset.lengths[row]) for row in item))
-        cut = cut_by_tokens(ordered, dataset.lengths, self.max_tokens)
-        return fit_processes_by_merging(cut, dataset.lengths, processes.count)[processes.rank :: processes.count]
+        batches = batches_for_processes(items, dataset.lengths, self.max_tokens, processes.count)
+        return batches[processes.rank :: processes.count]
 
     def _balanced(self, batch: TrajectoryBatch, dataset: TrajectoryDataset) -> TrajectoryBatch:
         """The batch with weights and margins by the difficulty of its prompts, which the whole step tells."""
@@ -201,9 +200,3 @@ def _content(path: Path) -> str:
         while part := file.read(1 << 24):
             digest.update(part)
     return digest.hexdigest()
-
-
-def _collate_pairs(dataset: TrajectoryDataset, pairs: Sequence[tuple[int, int]]) -> TrajectoryBatch:
-    rows = pair_rows(pairs, range(len(pairs)))
-    place = {row: position for position, row in enumerate(rows)}
-    return collate(dataset, rows, [(place[chosen], place[rejected]) for chosen, rejected in pairs])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ipvrm_lightning import functional
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
-from ipvrm_lightning.data.planning import cut_by_tokens, fit_processes_by_merging
+from ipvrm_lightning.data.planning import batches_for_processes, rows_of
 from ipvrm_lightning.models.candidates import candidate_log_probs
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.modules.distrl_settings import PolicyUpdate
@@ -110,11 +110,10 @@ def distance_moved(
     """
     rows = sorted(range(len(dataset)), key=lambda row: -int(dataset.lengths[row]))
     rows = rows[:: max(1, len(rows) // max(_SAMPLE, processes.count))]
-    batches = cut_by_tokens([[row] for row in rows], dataset.lengths, update.max_tokens)
-    batches = fit_processes_by_merging(batches, dataset.lengths, processes.count)
+    batches = batches_for_processes([[row] for row in rows], dataset.lengths, update.max_tokens, processes.count)
     sums = before.new_zeros(2)
     for items in batches[processes.rank :: processes.count]:
-        batch = to_device(collate(dataset, [row for item in items for row in item]))
+        batch = to_device(collate(dataset, rows_of(items)))
         new = response_scores(model, batch, temperature=temperature, chunk_size=chunk_size)
         old = before[batch.index, : new.mask.shape[1]]
         sums += torch.stack([functional.low_variance_kl(old, new.log_probs)[new.mask].sum(), new.mask.sum()])

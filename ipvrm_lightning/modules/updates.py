@@ -49,19 +49,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float, norm: Tensor) -> None:
-    """Scale gradients down to a norm.
-
-    Args:
-        parameters: of the gradients.
-        largest: norm that they may have.
-        norm: that they have.
-    """
-    torch.nn.utils.clip_grads_with_norm_(list(parameters), largest, norm)
-
-
-class Skips:
-    """Counts updates that were left out because a number was not finite; too many in a row end the run.
+class GuardedUpdates:
+    """Clips and steps; skips and counts updates that are not finite, of which too many in a row end the run.
 
     Args:
         max_in_a_row: updates in a row that may be left out; 0 ends the run at the first.
@@ -72,9 +61,45 @@ class Skips:
         self.skipped = 0
         self.in_a_row = 0
 
-    def went_well(self) -> None:
-        """An update was made."""
-        self.in_a_row = 0
+    def step(
+        self,
+        optimizer: Any,
+        parameters: Sequence[nn.Parameter],
+        clip: float | None,
+        processes: Processes,
+        losses: LossesOfRows = (),
+        dataset: TrajectoryDataset | None = None,
+        *,
+        where: str = "",
+    ) -> Tensor:
+        """Update parameters and clear their gradients.
+
+        Args:
+            optimizer: of these parameters.
+            parameters: their gradients are summed over the processes already.
+            clip: largest norm of the gradient, None for no limit.
+            processes: of the run.
+            losses: that the gradients are of, to name their rows where one is not finite.
+            dataset: names the rows.
+            where: begins what is said of an update that is skipped.
+
+        Returns:
+            The norm before clipping.
+
+        Raises:
+            FloatingPointError: too many updates in a row were not finite.
+        """
+        norm = gradient_norm(parameters)
+        reason = problem(norm, losses, dataset, processes)
+        if reason is None:
+            if clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+            optimizer.step()
+            self.in_a_row = 0
+        optimizer.zero_grad()
+        if reason is not None:
+            self.skip(where + reason)
+        return norm.detach()
 
     def skip(self, reason: str) -> None:
         """An update is left out.
@@ -140,45 +165,3 @@ def named_rows(rows: Sequence[int], dataset: TrajectoryDataset | None) -> str:
         names.append(f"{row} ({', '.join(parts)})" if parts else str(row))
     more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
     return ", ".join(names) + more
-
-
-class GuardedUpdates(Skips):
-    """Sums gradients over the processes, clips, steps; skips, counts and finally refuses those that are not finite."""
-
-    def step(
-        self,
-        optimizer: Any,
-        parameters: dict[str, nn.Parameter],
-        clip: float | None,
-        processes: Processes,
-        losses: LossesOfRows = (),
-        dataset: TrajectoryDataset | None = None,
-    ) -> Tensor:
-        """Update parameters and clear their gradients.
-
-        Args:
-            optimizer: of these parameters.
-            parameters: by name.
-            clip: largest norm of the gradient, None for no limit.
-            processes: of the run.
-            losses: that the gradients are of, to name their rows where one is not finite.
-            dataset: names the rows.
-
-        Returns:
-            The norm before clipping.
-
-        Raises:
-            FloatingPointError: too many updates in a row were not finite.
-        """
-        processes.add_gradients(parameters.values())
-        norm = gradient_norm(parameters.values())
-        reason = problem(norm, losses, dataset, processes)
-        if reason is None:
-            if clip is not None:
-                clip_gradients(parameters.values(), clip, norm)
-            optimizer.step()
-            self.went_well()
-        optimizer.zero_grad()
-        if reason is not None:
-            self.skip(reason)
-        return norm.detach()

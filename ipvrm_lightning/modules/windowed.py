@@ -31,7 +31,7 @@ from ipvrm_lightning.models.reference import base_fingerprint
 from ipvrm_lightning.models.sharding import is_sharded, placed
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
-from ipvrm_lightning.modules.updates import Skips, check_optimizer, clip_gradients, gradient_norm, problem
+from ipvrm_lightning.modules.updates import GuardedUpdates, check_optimizer
 from ipvrm_lightning.strategies import check_fit
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
@@ -80,7 +80,7 @@ class WindowedModule(LightningModule):
         self.chunk_size = chunk_size
         self.model: Any = None
         self.base: str | None = None
-        self.skips = Skips(max_skipped_updates if on_nonfinite == "skip" else 0)
+        self.skips = GuardedUpdates(max_skipped_updates if on_nonfinite == "skip" else 0)
         self.val_loss = MeanMetric()
 
     @property
@@ -145,17 +145,11 @@ class WindowedModule(LightningModule):
         together = Processes(self.global_rank, processes, self.device)
         together.add_gradients(replicated)
         parameters = list(self.trainable_parameters().values())
-        norm = gradient_norm(parameters)
         # only now, when every process is done: one that stopped by itself would leave the others waiting
-        reason = problem(norm, losses, getattr(self.data, "train_set", None), together)
-        if reason is None:
-            if self.gradient_clip_val is not None:
-                clip_gradients(parameters, self.gradient_clip_val, norm)
-            optimizer.step()
-            self.skips.went_well()
-        optimizer.zero_grad()
-        if reason is not None:
-            self.skips.skip(f"step {self.global_step}: {reason}")
+        norm = self.skips.step(
+            optimizer, parameters, self.gradient_clip_val, together, losses, getattr(self.data, "train_set", None),
+            where=f"step {self.global_step}: ",
+        )  # fmt: skip
         scheduler: Any = self.lr_schedulers()
         self.log("train/lr", scheduler.get_last_lr()[0])
         scheduler.step()
@@ -192,7 +186,7 @@ class WindowedModule(LightningModule):
         check_settings_of(checkpoint, self.settings_to_keep(), training=self.trainer.state.fn == "fit")
         check_same_parameters(self.trainable_parameters(), checkpoint["state_dict"], what="the checkpoint")
         add_frozen(checkpoint, self)
-        self.skips.load_state_dict(checkpoint.get("skips", self.skips.state_dict()))
+        self.skips.load_state_dict(checkpoint["skips"])
 
     def _data_sets(self) -> list[TrajectoryDataset]:
         """The run's data, as far as it is known beforehand."""

@@ -48,9 +48,9 @@ def main(arguments: list[str]) -> None:
         OSError: a file that cannot be read or written.
     """
     chosen = build_parser().parse_args(arguments)
-    from ipvrm_lightning.metrics.score_file import write_atomically
     from ipvrm_lightning.reporting.inputs import find_inputs
     from ipvrm_lightning.reporting.page import render
+    from ipvrm_lightning.whole_files import write_atomically
 
     files = find_inputs(chosen.paths)
     first = chosen.paths[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ from typing import Any
 
 from ipvrm_lightning.append_only import AppendOnlyFile, StoreError
 from ipvrm_lightning.types import PromptExample
+from ipvrm_lightning.whole_files import write_atomically
 
 ROLLOUTS, MANIFEST, LOCK = "rollouts.jsonl", "manifest.json", ".lock"
 _NOT_SET = "not set"
@@ -78,7 +78,8 @@ class RolloutStore(AppendOnlyFile):
         if not path.exists() or not used:  # a run that answered no prompt, for want of a model say, binds no other
             if used:
                 raise StoreError(f"{self.folder} has {ROLLOUTS} but no {MANIFEST}: nothing says what made them")
-            _replace(path, {"settings": self.settings, "weights": self.weights, "versions": [_versions()]})
+            made = {"settings": self.settings, "weights": self.weights, "versions": [_versions()]}
+            write_atomically(path, json.dumps(made, indent=2))
             return
         try:
             manifest = json.loads(path.read_bytes())
@@ -97,7 +98,7 @@ class RolloutStore(AppendOnlyFile):
         if (now_running := _versions()) not in versions:
             versions = [*versions, now_running]
         if manifest != (updated := {**manifest, "weights": known, "versions": versions}):
-            _replace(path, updated)
+            write_atomically(path, json.dumps(updated, indent=2))
 
 
 def _flat(settings: Any, name: str = "") -> dict[str, Any]:
@@ -108,16 +109,6 @@ def _flat(settings: Any, name: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         flat.update(_flat(value, f"{name}.{key}" if name else key))
     return flat
-
-
-def _replace(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a whole JSON file or nothing."""
-    temporary = path.with_suffix(".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _versions() -> dict[str, str]:

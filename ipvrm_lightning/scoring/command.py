@@ -24,7 +24,7 @@ from ipvrm_lightning.scoring.model import WINDOW, PrefixValueModel
 from ipvrm_lightning.scoring.opening import open_encoder
 from ipvrm_lightning.scoring.requests import STANDARD_INPUT, Asked, check_request, read_requests, split_solution
 from ipvrm_lightning.scoring.results import SolutionScore
-from ipvrm_lightning.scoring.store import ScoreFile, settings_file
+from ipvrm_lightning.scoring.store import ScoreStore, settings_file
 from ipvrm_lightning.scoring.tables import score_table, table_console
 
 _OBJECTIVES: dict[str, type[Objective]] = {
@@ -65,7 +65,7 @@ def score_command(chosen: argparse.Namespace) -> None:
         _print((found for _, found in score(solutions)), chosen.format or "table")
         return
     settings = {**_settings(description), "tokens": chosen.tokens}
-    with names_full_disk(chosen.out), ScoreFile(chosen.out, settings) as file:
+    with names_full_disk(chosen.out), ScoreStore(chosen.out, settings) as file:
         pending = [solution for solution in solutions if not file.holds(solution)]
         for solution, found in score(pending):
             file.append(solution, found)

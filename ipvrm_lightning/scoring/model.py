@@ -26,7 +26,7 @@ from ipvrm_lightning.scoring.answers import answer, ranked
 from ipvrm_lightning.scoring.description import Description, Part, describe
 from ipvrm_lightning.scoring.encoding import EncodedSolution, SolutionEncoder
 from ipvrm_lightning.scoring.opening import open_encoder
-from ipvrm_lightning.scoring.requests import split_solution
+from ipvrm_lightning.scoring.requests import as_steps
 from ipvrm_lightning.scoring.results import RankBy, RankedCandidate, ScoreRequest, SolutionScore
 from ipvrm_lightning.types import TrajectoryBatch
 
@@ -132,7 +132,7 @@ class PrefixValueModel:
         Raises:
             DataError: the solution cannot be scored as it is.
         """
-        return self.score_many([ScoreRequest(problem, _steps(steps))], tokens=tokens)[0]
+        return self.score_many([ScoreRequest(problem, as_steps(steps))], tokens=tokens)[0]
 
     def score_many(self, requests: Sequence[ScoreRequest], *, tokens: bool = False) -> list[SolutionScore]:
         """Score solutions, sorted by length among themselves; answers come in the order of the requests.
@@ -182,7 +182,7 @@ class PrefixValueModel:
         """
         if by not in (known := get_args(RankBy)):
             raise ValueError(f"by must be one of {', '.join(known)}, found {by!r}")
-        return ranked(self.score_many([ScoreRequest(problem, _steps(candidate)) for candidate in candidates]), by)
+        return ranked(self.score_many([ScoreRequest(problem, as_steps(candidate)) for candidate in candidates]), by)
 
     @torch.no_grad()
     def score_encoded(self, solutions: Sequence[EncodedSolution], *, tokens: bool = False) -> list[SolutionScore]:
@@ -287,7 +287,3 @@ class PrefixValueModel:
         return replace(
             batch, **{name: value.to(self.device) for name, value in tensors.items() if isinstance(value, Tensor)}
         )
-
-
-def _steps(given: Sequence[str] | str) -> Sequence[str]:
-    return split_solution(given) if isinstance(given, str) else given

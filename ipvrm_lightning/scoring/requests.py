@@ -36,6 +36,11 @@ def split_solution(text: str) -> list[str]:
     return [step.strip() for step in _BLANK_LINES.split(text.replace("\r\n", "\n").strip()) if step.strip()]
 
 
+def as_steps(given: Sequence[str] | str) -> Sequence[str]:
+    """Steps as they are, a text as the steps that blank lines part."""
+    return split_solution(given) if isinstance(given, str) else given
+
+
 def check_request(problem: Any, steps: Any, id: str | None = None) -> ScoreRequest:
     """A request whose problem is text or messages, and whose steps are texts with something in them.
 

@@ -18,7 +18,7 @@ def settings_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.settings.json")
 
 
-class ScoreFile(AppendOnlyFile):
+class ScoreStore(AppendOnlyFile):
     """Appends scores; a context manager that holds the file's lock.
 
     Args:

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from ipvrm_lightning.data.schema import DataError
 from ipvrm_lightning.scoring import RankedCandidate, ScoreRequest, SolutionScore
-from ipvrm_lightning.scoring.requests import split_solution
+from ipvrm_lightning.scoring.requests import as_steps, split_solution
 from ipvrm_lightning.scoring.results import RankBy
 
 MAX_STEPS = 1000
@@ -70,7 +70,7 @@ class ScoreBody(_Strict):
 
     def requests(self) -> list[ScoreRequest]:
         """As the scorer takes them."""
-        return [ScoreRequest(one.problem, _steps(one.solution or one.steps or []), one.id) for one in self.solutions]
+        return [ScoreRequest(one.problem, as_steps(one.solution or one.steps or []), one.id) for one in self.solutions]
 
     def place(self, error: DataError, position: int) -> DataError:
         """The error of a solution, with the field as it stands in this body."""
@@ -88,7 +88,7 @@ class RankBody(_Strict):
 
     def requests(self) -> list[ScoreRequest]:
         """As the scorer takes them."""
-        return [ScoreRequest(self.problem, _steps(one)) for one in self.candidates]
+        return [ScoreRequest(self.problem, as_steps(one)) for one in self.candidates]
 
     def place(self, error: DataError, position: int) -> DataError:
         """The error of a candidate, with the field as it stands in this body."""
@@ -96,10 +96,6 @@ class RankBody(_Strict):
         return DataError(
             error.problem, field=error.field if error.field.startswith("problem") else field, found=error.found
         )
-
-
-def _steps(given: str | list[str]) -> list[str]:
-    return split_solution(given) if isinstance(given, str) else given
 
 
 class Scores(BaseModel):

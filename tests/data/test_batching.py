@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvrm_lightning.data.batching import EvalLoader, WindowLoader, train_loader
+from ipvrm_lightning.data.batching import EvalLoader, WindowLoader
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.data.planning import WindowSampler
 from ipvrm_lightning.types import Example, Window
@@ -105,7 +105,7 @@ def test_window_properties(lengths: list[int], per_process: int, world: int, max
         "seed": seed,
         "world_size": world,
     }
-    ranks = [list(train_loader(dataset, rank=rank, **options)) for rank in range(world)]
+    ranks = [list(WindowLoader(dataset, rank=rank, **options)) for rank in range(world)]
     seen: list[int] = []
     for number, shares in enumerate(zip(*ranks, strict=True)):
         assert len({len(share.micro_batches) for share in shares}) == 1 and shares[0].micro_batches
@@ -120,13 +120,13 @@ def test_window_properties(lengths: list[int], per_process: int, world: int, max
         seen += in_window
     assert len(seen) == len(set(seen))
     assert len(lengths) - len(seen) < world  # with one process: every example exactly once
-    assert len(ranks[0]) == len(train_loader(dataset, rank=0, **options))
+    assert len(ranks[0]) == len(WindowLoader(dataset, rank=0, **options))
 
 
 def test_every_example_once_whatever_the_processes_where_the_budget_allows() -> None:
     for world in (1, 2, 4):
         loaders = [
-            train_loader(make_dataset(LENGTHS), batch_size=8, max_tokens=60, rank=rank, world_size=world)
+            WindowLoader(make_dataset(LENGTHS), batch_size=8, max_tokens=60, rank=rank, world_size=world)
             for rank in range(world)
         ]
         seen = [row for loader in loaders for window in rows(list(loader)) for batch in window for row in batch]
@@ -136,7 +136,7 @@ def test_every_example_once_whatever_the_processes_where_the_budget_allows() -> 
 def test_windows_hold_the_same_examples_for_any_number_of_processes() -> None:
     def contents(world: int) -> list[set[int]]:
         ranks = [
-            rows(list(train_loader(make_dataset(LENGTHS), batch_size=8, max_tokens=60, rank=r, world_size=world)))
+            rows(list(WindowLoader(make_dataset(LENGTHS), batch_size=8, max_tokens=60, rank=r, world_size=world)))
             for r in range(world)
         ]
         return [set(itertools.chain.from_iterable(itertools.chain.from_iterable(w))) for w in zip(*ranks, strict=True)]
@@ -146,13 +146,13 @@ def test_windows_hold_the_same_examples_for_any_number_of_processes() -> None:
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     def epochs(seed: int) -> list[list[list[list[int]]]]:
-        loader = train_loader(make_dataset(LENGTHS), batch_size=8, max_tokens=60, seed=seed)
+        loader = WindowLoader(make_dataset(LENGTHS), batch_size=8, max_tokens=60, seed=seed)
         return [rows(list(loader)) for _ in range(3)]
 
     first = epochs(0)
     assert first == epochs(0) and first != epochs(1)
     assert first[0] != first[1] != first[2]
-    loader = train_loader(make_dataset(LENGTHS), batch_size=8, max_tokens=60)
+    loader = WindowLoader(make_dataset(LENGTHS), batch_size=8, max_tokens=60)
     loader.sampler.set_epoch(2)
     assert rows(list(loader)) == first[2]
 
@@ -161,12 +161,12 @@ def test_global_random_state_is_left_alone() -> None:
     torch.manual_seed(0)
     random.seed(0)
     before = (torch.get_rng_state(), random.getstate())
-    list(train_loader(make_dataset(LENGTHS), batch_size=8, max_tokens=60))
+    list(WindowLoader(make_dataset(LENGTHS), batch_size=8, max_tokens=60))
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
 
 
 def _loader(num_workers: int) -> WindowLoader:
-    return train_loader(make_dataset(LENGTHS), batch_size=8, max_tokens=60, seed=3, num_workers=num_workers)
+    return WindowLoader(make_dataset(LENGTHS), batch_size=8, max_tokens=60, seed=3, num_workers=num_workers)
 
 
 @pytest.mark.parametrize(("num_workers", "stop"), [(0, 0), (0, 3), (0, 6), (0, 7), (0, 9), (2, 3), (2, 9)])
@@ -198,11 +198,11 @@ def test_an_iteration_that_was_left_starts_again() -> None:
 
 def test_state_of_other_data_is_refused() -> None:
     state = _loader(0).state_dict()
-    other = train_loader(make_dataset(LENGTHS[1:]), batch_size=8, max_tokens=60, seed=3)
+    other = WindowLoader(make_dataset(LENGTHS[1:]), batch_size=8, max_tokens=60, seed=3)
     with pytest.raises(ValueError, match="saw training data"):
         other.load_state_dict(state)
     for seed, batch_size, name in ((4, 8, "seed was 3, is 4"), (3, 6, "batch_size was 8, is 6")):
-        loader = train_loader(make_dataset(LENGTHS), batch_size=batch_size, max_tokens=60, seed=seed)
+        loader = WindowLoader(make_dataset(LENGTHS), batch_size=batch_size, max_tokens=60, seed=seed)
         with pytest.raises(ValueError, match=name):
             loader.load_state_dict(state)
 
@@ -214,7 +214,7 @@ def test_state_goes_on_with_another_number_of_processes() -> None:
     state = loader.state_dict()
     parts = []
     for rank in range(2):
-        part = train_loader(make_dataset(LENGTHS), batch_size=8, max_tokens=60, seed=3, rank=rank, world_size=2)
+        part = WindowLoader(make_dataset(LENGTHS), batch_size=8, max_tokens=60, seed=3, rank=rank, world_size=2)
         part.load_state_dict(state)
         parts.append(rows(list(part)))
     resumed = [set(itertools.chain(*a, *b)) for a, b in zip(*parts, strict=True)]
@@ -223,8 +223,8 @@ def test_state_goes_on_with_another_number_of_processes() -> None:
 
 def test_last_window_and_sizes_that_cannot_work() -> None:
     nine = make_dataset([5] * 9)
-    assert [w.counts["sequences"] for w in train_loader(nine, batch_size=4, max_tokens=99)] == [4, 4, 1]
-    two = train_loader(nine, batch_size=4, max_tokens=99, world_size=2)
+    assert [w.counts["sequences"] for w in WindowLoader(nine, batch_size=4, max_tokens=99)] == [4, 4, 1]
+    two = WindowLoader(nine, batch_size=4, max_tokens=99, world_size=2)
     assert [w.counts["sequences"] for w in two] == [4, 4]
     with pytest.raises(ValueError, match="not a multiple of the 2 processes"):
         WindowSampler(np.array([5] * 9), batch_size=3, max_tokens=99, world_size=2)
@@ -244,7 +244,7 @@ def test_pair_windows(lengths: list[int], world: int, max_tokens: int, data: st.
     pairs = data.draw(st.lists(st.sampled_from(every), min_size=2, max_size=25))
     dataset = make_dataset(lengths)
     ranks = [
-        list(train_loader(dataset, batch_size=4, max_tokens=max_tokens, pairs=pairs, rank=rank, world_size=world))
+        list(WindowLoader(dataset, batch_size=4, max_tokens=max_tokens, pairs=pairs, rank=rank, world_size=world))
         for rank in range(world)
     ]
     seen = []

@@ -245,9 +245,6 @@ def test_a_loader_refuses_other_prompts_and_seeds() -> None:
     for prompts, seed, named in ((examples(11), 0, "prompts"), (changed, 0, "prompts"), (examples(10), 1, "seed 0")):
         with pytest.raises(ValueError, match=f"cannot resume: .*{named}"):
             PromptLoader(prompts, batch_size=3, seed=seed).load_state_dict(state)
-    del state["epoch"]
-    with pytest.raises(ValueError, match="cannot resume: the checkpoint was saved by an earlier version"):
-        PromptLoader(examples(10), batch_size=3, seed=0).load_state_dict(state)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 10, 17])

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ipvrm_lightning.data.reading import is_hub_name, read_rows
-from ipvrm_lightning.data.rollouts import Report, read_rollouts
+from ipvrm_lightning.data.reading import Report, is_hub_name, read_rows
+from ipvrm_lightning.data.rollouts import read_rollouts
 from ipvrm_lightning.data.schema import DataError
 
 USER = {"role": "user", "content": "3+4?"}

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ipvrm_lightning.data import DataError, TrajectoryDataModule, build_pairs
-from ipvrm_lightning.data.rollouts import share
+from ipvrm_lightning.data.splits import share
 from ipvrm_lightning.types import TrajectoryBatch, Window
 from tests.data.tokenizers import STRIPPING, byte_level
 

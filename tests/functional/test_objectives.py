@@ -186,5 +186,3 @@ def test_what_is_refused() -> None:
         F.pairwise_loss(RATIOS, MASK, RATIOS, MASK, beta=1.0, pooling="max")
     with pytest.raises(ValueError, match="1 chosen for 2 rejected"):
         F.pairwise_loss(RATIOS[:1], MASK[:1], RATIOS, MASK, beta=1.0)
-    with pytest.raises(ValueError, match="reduction must be one of mean, none"):
-        F.implicit_prm_loss(RATIOS, OUTCOMES, MASK, beta=1.0, reduction="sum")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,26 +115,6 @@ def test_order_and_splits_change_nothing() -> None:
     feed(second, shuffled[13:])
     first.merge_state(second)
     assert report_to_json(first.compute()) == report_to_json(judge(rows))
-
-
-def _judge_a_share(rank: int, folder: str, shares: list[list[int]]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    for round_number, share in enumerate((shares[rank], [] if rank == 0 else list(range(len(many()))))):
-        metric = AverageAtK(resamples=50)
-        if share:
-            feed(metric, [many()[index] for index in share])
-        Path(folder, f"{rank}-{round_number}.txt").write_text(report_to_json(metric.compute()))
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_report_what_one_does_even_if_one_saw_nothing(tmp_path: Path) -> None:
-    everything = range(len(many()))
-    shares = [list(everything[1::3]), [index for index in everything if index % 3 != 1]]
-    torch.multiprocessing.spawn(_judge_a_share, (str(tmp_path), shares), nprocs=2)
-    alone = report_to_json(judge(many(), resamples=50))
-    for name in ("0-0", "0-1", "1-0", "1-1"):
-        assert (tmp_path / f"{name}.txt").read_text() == alone
 
 
 def test_what_is_not_known_is_not_a_number() -> None:

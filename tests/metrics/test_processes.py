@@ -6,13 +6,15 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from ipvrm_lightning.metrics import BestOfN, PrefixCalibration, PrefixTruth, report_to_json
+from ipvrm_lightning.metrics import AverageAtK, BestOfN, PrefixCalibration, PrefixTruth, StepF1, report_to_json
+
+from .conftest import random_solutions
 
 COUNT = 24
 
 
 def _reports(rows: torch.Tensor) -> list[str]:
-    """Reports of three metrics fed with these of the 24 made-up responses."""
+    """Reports of all metrics fed with these of the 24 made-up responses."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(COUNT, 6, generator=generator)
     # quarters: sums of histograms are then exact in any order
@@ -20,11 +22,16 @@ def _reports(rows: torch.Tensor) -> list[str]:
     outcomes = torch.arange(COUNT) % 2
     # the logits are 0 and so every probability 1/2 for the same reason
     level, truth, best = PrefixCalibration(), PrefixTruth(), BestOfN(sizes=(2, 4))
+    policy, steps = AverageAtK(resamples=50), StepF1()
     if len(rows):
         level.update(torch.zeros(len(rows), 6), torch.ones(len(rows), 6, dtype=torch.bool), outcomes[rows])
         truth.update(values[rows], truths[rows], solution_ids=rows, group_ids=rows // 4)
         best.update({"final_value": values[rows, -1]}, outcomes[rows], rows // 4, [f"a{row % 3}" for row in rows])
-    return [report_to_json(metric.compute()) for metric in (level, truth, best)]
+        prompts, sources = [f"p{row // 4}" for row in rows.tolist()], [f"s{row // 12}" for row in rows.tolist()]
+        policy.update(outcomes[rows], prompts, sources, finished=rows % 5 > 0, lengths=rows)
+        solutions = random_solutions(COUNT)
+        steps.update([solutions[row] for row in rows.tolist()])
+    return [report_to_json(metric.compute()) for metric in (level, truth, best, policy, steps)]
 
 
 def _judge_a_share(rank: int, folder: str, shares: list[list[int]]) -> None:

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed
-import torch.multiprocessing
 
 from ipvrm_lightning.functional import best_threshold
 from ipvrm_lightning.metrics import JudgeSettings, StepF1, StepF1Report, judge_solutions, recompute, report_to_json
@@ -18,7 +15,7 @@ from ipvrm_lightning.metrics.score_file import write_scores
 from ipvrm_lightning.metrics.step_f1_judge import thresholds_of_solutions
 from ipvrm_lightning.types import ScoredSolution
 
-from .conftest import PROTOCOLS, random_solutions
+from .conftest import PROTOCOLS
 
 Make = Callable[..., list[ScoredSolution]]
 
@@ -157,28 +154,6 @@ def test_states_of_two_metrics_merged_equal_one_metric(make_solutions: Make) -> 
     second.update(solutions[::2])
     first.merge_state(second)
     assert report_to_json(first.compute()) == report_to_json(judge(solutions))
-
-
-def _judge_a_share(rank: int, folder: str, shares: list[list[int]], count: int) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    solutions = random_solutions(count)
-    metric = StepF1()
-    metric.update([solutions[index] for index in shares[rank]])
-    Path(folder, f"{rank}.json").write_text(report_to_json(metric.compute()))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("share_of_first", [0.3, 0.0])
-def test_two_processes_report_what_one_does(tmp_path: Path, share_of_first: float) -> None:
-    count = 80
-    cut = int(share_of_first * count)
-    order = list(range(count))
-    random.Random(2).shuffle(order)
-    shares = [order[:cut], order[cut:]]
-    torch.multiprocessing.spawn(_judge_a_share, (str(tmp_path), shares, count), nprocs=2)
-    alone = report_to_json(judge(random_solutions(count)))
-    assert [(tmp_path / f"{rank}.json").read_text() for rank in range(2)] == [alone, alone]
 
 
 def test_recompute_from_the_file_equals_compute(tmp_path: Path, make_solutions: Make) -> None:

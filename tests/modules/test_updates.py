@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ipvrm_lightning.data import TrajectoryDataModule
 from ipvrm_lightning.modules import IPVRMModule, updates
-from ipvrm_lightning.modules.updates import Skips, check_optimizer, clip_gradients, gradient_norm, named_rows
+from ipvrm_lightning.modules.updates import GuardedUpdates, check_optimizer, gradient_norm, named_rows
 from ipvrm_lightning.objectives import IPVRM
 from ipvrm_lightning.types import TrajectoryBatch
 
@@ -148,16 +148,16 @@ def test_many_rows_are_not_all_named() -> None:
 
 
 def test_skips_count_in_a_row() -> None:
-    skips = Skips(1)
+    skips = GuardedUpdates(1)
     with pytest.warns(UserWarning, match=r"a: update skipped"):
         skips.skip("a")
-    skips.went_well()
+    skips.in_a_row = 0
     with pytest.warns(UserWarning):
         skips.skip("b")
     with pytest.raises(FloatingPointError, match=r"c; 2 updates in a row were not finite"):
         skips.skip("c")
     with pytest.raises(FloatingPointError, match=r"^d$"):
-        Skips(0).skip("d")
+        GuardedUpdates(0).skip("d")
 
 
 def test_norm_and_clip_are_those_of_all_gradients_together() -> None:
@@ -165,7 +165,7 @@ def test_norm_and_clip_are_those_of_all_gradients_together() -> None:
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0, 0.0]), torch.full((2, 2), 2.0)
     norm = gradient_norm(parameters)
     assert float(norm) == 5.0
-    clip_gradients(parameters, 1.0, norm)
+    torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
     assert float(gradient_norm(parameters)) == pytest.approx(1.0, abs=1e-5)
 
 

@@ -49,16 +49,6 @@ class ArithmeticPolicy(LanguageModelFactory):
         self.lora, self.quantization = lora, quantization
         self.attn_implementation, self.compile = attn_implementation, compile
 
-    @property
-    def has_adapters(self) -> bool:
-        """True where LoRA is configured."""
-        return self.lora is not None
-
-    @property
-    def quantized(self) -> bool:
-        """True where `quantization` is set."""
-        return self.quantization is not None
-
     def check_sharding(self) -> None:
         """Refuse what `PretrainedLanguageModel` refuses.
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipvrm_lightning.data import TrajectoryDataset, encode_example, encode_steps
-from ipvrm_lightning.data.rollouts import Report, group_of, read_rollouts, tokenize_rollouts
+from ipvrm_lightning.data.reading import Report
+from ipvrm_lightning.data.rollouts import read_rollouts, tokenize_rollouts
+from ipvrm_lightning.data.schema import group_of
 from ipvrm_lightning.types import Example
 from ipvrm_lightning.worlds.arithmetic.formats import FORMATS, split_steps
 
