@@ -64,10 +64,13 @@ def load_checkpoint(
                 f" reward.objective is {own['class_path']} with beta {own['init_args'].get('beta')}"
             )
     known = stored.get("settings", {})
-    if language_model["lora"] is not None and known.get("base", base) != base:
-        raise ValueError(f"reward.checkpoint {path}: its adapters were trained on other weights than this base's")
     own = {"language_model": language_model}
     check_same_settings(own, {n: known[n] for n in own if n in known}, what=f"reward.checkpoint {path}")
+    if known.get("base", base) != base:  # its log-ratios would hold the difference of the two models
+        raise ValueError(
+            f"reward.checkpoint {path} was trained from other weights than those that the policy starts from: give both"
+            " runs the same language_model"
+        )
     roles.load_reward(stored["state_dict"])
     rank_zero_info(f"reward.checkpoint: {origin(path, stored)}")
     return None if settings.update != "frozen" else f"{path.name} {_content(path)}"

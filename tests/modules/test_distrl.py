@@ -214,10 +214,10 @@ def test_reward_model_comes_from_a_checkpoint_of_ipvrm_module(tmp_path: Path) ->
         if lora:
             with pytest.raises(ValueError, match=r"reward.checkpoint .*lora.alpha is 32 there and 64 here"):
                 run(tmp_path, module(language_model=scaled, reward=reward), steps=1)
-            moved_base = TinyPolicy(lora=LoRA(r=4))
-            moved_base.seed = 1
-            with pytest.raises(ValueError, match=r"reward.checkpoint .* trained on other weights than this base's"):
-                run(tmp_path, module(language_model=moved_base, reward=reward), steps=1)
+        moved_base = TinyPolicy(lora=LoRA(r=4) if lora else None)
+        moved_base.seed = 1
+        with pytest.raises(ValueError, match=r"reward.checkpoint .* trained from other weights than those"):
+            run(tmp_path, module(language_model=moved_base, reward=reward), steps=1)
         with pytest.raises(ValueError, match=r"was trained by .*IPVRM with beta 10.0"):
             other = RewardModel(objective=IPVRM(beta=1.0), checkpoint=reward.checkpoint)
             run(tmp_path, module(language_model=policy, reward=other), steps=1)
@@ -375,6 +375,8 @@ def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:
         ({"sampling": Sampling(temperature=0.0)}, "sampling.temperature must be above 0"),
         ({"sampling": Sampling(top_p=0.9)}, "sampling.top_p must be 1, is 0.9"),
         ({"reward": None, "update": {"distribution_coef": 0.1}}, "update.distribution_coef needs a reward model"),
+        ({"update": {"gradient_clip_val": 0.0}}, "update.gradient_clip_val must be above 0, or null for no limit"),
+        ({"update": {"kl_coef": -0.1}}, "update.kl_coef must not be negative"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
@@ -387,6 +389,8 @@ def test_objectives_that_cannot_work_are_refused() -> None:
         RewardModel(objective=QRM())
     with pytest.raises(ValueError, match="ImplicitPRM has no outcome weights or margins to balance"):
         RewardModel(objective=ImplicitPRM())
+    with pytest.raises(ValueError, match=r"reward.gradient_clip_val must be above 0"):
+        RewardModel(objective=IPVRM(), gradient_clip_val=-1.0)
 
 
 def test_alarms_name_what_is_wrong() -> None:
@@ -482,16 +486,26 @@ def test_a_policy_that_never_learns_stops_the_run_though_its_reward_model_does_l
 def test_learning_rates_follow_the_run_and_are_logged(tmp_path: Path) -> None:
     reward = RewardModel(objective=IPVRM(), optimizer=SGD, scheduler=Schedule(name="constant_with_warmup", warmup=1.0))
     model = module(reward=reward, scheduler=Schedule(name="linear"), update={"mini_batches": 2})
-    # two updates a step: `max_steps` counts updates, the schedules count steps
-    _, steps = run(tmp_path, model, steps=4, max_steps=8, max_epochs=-1)
+    # two updates a step: the schedules count steps
+    _, steps = run(tmp_path, model, steps=4)
     assert [step["lr"] for step in steps] == pytest.approx([0.5, 0.375, 0.25, 0.125])
     assert [step["reward/lr"] for step in steps] == pytest.approx([0.0, 0.125, 0.25, 0.375])
 
 
 @pytest.mark.parametrize("scheduler", [Schedule(name="linear"), Schedule(warmup=0.1)])
-def test_a_schedule_over_a_run_of_unknown_length_is_refused(scheduler: Schedule, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"set trainer.max_epochs or trainer.max_steps"):
-        run(tmp_path, module(scheduler=scheduler), max_epochs=-1, max_time={"hours": 1})
+@pytest.mark.parametrize("bound", [{"max_time": {"hours": 1}}, {"max_steps": 8}], ids=["time", "updates"])
+def test_a_schedule_over_a_run_of_unknown_length_is_refused(
+    scheduler: Schedule, bound: dict[str, Any], tmp_path: Path
+) -> None:
+    """A step makes as many updates as it finds prompts for: how many steps `max_steps` leaves, nobody knows."""
+    with pytest.raises(ValueError, match=r"follows the length of the run.*set trainer.max_epochs"):
+        run(tmp_path, module(scheduler=scheduler), max_epochs=-1, **bound)
+
+
+@pytest.mark.parametrize("warmup", [10, -1])
+def test_a_warm_up_that_is_no_share_of_the_run_is_refused(warmup: float) -> None:
+    with pytest.raises(ValueError, match=r"scheduler.warmup is a share of the run"):
+        Schedule(warmup=warmup)
 
 
 def test_a_frozen_reward_model_cannot_be_exchanged_when_the_run_goes_on(tmp_path: Path) -> None:
