@@ -7,7 +7,8 @@ prompt stay together. Without a reward model, or with both of its coefficients a
 One step: sample groups of responses, verify them, keep the prompts with both outcomes; one forward pass of the
 behaviour policy and one of the reward model; update the reward model; update the policy on sampled and on likely
 unsampled tokens. Sampling depends on (seed, step, prompt, number) alone and every statistic is taken over all
-processes, so that neither batch sizes nor the number of processes change a result but for rounding.
+processes, so that neither batch sizes nor the number of processes change a result but for rounding, as long as a
+mini-batch has a response for every process.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class DistRLModule(PolicyModule):
 
     def configure_optimizers(self) -> Any:
         """One for the policy, and one for the reward model where it learns; their rates change once per step."""
-        steps = planned_batches(self.trainer, steps_per_batch=self.update.epochs * self.update.mini_batches)
+        steps = planned_batches(self.trainer, one_step_each=False)
         pairs = [(self.optimizer(self.roles.trained("policy").values()), self.scheduler)]
         if self.reward is not None and self.updates_reward:
             own = self.reward.optimizer(self.roles.trained("reward").values())

@@ -18,6 +18,10 @@ class Schedule:
     name: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     warmup: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"scheduler.warmup is a share of the run, between 0 and 1, found {self.warmup:g}")
+
     def build(self, optimizer: Any, steps: int) -> Any:
         """The scheduler of an optimiser.
 
@@ -33,7 +37,7 @@ class Schedule:
         if not steps and (self.warmup or self.name != "constant_with_warmup"):
             raise ValueError(
                 f"scheduler {self.name} with warmup {self.warmup:g} follows the length of the run, and nothing says it:"
-                " set trainer.max_epochs or trainer.max_steps"
+                " set trainer.max_epochs"
             )
 
         return get_scheduler(
@@ -41,7 +45,7 @@ class Schedule:
         )
 
 
-def planned_batches(trainer: Any, *, steps_per_batch: int = 1) -> int:
+def planned_batches(trainer: Any, *, one_step_each: bool = True) -> int:
     """Training batches of the whole run; 0 where neither `max_epochs` of a data module nor `max_steps` bounds it.
 
     Not `trainer.estimated_stepping_batches`: it sets the training loader up before a checkpoint is restored, and a run
@@ -49,12 +53,12 @@ def planned_batches(trainer: Any, *, steps_per_batch: int = 1) -> int:
 
     Args:
         trainer: of the run.
-        steps_per_batch: optimiser steps that a batch takes, which `max_steps` counts.
+        one_step_each: a batch takes one optimiser step, which is what `max_steps` counts; else it bounds no batches.
     """
     bounds = []
     data = getattr(trainer, "datamodule", None)
-    if trainer.max_steps >= 0:
-        bounds.append(-(-trainer.max_steps // steps_per_batch))
+    if trainer.max_steps >= 0 and one_step_each:
+        bounds.append(trainer.max_steps)
     if data is not None and trainer.max_epochs not in (None, -1):
         batches = len(data.train_dataloader())
         limit = trainer.limit_train_batches
