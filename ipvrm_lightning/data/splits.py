@@ -80,12 +80,13 @@ class Sources:
                 if is_hub_name(path):
                     next(read_hub(path, self.split), None)
 
-    def read(self, reader: Reader[AnyPrompted], report: Report) -> Splits[AnyPrompted]:
+    def read(self, reader: Reader[AnyPrompted], report: Report, *, fitting: bool = True) -> Splits[AnyPrompted]:
         """Rows of all parts. No prompt that is judged, in validation or test, stays in training.
 
         Args:
             reader: of rows.
             report: bad rows, and how many were taken out of training.
+            fitting: training follows; else it was before, maybe of a run that did not know what is judged now.
         """
         train = [] if self.train is None else list(reader(self.train, report, split=self.split))
         train = limit_prompts(train, self.max_prompts, self.seed)
@@ -94,11 +95,11 @@ class Sources:
             _warn_of_none_held_out(train, validation, self.validation_fraction)
         else:
             validation = list(reader(self.validation, report, split=self.split))
-            train = _without(train, validation, "validation", report)
+            train = _without(train, validation, "validation", report, fitting)
         if self.test is None:
             return Splits(train, validation, None)
         test = list(reader(self.test, report, split=self.split))
-        return Splits(_without(train, test, "test", report), validation, test)
+        return Splits(_without(train, test, "test", report, fitting), validation, test)
 
 
 def share(group: str, seed: int, purpose: str) -> float:
@@ -134,9 +135,16 @@ def _warn_of_none_held_out(train: Sequence[Prompted], validation: Sequence[Promp
         log.warning("no prompt was held out (%g of %d prompts); raise validation_fraction", fraction, prompts)
 
 
-def _without(rows: list[AnyPrompted], held_out: list[AnyPrompted], name: str, report: Report) -> list[AnyPrompted]:
+def _without(
+    rows: list[AnyPrompted], held_out: list[AnyPrompted], name: str, report: Report, fitting: bool
+) -> list[AnyPrompted]:
     questions = {question_of(row.prompt) for row in held_out}
     kept = [row for row in rows if question_of(row.prompt) not in questions]
     if leaked := len(rows) - len(kept):
-        report.counts[f"taken out of training: prompt is in {name}"] += leaked
+        reason = (
+            f"taken out of training: prompt is in {name}"
+            if fitting
+            else f"of train with a prompt that is in {name}: a run that was fitted without data.{name} has seen it"
+        )
+        report.counts[reason] += leaked
     return kept

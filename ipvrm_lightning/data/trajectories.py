@@ -117,7 +117,7 @@ class TrajectoryDataModule(TokenizedDataModule):
         if self.train_set is not None:
             return
         report = Report(self.on_bad_rows)
-        splits = self.sources.read(read_rollouts, report)
+        splits = self.sources.read(read_rollouts, report, fitting=stage in (None, "fit"))
         if self.keep == "all" and stage in (None, "fit"):
             _warn_of_one_outcome(splits.train)
         train_set = self._tokenize(splits.train, report)
