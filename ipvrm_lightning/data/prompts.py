@@ -52,6 +52,8 @@ class PromptModule(TokenizerDataModule):
             raise ValueError(f"{type(self).__name__} has no training prompts: call setup, or give it some")
         if getattr(self.trainer, "overfit_batches", 0):
             raise ValueError("overfit_batches fits no stream of prompts: train on a few prompts instead (max_prompts)")
+        if getattr(self.trainer, "reload_dataloaders_every_n_epochs", 0):
+            raise ValueError("reload_dataloaders_every_n_epochs would begin the stream of prompts anew: leave it out")
         self._train_loader = PromptLoader(self.train_prompts, batch_size=self.batch_size, seed=self.seed)
         if self._resume:
             self._train_loader.load_state_dict(self._resume)
@@ -175,7 +177,7 @@ class PromptDataModule(PromptModule):
             return
         report = Report(self.on_bad_rows)
         given = self.sources
-        rows = given.read(read_prompts, report)
+        rows = given.read(read_prompts, report, fitting=stage in (None, "fit"))
         tokenizer = self.load_tokenizer()
         self.train_prompts = self._tokenize(rows.train, tokenizer, report)
         self.val_prompts = self._tokenize(rows.validation, tokenizer, report)

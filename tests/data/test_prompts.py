@@ -30,10 +30,10 @@ def problems(folder: Path, numbers: range, name: str = "prompts.jsonl") -> str:
     return write(folder / name, rows)
 
 
-def module(tokenizer: Any = TOKENIZER, **options: Any) -> PromptDataModule:
+def module(tokenizer: Any = TOKENIZER, stage: str = "fit", **options: Any) -> PromptDataModule:
     data = PromptDataModule(**options)
     data.with_tokenizer(tokenizer)
-    data.setup()
+    data.setup(stage)
     return data
 
 
@@ -182,6 +182,8 @@ def test_splits_are_by_prompt(tmp_path: Path) -> None:
         "taken out of training: prompt is in validation": 6,
         "taken out of training: prompt is in test": 2,
     }
+    judged = module(stage="test", train=problems(tmp_path, range(20)), test=test)
+    assert [name for name in judged.report if "a run that was fitted without data.test has seen it" in name]
     split = module(train=problems(tmp_path, range(20)), validation_fraction=0.5, test=test)
     assert not set(ids(split.train_prompts)) & set(ids(split.val_prompts) + ids(split.test_prompts))
     assert len(set(ids(split.train_prompts) + ids(split.val_prompts) + ids(split.test_prompts))) == 20
@@ -339,6 +341,11 @@ def test_an_epoch_that_ends_before_its_last_step_is_followed_by_a_whole_one(tmp_
     fit(tmp_path / "first", **{**limit, "max_epochs": 1})
     resumed = fit(tmp_path / "second", resume=str(tmp_path / "first" / "last.ckpt"), **limit)
     assert resumed.seen == whole.seen[3:]
+
+
+def test_a_stream_that_would_begin_anew_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reload_dataloaders_every_n_epochs would begin the stream of prompts anew"):
+        fit(tmp_path, max_epochs=1, reload_dataloaders_every_n_epochs=1)
 
 
 def test_real_prompts(shared_dir: Path) -> None:
