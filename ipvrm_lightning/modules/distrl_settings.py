@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ipvrm_lightning.functional import NORMALIZATIONS, Advantages, distrl_advantages
 from ipvrm_lightning.modules.schedule import Schedule
+from ipvrm_lightning.modules.updates import check_clip
 from ipvrm_lightning.objectives import Objective
 from ipvrm_lightning.rollouts.sources import Sampling
 
@@ -144,6 +145,10 @@ class PolicyUpdate:
         for name in ("epochs", "mini_batches", "max_tokens", "top_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"update.{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("distribution_coef", "kl_coef", "candidate_kl_coef", "entropy_coef", "max_skipped_updates"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"update.{name} must not be negative, found {getattr(self, name)}")
+        check_clip("update.gradient_clip_val", self.gradient_clip_val)
         if not 0 <= self.min_probability <= 1:
             raise ValueError(f"update.min_probability must lie in [0, 1], found {self.min_probability}")
 
@@ -198,6 +203,7 @@ class RewardModel:
         for setting in ("epochs", "mini_batches", "max_pairs_per_prompt"):
             if getattr(self, setting) < 1:
                 raise ValueError(f"reward.{setting} must be at least 1, found {getattr(self, setting)}")
+        check_clip("reward.gradient_clip_val", self.gradient_clip_val)
         name = type(self.objective).__name__
         if self.objective.score_source != "log_ratio":
             raise ValueError(f"{name} gives no log-ratios: DistRL needs an implicit reward model")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from ipvrm_lightning.data.dataset import TrajectoryDataset
@@ -88,7 +89,13 @@ def plan_mini_batches(dataset: TrajectoryDataset, *, count: int, max_tokens: int
         processes: each mini-batch has a multiple of so many micro-batches.
     """
     plans = []
-    for rows in mini_batch_rows(dataset, count, processes):
+    wanted = mini_batch_rows(dataset, count, processes)
+    if len(wanted) < min(count, len(dataset.groups)):
+        rank_zero_warn(
+            f"{len(wanted)} mini-batches in place of {min(count, len(dataset.groups))}: with more, one would have fewer"
+            f" responses than there are processes ({processes})"
+        )
+    for rows in wanted:
         batches = batches_for_processes([[row] for row in rows], dataset.lengths, max_tokens, processes)
         plans.append([rows_of(batch) for batch in batches])
     return plans

@@ -126,6 +126,8 @@ class IPVRMModule(WindowedModule):
         """Compute what a cached reference lacks: one pass over all data, so that no copy is needed after it."""
         if not self._uses_reference or not isinstance(self.reference, CachedReference) or self.data is None:
             return
+        if getattr(self.trainer, "fast_dev_run", False):  # for a batch or two, their values are computed when they come
+            return
         for dataset in (self.data.train_set, self.data.val_set):
             for batch in () if dataset is None else self.data.evaluation_loader(dataset):
                 with self.trainer.precision_plugin.forward_context():

@@ -26,7 +26,7 @@ SharesOfRows = Iterator[tuple[Tensor, Tensor]]
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Refuse an optimiser that cannot update its parameters; returns it.
+    """Refuse an optimiser that cannot update its parameters, warn of weights that round small updates away; returns it.
 
     Raises:
         ValueError: one of bitsandbytes, on sharded parameters.
@@ -37,7 +37,27 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
             f"{type(optimizer).__name__} cannot update weights that are divided over processes:"
             " use torch.optim.AdamW, or train adapters (configs/strategy/lora.yaml)"
         )
+    halves = [p.dtype for p in parameters if p.dtype in (torch.bfloat16, torch.float16)]
+    if halves:
+        rank_zero_warn(
+            f"weights in {halves[0]} are trained: small updates are lost to rounding (in bfloat16 at a learning rate of"
+            " 2e-6, nearly all of them); give dtype float32 with trainer.precision bf16-mixed, or lora"
+        )
     return optimizer
+
+
+def check_clip(name: str, largest: float | None) -> None:
+    """Refuse a norm that would scale every gradient to nothing, or turn it round.
+
+    Args:
+        name: of the setting.
+        largest: norm of the gradient, None for no limit.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    if largest is not None and not largest > 0:
+        raise ValueError(f"{name} must be above 0, or null for no limit, not {largest}")
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -31,7 +31,7 @@ from ipvrm_lightning.models.reference import base_fingerprint
 from ipvrm_lightning.models.sharding import is_sharded, placed
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
-from ipvrm_lightning.modules.updates import GuardedUpdates, check_optimizer
+from ipvrm_lightning.modules.updates import GuardedUpdates, check_clip, check_optimizer
 from ipvrm_lightning.strategies import check_fit
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
@@ -66,8 +66,7 @@ class WindowedModule(LightningModule):
         max_skipped_updates: int = 3,
     ) -> None:
         super().__init__()
-        if gradient_clip_val is not None and not gradient_clip_val > 0:
-            raise ValueError(f"gradient_clip_val must be above 0, or null for no limit, not {gradient_clip_val}")
+        check_clip("gradient_clip_val", gradient_clip_val)
         if chunk_size < 1 or max_skipped_updates < 0:
             found = f"{chunk_size} and {max_skipped_updates}"
             raise ValueError(f"chunk_size must be at least 1 and max_skipped_updates at least 0, not {found}")

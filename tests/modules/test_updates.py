@@ -169,6 +169,11 @@ def test_norm_and_clip_are_those_of_all_gradients_together() -> None:
     assert float(gradient_norm(parameters)) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_weights_in_half_precision_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"weights in torch.bfloat16 are trained: small updates are lost"):
+        check_optimizer(torch.optim.AdamW([nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))]))
+
+
 def test_8_bit_optimisers_are_refused_on_sharded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     from bitsandbytes.optim import AdamW8bit
 
