@@ -10,7 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -28,6 +28,8 @@ from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
 from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_output_folder
 from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, origin, read_checkpoint
+from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
+from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.run_folders import (
     checkpoint_to_resume,
     config_fingerprint,
@@ -36,6 +38,9 @@ from ipvrm_lightning.run_folders import (
     unfinished_run,
 )
 from ipvrm_lightning.strategies import check_fit, check_trainer
+
+# dataclasses, of which the parser takes no subclass unless it is told to
+set_parsing_settings(subclasses_enabled=[AdvantageSettings, Schedule])
 
 
 class _Prepared(Exception):

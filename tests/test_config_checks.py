@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from jsonargparse import ArgumentParser
 from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_config_files, check_output_folder
 from ipvrm_lightning.data import TrajectoryDataModule
 from ipvrm_lightning.lightning_cli import IPVRMCLI
+from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
+from ipvrm_lightning.modules.schedule import Schedule
 
 from .conftest import REPOSITORY
 from .fuzz.config_values import TEXTS
@@ -146,3 +149,35 @@ def test_nulls_within_a_nested_value_are_kept(fit_parser: ArgumentParser) -> Non
     words += ["--model.language_model.config", "{a: null, b: [null, true, None], c: {d: 1}}"]
     model = fit_parser.parse_args([*MODEL, *words]).model.init_args.language_model
     assert model.init_args.config == {"a": None, "b": [None, True, "None"], "c": {"d": 1}}
+
+
+@dataclass
+class Halved(Schedule):
+    """Half of the rate.
+
+    Args:
+        floor: of the rate's share.
+    """
+
+    floor: float = 0.5
+
+
+@dataclass
+class OwnCredit(AdvantageSettings):
+    """Advantages of one's own.
+
+    Args:
+        temperature: of the credit.
+    """
+
+    temperature: float = 1.0
+
+
+def test_schedules_and_advantages_of_ones_own_are_named_by_class_path(fit_parser: ArgumentParser) -> None:
+    words = ["--model.scheduler.name", "linear", "--model.advantages", f"{__name__}.OwnCredit"]
+    words += ["--model.advantages.temperature", "2", "--model.reward.scheduler", f"{__name__}.Halved"]
+    model = fit_parser.instantiate_classes(fit_parser.parse_args([*MODEL, *words])).model
+    assert type(model.scheduler) is Schedule and model.scheduler.name == "linear"
+    assert type(model.reward.scheduler) is Halved and model.reward.scheduler.floor == 0.5
+    assert type(model.advantages) is OwnCredit and model.advantages.temperature == 2
+    assert model.advantages.normalization == "minibatch"  # the config's, under another class

@@ -61,6 +61,8 @@ class Collecting:
 class AdvantageSettings:
     """How outcomes and TD advantages add up (arXiv:2604.13197, Eq. 13).
 
+    Credit of one's own is a dataclass that subclasses this one, named by its `class_path`; it overrides `compute`.
+
     Args:
         outcome_coef: weight of the group-relative outcome.
         gae_coef: weight of the generalised TD advantage. The reference code has 0.05, of a whitened one; Eq. 13 has 1.

@@ -10,6 +10,8 @@ from typing import Any, Literal
 class Schedule:
     """Learning-rate schedule (transformers' `get_scheduler`).
 
+    A schedule of one's own is a dataclass that subclasses this one, named by its `class_path`; it overrides `build`.
+
     Args:
         name: shape after the warm-up.
         warmup: share of the whole run over which the rate rises from zero.
@@ -23,7 +25,7 @@ class Schedule:
             raise ValueError(f"scheduler.warmup is a share of the run, between 0 and 1, found {self.warmup:g}")
 
     def build(self, optimizer: Any, steps: int) -> Any:
-        """The scheduler of an optimiser.
+        """The scheduler of an optimiser, with a `step` that takes no arguments.
 
         Args:
             optimizer: of torch.
