@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ipvrm_lightning import functional
@@ -54,8 +55,10 @@ def token_scores(
     """
     if objective.score_source == "value_head":
         mask = response_mask(batch)
-        hidden = response_hidden_states(model, batch, predicting=False)
-        return TokenScores(unpack(value_head(hidden.float()).squeeze(-1), mask), mask)
+        hidden = response_hidden_states(model, batch, predicting=False).float()
+        with torch.autocast(hidden.device.type, enabled=False):  # would round the values to bfloat16
+            values = value_head(hidden).squeeze(-1)
+        return TokenScores(unpack(values, mask), mask)
     if isinstance(objective, EndoRM):
         own = response_scores(model, batch, chunk_size=chunk_size, with_token_logits=True)
         assert own.token_logits is not None

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ipvrm_lightning.models import LoRA, RandomLanguageModel
-from ipvrm_lightning.models.candidates import BehaviorScores, behavior_scores, candidate_log_probs
+from ipvrm_lightning.models.candidates import BehaviorScores, _choose, behavior_scores, candidate_log_probs
 from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.types import TrajectoryBatch
 
@@ -135,3 +135,10 @@ def test_padding_and_the_other_rows_change_nothing() -> None:
 def test_one_candidate_is_the_sampled_token_alone() -> None:
     found = scored(sharp_model(), make_batch(), top_k=1)
     assert found.candidates.ids.shape[-1] == 1
+
+
+def test_entropy_is_not_rounded_in_mixed_precision() -> None:
+    logits = 3 * torch.randn(8, 97, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        entropy = _choose(logits, torch.zeros(8, dtype=torch.long), 1, MIN_PROBABILITY)[2]
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=logits).entropy(), rtol=1e-5, atol=1e-5)

@@ -323,3 +323,12 @@ def test_a_value_head_is_as_wide_as_what_the_output_head_reads(tmp_path: Path) -
     module = IPVRMModule(language_model=RandomLanguageModel(config=config), objective=QRM(), optimizer=SGD)
     quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=InMemoryData(pairwise=True))
     assert module.value_head.in_features == 16
+
+
+def test_token_values_are_not_rounded_in_mixed_precision() -> None:
+    module = IPVRMModule(language_model=tiny(), objective=QRM())
+    module.configure_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        scores, mask = module.token_scores(collate(TrajectoryDataset(make_examples(8)), range(8)))
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores[mask], scores[mask].bfloat16().float())
