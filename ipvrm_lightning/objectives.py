@@ -27,6 +27,7 @@ class Objective(nn.Module):
         beta: scale of the implicit reward.
         unit: what the loss is a mean over.
         score_source: `log_ratio` (model over reference), `value_head`, or `endogenous` (the model's own logits).
+        discount: of `endogenous` scores, factor on the value of the next state.
         trainable: False where scores need no training.
         balanced: whether the batch's `outcome_weights` and `margins` (Eq. 15) enter the loss.
     """
@@ -34,6 +35,7 @@ class Objective(nn.Module):
     beta: float
     unit: Unit = "sequences"
     score_source: ScoreSource = "log_ratio"
+    discount: float = 0.95
     trainable: bool = True
     balanced: bool = False
 

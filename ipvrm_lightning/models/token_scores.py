@@ -16,7 +16,7 @@ from ipvrm_lightning.models.logprobs import (
     unpack,
 )
 from ipvrm_lightning.models.output_head import DEFAULT_CHUNK_SIZE
-from ipvrm_lightning.objectives import EndoRM, Objective
+from ipvrm_lightning.objectives import Objective
 from ipvrm_lightning.types import TrajectoryBatch
 
 
@@ -59,7 +59,7 @@ def token_scores(
         with torch.autocast(hidden.device.type, enabled=False):  # would round the values to bfloat16
             values = value_head(hidden).squeeze(-1)
         return TokenScores(unpack(values, mask), mask)
-    if isinstance(objective, EndoRM):
+    if objective.score_source == "endogenous":
         own = response_scores(model, batch, chunk_size=chunk_size, with_token_logits=True)
         assert own.token_logits is not None
         rewards = functional.endo_rewards(own.token_logits, own.log_probs, own.mask, discount=objective.discount)

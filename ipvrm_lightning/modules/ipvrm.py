@@ -7,7 +7,7 @@ is the same for every objective, so that a comparison changes one class and noth
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -25,7 +25,7 @@ from ipvrm_lightning.models.token_scores import TokenScores, steps_by_protocol, 
 from ipvrm_lightning.modules.judging import Judge
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.modules.windowed import WindowedModule
-from ipvrm_lightning.objectives import IPVRM, Objective
+from ipvrm_lightning.objectives import IPVRM, Objective, ScoreSource
 from ipvrm_lightning.types import TrajectoryBatch
 
 
@@ -44,6 +44,9 @@ class IPVRMModule(WindowedModule):
         on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" the update; either names the rows.
         max_skipped_updates: updates in a row that may be skipped before the run stops all the same.
         threshold: fixed threshold of the step F1 that `test` reports beside oracle and cross-fitted ones.
+
+    Raises:
+        ValueError: a bound that cannot work, or an objective that reads scores of an unknown kind.
     """
 
     def __init__(
@@ -70,6 +73,11 @@ class IPVRMModule(WindowedModule):
             max_skipped_updates=max_skipped_updates,
         )
         self.objective = objective or IPVRM()
+        if self.objective.score_source not in get_args(ScoreSource):
+            raise ValueError(
+                f"{type(self.objective).__name__}: score_source must be one of {', '.join(get_args(ScoreSource))},"
+                f" found {self.objective.score_source!r}"
+            )
         self.reference = reference or default_reference(language_model)
         self.unit = self.objective.unit
         self.value_head: Any = None

@@ -332,3 +332,15 @@ def test_token_values_are_not_rounded_in_mixed_precision() -> None:
         scores, mask = module.token_scores(collate(TrajectoryDataset(make_examples(8)), range(8)))
     assert scores.dtype == torch.float32
     assert not torch.equal(scores[mask], scores[mask].bfloat16().float())
+
+
+def test_an_objective_of_ones_own_reads_endogenous_scores_and_none_of_an_unknown_kind(tmp_path: Path) -> None:
+    class Endogenous(ImplicitPRM):
+        score_source = "endogenous"
+
+    module = IPVRMModule(language_model=tiny(), objective=Endogenous(beta=1.0), optimizer=SGD)
+    quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=InMemoryData())
+    assert module.skips.skipped == 0
+    with pytest.raises(ValueError, match=r"Endogenous: score_source must be one of log_ratio, .* found 'mlp_head'"):
+        Endogenous.score_source = "mlp_head"  # type: ignore[assignment]
+        IPVRMModule(language_model=tiny(), objective=Endogenous())
