@@ -24,7 +24,7 @@ class Objective(nn.Module):
     """Base of all objectives.
 
     Attributes:
-        beta: scale of the implicit reward.
+        beta: scale of the scores: step scores and TD advantages are `beta` times them, whatever `prefix_logits` does.
         unit: what the loss is a mean over.
         score_source: `log_ratio` (model over reference), `value_head`, or `endogenous` (the model's own logits).
         discount: of `endogenous` scores, factor on the value of the next state.
@@ -32,12 +32,15 @@ class Objective(nn.Module):
         balanced: whether the batch's `outcome_weights` and `margins` (Eq. 15) enter the loss.
     """
 
-    beta: float
+    beta: float = 1.0
     unit: Unit = "sequences"
     score_source: ScoreSource = "log_ratio"
     discount: float = 0.95
     trainable: bool = True
     balanced: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
 
     @property
     def pairwise(self) -> bool:

@@ -84,3 +84,10 @@ def test_units() -> None:
     assert [o.unit for o in (IPVRM(), IPVRM(reduction="token"), ImplicitPRM(), DPORM(), QRM())] == [
         "sequences", "tokens", "sequences", "pairs", "pairs",
     ]  # fmt: skip
+
+
+def test_scores_of_an_objective_without_a_scale_are_read_as_they_are() -> None:
+    class Unscaled(Objective):
+        pass
+
+    assert Unscaled().beta == 1.0 and Unscaled().describe()["init_args"] == {}
