@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import distribute_tensor
 from torch.utils._pytree import tree_map_only
 
+from ipvrm_lightning.models.checkpoints import own_buffers
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.packing import VARLEN
 from ipvrm_lightning.models.sharding import fill, is_sharded, same_everywhere, whole
@@ -152,9 +153,11 @@ class FullyShard(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Trained weights, whole, on the first process; nothing on the others. Collective."""
-        assert self.lightning_module is not None
-        trained = {name: p for name, p in self.lightning_module.named_parameters() if p.requires_grad}
+        """Trained weights, whole, and buffers on the first process; nothing on the others. Collective."""
+        module = self.lightning_module
+        assert module is not None
+        trained: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        trained |= own_buffers(module)
         return {name: value for name, p in trained.items() if (value := self._kept(p.detach())) is not None}
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
@@ -179,9 +182,10 @@ class FullyShard(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Each process takes its rows; the module has checked names and shapes."""
         assert self.lightning_module is not None
-        own = dict(self.lightning_module.named_parameters())
+        own: dict[str, Tensor] = dict(self.lightning_module.named_parameters()) | own_buffers(self.lightning_module)
         for name, weight in checkpoint["state_dict"].items():
-            fill(own[name], lambda start, end, weight=weight: weight[start:end])  # type: ignore[misc]
+            rows = weight if weight.ndim else weight[None]
+            fill(own[name], lambda start, end, rows=rows: rows[start:end])  # type: ignore[misc]
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Each process takes its rows of the states, which have the shapes of their parameters."""

@@ -81,13 +81,31 @@ def check_settings_of(checkpoint: Mapping[str, Any], own: Mapping[str, Any], *, 
 #: Weights; where Lightning's `WeightAveraging` keeps averages there, those in training are beside them.
 _STATES = ("state_dict", "current_model_state")
 
+#: Where the language models of a training module lie; their buffers come from where their frozen weights come from.
+_LANGUAGE_MODELS = ("model.", "roles.", "reference.")
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Persistent buffers by name, but for those of language models: what objectives and subclasses keep as they train.
+
+    Args:
+        module: that trains.
+    """
+    named = {
+        f"{place}.{name}" if place else name: buffer
+        for place, part in module.named_modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if name not in part._non_persistent_buffers_set
+    }
+    return {name: buffer for name, buffer in named.items() if not name.startswith(_LANGUAGE_MODELS)}
+
 
 def keep_trained(checkpoint: dict[str, Any], trained: Mapping[str, Tensor]) -> None:
     """Leave frozen weights out of a checkpoint: they come from where they came from.
 
     Args:
         checkpoint: about to be saved.
-        trained: parameters by name.
+        trained: parameters by name, and buffers that change with them.
     """
     for part in _STATES:
         if part in checkpoint:

@@ -24,6 +24,7 @@ from ipvrm_lightning.models.checkpoints import (
     check_settings_of,
     keep_trained,
     optimizer_class,
+    own_buffers,
 )
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head, check_positions, check_vocabulary
@@ -167,7 +168,7 @@ class WindowedModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; frozen weights come from where they came from."""
-        keep_trained(checkpoint, self.trainable_parameters())
+        keep_trained(checkpoint, self._state_to_keep())
         checkpoint["settings"] = self.settings_to_keep()
         checkpoint["skips"] = self.skips.state_dict()
 
@@ -183,9 +184,12 @@ class WindowedModule(LightningModule):
             ValueError: names the first thing that differs.
         """
         check_settings_of(checkpoint, self.settings_to_keep(), training=self.trainer.state.fn == "fit")
-        check_same_parameters(self.trainable_parameters(), checkpoint["state_dict"], what="the checkpoint")
+        check_same_parameters(self._state_to_keep(), checkpoint["state_dict"], what="the checkpoint")
         add_frozen(checkpoint, self)
         self.skips.load_state_dict(checkpoint["skips"])
+
+    def _state_to_keep(self) -> dict[str, Tensor]:
+        return {**self.trainable_parameters(), **own_buffers(self)}
 
     def _data_sets(self) -> list[TrajectoryDataset]:
         """The run's data, as far as it is known beforehand."""

@@ -1,0 +1,84 @@
+"""Classes of one's own that a config names: what they may rely on, and what is said where they are wrong."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from ipvrm_lightning.models.checkpoints import own_buffers
+from ipvrm_lightning.modules import IPVRMModule
+from ipvrm_lightning.objectives import IPVRM
+from ipvrm_lightning.strategies import FullyShard
+from ipvrm_lightning.types import TrajectoryBatch
+
+from .conftest import InMemoryData, quiet_trainer, tiny
+from .test_ipvrm import Losses
+
+ADAM = partial(torch.optim.AdamW, lr=1e-3)
+
+
+class RunningMean(IPVRM):
+    """Its margin follows the outcomes it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.tensor(0.5))
+        self.register_buffer("scratch", torch.zeros(3), persistent=False)
+
+    def forward(self, scores: Tensor, mask: Tensor, batch: TrajectoryBatch) -> Tensor:
+        assert batch.outcomes is not None and isinstance(self.seen, Tensor)
+        if torch.is_grad_enabled():
+            self.seen.lerp_(batch.outcomes.mean(), 0.5)
+        self.margin = 5.0 * self.seen.item()
+        return super().forward(scores, mask, batch)
+
+    def describe(self) -> dict[str, Any]:
+        return {"class_path": "own.RunningMean", "init_args": {}}
+
+
+def own_module(**options: Any) -> IPVRMModule:
+    torch.manual_seed(0)
+    return IPVRMModule(**{"language_model": tiny(lora=True), "optimizer": ADAM, **options})
+
+
+def fit(folder: Path, module: Any, data: Any = None, ckpt_path: str | None = None, **options: Any) -> Trainer:
+    trainer = quiet_trainer(folder, **options)
+    trainer.fit(module, datamodule=data or InMemoryData(), ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_a_run_goes_on_with_the_buffers_of_its_objective(tmp_path: Path) -> None:
+    whole, second = Losses(), Losses()
+    saver = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    fit(
+        tmp_path, own_module(objective=RunningMean()), callbacks=[whole, saver], max_epochs=2, enable_checkpointing=True
+    )
+    path = str(tmp_path / "step=2.ckpt")
+    stored = torch.load(path, weights_only=True)["state_dict"]
+    assert [name for name in stored if ".lora_" not in name] == ["objective.seen"]
+    fit(tmp_path, own_module(objective=RunningMean()), ckpt_path=path, callbacks=[second], max_epochs=2)
+    assert second.values == whole.values[2:] and len(second.values) == 4
+
+    sharded: Any = FullyShard()
+    sharded._lightning_module = own_module(objective=RunningMean())
+    sharded.load_model_state_dict({"state_dict": {"objective.seen": torch.tensor(0.25)}})
+    assert sharded.lightning_module_state_dict()["objective.seen"] == 0.25
+
+    del stored["objective.seen"]
+    torch.save({**torch.load(path, weights_only=True), "state_dict": stored}, path)
+    with pytest.raises(ValueError, match=r"parameter objective\.seen is absent there"):
+        fit(tmp_path, own_module(objective=RunningMean()), ckpt_path=path)
+
+
+def test_buffers_of_language_models_and_metrics_are_in_no_checkpoint() -> None:
+    module = own_module()
+    module.configure_model()
+    module.model.register_buffer("scale", torch.ones(1))
+    assert not own_buffers(module)
