@@ -123,9 +123,21 @@ def add_frozen(checkpoint: dict[str, Any], model: nn.Module) -> None:
         checkpoint[part] = {**model.state_dict(), **checkpoint[part]}
 
 
-def optimizer_class(factory: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> str:
-    """The class that an optimiser factory makes, by its full name."""
-    kind = type(factory([nn.Parameter(torch.zeros(1))]))
+def optimizer_class(
+    factory: Callable[[list[nn.Parameter]], torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]
+) -> str | None:
+    """The class that an optimiser factory makes, by its full name.
+
+    Args:
+        factory: of the optimiser.
+        parameters: that it updates, by name: some optimisers take matrices only, or divide parameters by their shape.
+
+    Returns:
+        None where there is nothing to update.
+    """
+    if not parameters:
+        return None
+    kind = type(factory(list(parameters.values())))
     return f"{kind.__module__}.{kind.__qualname__}"
 
 

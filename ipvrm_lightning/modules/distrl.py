@@ -373,11 +373,11 @@ class DistRLModule(PolicyModule):
     def settings_to_keep(self) -> dict[str, Any]:
         """What a checkpoint and a config must agree on: primitives only; optimiser and reward, to go on training."""
         kept: dict[str, Any] = {"language_model": self.language_model.describe(), "base": self.base}
-        kept |= {"optimizer": checkpoints.optimizer_class(self.optimizer), "reward": None}
-        if self.reward is not None:
-            kept["reward"] = {"objective": self.reward.objective.describe(), "update": self.reward.update}
-            kept["reward"]["optimizer"] = checkpoints.optimizer_class(self.reward.optimizer)
-            if self.reward.update == "frozen":  # its weights are in no checkpoint of this run
+        kept |= {"optimizer": checkpoints.optimizer_class(self.optimizer, self.roles.trained("policy")), "reward": None}
+        if (reward := self.reward) is not None:
+            kept["reward"] = {"objective": reward.objective.describe(), "update": reward.update}
+            kept["reward"]["optimizer"] = checkpoints.optimizer_class(reward.optimizer, self.roles.trained("reward"))
+            if reward.update == "frozen":  # its weights are in no checkpoint of this run
                 kept["reward"]["checkpoint"] = self.reward_file
         return kept
 

@@ -175,7 +175,7 @@ class WindowedModule(LightningModule):
     def settings_to_keep(self) -> dict[str, Any]:
         """What a checkpoint and a config must agree on: primitives only; the optimiser, to go on training."""
         settings = {"language_model": self.language_model.describe(), "base": self.base}
-        return {**settings, "optimizer": optimizer_class(self.optimizer)}
+        return {**settings, "optimizer": optimizer_class(self.optimizer, self.trainable_parameters())}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or other settings.

@@ -27,4 +27,9 @@ def test_the_first_difference_is_named_class_before_numbers() -> None:
 
 
 def test_optimizer_class_is_that_of_what_the_factory_makes() -> None:
-    assert optimizer_class(partial(torch.optim.SGD, lr=0.1)) == "torch.optim.sgd.SGD"
+    assert (
+        optimizer_class(partial(torch.optim.SGD, lr=0.1), {"bias": torch.nn.Parameter(torch.zeros(1))})
+        == "torch.optim.sgd.SGD"
+    )
+    assert optimizer_class(torch.optim.Muon, {"weight": torch.nn.Parameter(torch.zeros(2, 2))}) == "torch.optim.Muon"
+    assert optimizer_class(torch.optim.AdamW, {}) is None

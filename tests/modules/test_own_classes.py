@@ -82,3 +82,11 @@ def test_buffers_of_language_models_and_metrics_are_in_no_checkpoint() -> None:
     module.configure_model()
     module.model.register_buffer("scale", torch.ones(1))
     assert not own_buffers(module)
+
+
+def test_an_optimizer_for_matrices_alone_saves_and_goes_on(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, own_module(optimizer=torch.optim.Muon), max_steps=1)
+    trainer.save_checkpoint(tmp_path / "muon.ckpt")
+    fit(tmp_path, own_module(optimizer=torch.optim.Muon), ckpt_path=str(tmp_path / "muon.ckpt"), max_steps=2)
+    with pytest.raises(ValueError, match=r"optimizer is torch\.optim\.Muon there and .*AdamW here"):
+        fit(tmp_path, own_module(), ckpt_path=str(tmp_path / "muon.ckpt"), max_steps=2)
