@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -48,10 +49,19 @@ class Objective(nn.Module):
         return self.unit == "pairs"
 
     def describe(self) -> dict[str, Any]:
-        """Class path and hyper-parameters: primitives only, kept in checkpoints."""
-        names = inspect.signature(type(self)).parameters
-        kind = f"{type(self).__module__}.{type(self).__qualname__}"
-        return {"class_path": kind, "init_args": {name: getattr(self, name) for name in names}}
+        """Class path and hyper-parameters: primitives only, kept in checkpoints; objectives as arguments likewise.
+
+        Raises:
+            ValueError: an argument that is not kept under its name, or that a checkpoint cannot hold; names it.
+        """
+        own, arguments = type(self).__name__, {}
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+                raise ValueError(f"{own}: name every argument in place of {name}, for checkpoints to keep them")
+            if not hasattr(self, name):
+                raise ValueError(f"{own}: keep the argument {name} as self.{name}, for checkpoints to hold it")
+            arguments[name] = _plain(getattr(self, name), f"{own}: the argument {name}")
+        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": arguments}
 
     @abstractmethod
     def forward(self, scores: Tensor, mask: Tensor, batch: TrajectoryBatch) -> Tensor:
@@ -226,6 +236,20 @@ class EndoRM(Objective):
     def prefix_logits(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Mean reward so far times beta, [B, T]."""
         return functional.normalized_values(scores, mask, beta=self.beta)
+
+
+def _plain(value: Any, what: str) -> Any:
+    """An argument as a checkpoint holds it."""
+    if isinstance(value, Objective):
+        return value.describe()
+    if isinstance(value, Mapping):
+        return {name: _plain(one, what) for name, one in value.items()}
+    if type(value) in (list, tuple, nn.ModuleList):
+        return (tuple if isinstance(value, tuple) else list)(_plain(one, what) for one in value)
+    if value is not None and type(value) not in (bool, int, float, str):
+        kind = type(value).__name__
+        raise ValueError(f"{what} is a {kind}, which checkpoints cannot hold: take numbers, text, lists or objectives")
+    return value
 
 
 def _outcomes(batch: TrajectoryBatch) -> Tensor:

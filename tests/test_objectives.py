@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ipvrm_lightning.models import RandomLanguageModel
+from ipvrm_lightning.modules import IPVRMModule
 from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, EndoRM, ImplicitPRM, Objective
+from ipvrm_lightning.scoring.description import _made
 from ipvrm_lightning.types import TrajectoryBatch
 
 SCORES = torch.tensor([[0.2, 0.4, 0.0], [0.1, -0.3, 0.5]], dtype=torch.float64)
@@ -91,3 +96,48 @@ def test_scores_of_an_objective_without_a_scale_are_read_as_they_are() -> None:
         pass
 
     assert Unscaled().beta == 1.0 and Unscaled().describe()["init_args"] == {}
+
+
+class Mixed(Objective):
+    def __init__(self, *, parts: list[Objective], first: Objective, weights: tuple[float, ...] = (0.5, 0.5)) -> None:
+        super().__init__()
+        self.first, self.weights = first, weights
+        self.parts = torch.nn.ModuleList(parts)
+
+
+def test_objectives_as_arguments_are_described_and_made_again() -> None:
+    mixed = Mixed(parts=[DPORM(beta=3.0)], first=IPVRM(margin=1.0))
+    described = mixed.describe()
+    arguments = {"parts": [DPORM(beta=3.0).describe()], "first": IPVRM(margin=1.0).describe(), "weights": (0.5, 0.5)}
+    assert described == {"class_path": f"{__name__}.Mixed", "init_args": arguments}
+    again = _made(described)
+    assert again.first.describe() == arguments["first"] and again.parts[0].beta == 3.0
+
+
+class Renamed(IPVRM):
+    def __init__(self, *, focus: float = 2.0) -> None:
+        super().__init__(margin=focus)
+
+
+class Open(IPVRM):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class Filed(IPVRM):
+    def __init__(self, *, table: Path = Path("x")) -> None:
+        super().__init__()
+        self.table = table
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Renamed, r"Renamed: keep the argument focus as self\.focus"),
+        (Open, "Open: name every argument in place of kwargs"),
+        (Filed, "Filed: the argument table is a PosixPath, which checkpoints cannot hold"),
+    ],
+)
+def test_an_objective_that_no_checkpoint_can_hold_is_refused(kind: type[Objective], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        IPVRMModule(language_model=RandomLanguageModel(config={"model_type": "qwen3"}), objective=kind())

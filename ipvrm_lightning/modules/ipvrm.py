@@ -46,7 +46,7 @@ class IPVRMModule(WindowedModule):
         threshold: fixed threshold of the step F1 that `test` reports beside oracle and cross-fitted ones.
 
     Raises:
-        ValueError: a bound that cannot work, or an objective that reads scores of an unknown kind.
+        ValueError: a bound that cannot work, or an objective that reads unknown scores or that no checkpoint can hold.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class IPVRMModule(WindowedModule):
                 f" found {self.objective.score_source!r}"
             )
         self.reference = reference or default_reference(language_model)
+        self.objective.describe()  # refuses what its checkpoints could not hold
         self.unit = self.objective.unit
         self.value_head: Any = None
         self.val_prefix_accuracy = MeanMetric()

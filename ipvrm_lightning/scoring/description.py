@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -159,14 +160,15 @@ def describe(
 def _of_export(
     name: str, folder: Path, exported: ExportedConfig, reference: str | None, trust_remote_code: bool
 ) -> Description:
-    kind = (exported.objective or {}).get("class_path", "")
-    if not kind.startswith(_OWN_OBJECTIVES) and not trust_remote_code:
-        raise ValueError(f"{name}: its objective {kind} is code of its own, which is run with trust_remote_code alone")
+    described = {"class_path": "", **(exported.objective or {})}
+    kind = described["class_path"]
+    for one in _class_paths(described):
+        if not one.startswith(_OWN_OBJECTIVES) and not trust_remote_code:
+            raise ValueError(
+                f"{name}: its objective {one} is code of its own, which is run with trust_remote_code alone"
+            )
     with library_errors(f"{folder / CONFIG_NAME}: its objective {kind} cannot be made"):
-        found = resolve_name(kind)
-        if not (isinstance(found, type) and issubclass(found, Objective)):  # other things, called, may do anything
-            raise ValueError("it is no objective")
-        objective = found(**(exported.objective or {})["init_args"])
+        objective = _made(described)
     head = folder / VALUE_HEAD_NAME
     if objective.score_source == "value_head" and not head.is_file():
         raise ValueError(f"{folder}: no {VALUE_HEAD_NAME}, which its objective reads")
@@ -197,6 +199,28 @@ def _of_export(
         protocol=exported.protocol,
         thresholds={protocol: one.value for protocol, one in exported.thresholds.items()},
     )
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    """Of an objective as `Objective.describe` tells of it, and of those among its arguments."""
+    if isinstance(value, dict) and "class_path" in value:
+        yield str(value["class_path"])
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _class_paths(one)
+
+
+def _made(value: Any) -> Any:
+    """The objective that `Objective.describe` told of; other arguments are left as they are."""
+    if isinstance(value, list):
+        return [_made(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_path" not in value:
+        return {name: _made(one) for name, one in value.items()}
+    found = resolve_name(value["class_path"])
+    if not (isinstance(found, type) and issubclass(found, Objective)):  # other things, called, may do anything
+        raise ValueError("it is no objective")
+    return found(**_made(value["init_args"]))
 
 
 def _exported_reference(folder: Path, exported: ExportedConfig, source: ModelSource, moved: ModelSource | None) -> Part:

@@ -21,7 +21,7 @@ from ipvrm_lightning.exporting import export_checkpoint
 from ipvrm_lightning.models import PretrainedLanguageModel, RandomLanguageModel
 from ipvrm_lightning.models.exported import ModelSource
 from ipvrm_lightning.models.logprobs import response_scores
-from ipvrm_lightning.objectives import QRM, EndoRM, ImplicitPRM
+from ipvrm_lightning.objectives import IPVRM, QRM, EndoRM, ImplicitPRM
 from ipvrm_lightning.pretrained import load_tokenizer
 from ipvrm_lightning.scoring import Layout, PrefixValueModel, ScoreRequest, SolutionScore, describe
 from ipvrm_lightning.scoring.description import Description, Part
@@ -284,6 +284,10 @@ def test_what_does_not_go_together_is_refused(judged: Judged, full_export: str, 
         (foreign / "ipvrm_config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=message):
             describe(str(foreign))
+    config["objective"] = IPVRM().describe() | {"init_args": {"beta": {"class_path": "os.system", "init_args": {}}}}
+    (foreign / "ipvrm_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"objective os\.system is code of its own"):
+        describe(str(foreign))
     with pytest.raises(ValueError, match="device nowhere cannot be used"):
         PrefixValueModel.from_pretrained(judged.export, device="nowhere")
 
