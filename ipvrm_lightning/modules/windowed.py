@@ -120,6 +120,21 @@ class WindowedModule(LightningModule):
         """Parameters the optimiser updates, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def on_train_start(self) -> None:
+        """Refuse a schedule that would not be followed.
+
+        Raises:
+            ValueError: names the scheduler, which a `configure_optimizers` of one's own has made.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            plateau = isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            if plateau or (config.interval, config.frequency) != ("step", 1):
+                raise ValueError(
+                    f"{type(self).__name__}.configure_optimizers: {type(config.scheduler).__name__} is asked for every"
+                    f" {config.frequency} {config.interval}; schedules are stepped after every optimiser step:"
+                    ' give "interval": "step", and none that waits for a metric'
+                )
+
     def training_step(self, window: Window, batch_idx: int) -> None:
         """One optimiser step.
 
@@ -150,9 +165,10 @@ class WindowedModule(LightningModule):
             optimizer, parameters, self.gradient_clip_val, together, losses, getattr(self.data, "train_set", None),
             where=f"step {self.global_step}: ",
         )  # fmt: skip
-        scheduler: Any = self.lr_schedulers()
-        self.log("train/lr", scheduler.get_last_lr()[0])
-        scheduler.step()
+        self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
+        schedules: list[Any] = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        for schedule in schedules:
+            schedule.step()
         total = torch.stack([loss for loss, _ in losses]).sum()
         self.log("train/loss", total * processes, prog_bar=True, sync_dist=True)
         self.log("train/skipped_updates", float(self.skips.skipped))

@@ -90,3 +90,38 @@ def test_an_optimizer_for_matrices_alone_saves_and_goes_on(tmp_path: Path) -> No
     fit(tmp_path, own_module(optimizer=torch.optim.Muon), ckpt_path=str(tmp_path / "muon.ckpt"), max_steps=2)
     with pytest.raises(ValueError, match=r"optimizer is torch\.optim\.Muon there and .*AdamW here"):
         fit(tmp_path, own_module(), ckpt_path=str(tmp_path / "muon.ckpt"), max_steps=2)
+
+
+class OwnRate(IPVRMModule):
+    """With an optimiser of its own, and a schedule where one is given."""
+
+    schedule: dict[str, Any] | None = None
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.trainable_parameters().values(), lr=0.25)
+        if self.schedule is None:
+            return optimizer
+        options = {name: value for name, value in self.schedule.items() if name != "kind"}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule["kind"](optimizer), **options}}
+
+
+def test_an_optimizer_of_ones_own_needs_no_schedule(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, OwnRate(language_model=tiny(lora=True)))
+    assert trainer.callback_metrics["train/lr"] == 0.25
+    halved = OwnRate(language_model=tiny(lora=True))
+    halved.schedule = {"kind": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5), "interval": "step"}
+    assert fit(tmp_path, halved, max_steps=2).callback_metrics["train/lr"] == 0.125
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"kind": torch.optim.lr_scheduler.ReduceLROnPlateau, "interval": "step", "monitor": "val/loss"},
+        {"kind": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5), "interval": "epoch"},
+    ],
+)
+def test_a_schedule_that_would_not_be_followed_is_refused(schedule: dict[str, Any], tmp_path: Path) -> None:
+    module = OwnRate(language_model=tiny(lora=True))
+    module.schedule = schedule
+    with pytest.raises(ValueError, match=r"OwnRate.configure_optimizers: \w+LR\w* is asked for every 1 (step|epoch);"):
+        fit(tmp_path, module)
