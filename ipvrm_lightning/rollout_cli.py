@@ -16,7 +16,7 @@ from ipvrm_lightning.data import PromptModule
 from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.rollouts.sources import Answered, ResponseSource, Sampling
 from ipvrm_lightning.rollouts.store import RolloutStore
-from ipvrm_lightning.rollouts.verifiers import Submission, Verifier
+from ipvrm_lightning.rollouts.verifiers import Submission, Verifier, judge
 from ipvrm_lightning.types import PromptExample
 
 PromptsOf = Literal["train", "validation", "test"]
@@ -132,7 +132,7 @@ def verified(answered: Answered, verifier: Verifier) -> dict[str, Any]:
     responses = [response for response in answered.responses if response.text.strip()]
     blank = [response for response in answered.responses if not response.text.strip()]
     submissions = [Submission(prompt.prompt, response.text, prompt.ground_truth) for response in responses]
-    verdicts = verifier.verify(submissions) if submissions else []
+    verdicts = judge(verifier, submissions, [prompt.id] * len(submissions))
     judged = list(zip(responses, verdicts, strict=True))
     return {
         "data_source": prompt.data_source,

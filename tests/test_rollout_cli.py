@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ipvrm_lightning.cli import main
 from ipvrm_lightning.data import PromptModule, TrajectoryDataModule
 from ipvrm_lightning.rollout_cli import build_parser, summarise, verified
 from ipvrm_lightning.rollouts.sources import Answered, Response
+from ipvrm_lightning.rollouts.verifiers import Submission, Verdict
 from ipvrm_lightning.types import PromptExample
 
 from .conftest import REPOSITORY
@@ -221,6 +222,16 @@ def test_what_was_cut_off_or_blank_counts_as_wrong() -> None:
     assert summary == (2, 8, 1, 2, 5, 0, 1, 0, 1, None)
     assert "right         1 (12.5%)" in str(summary) and "cut off       2 (25.0%), counted as wrong" in str(summary)
     assert "blank         5 (62.5%)" in str(summary) and "tokens/s      unknown" in str(summary)
+
+
+def test_a_share_of_being_right_is_no_verdict() -> None:
+    class Graded(EvenLength):
+        def verify(self, submissions: Sequence[Submission]) -> list[Verdict]:
+            return [verdict._replace(correct=0.1) for verdict in super().verify(submissions)]
+
+    answered = Answered(PromptExample([1, 2], "q", "2", "tests", "p"), [Response("ab", True, 3)])
+    with pytest.raises(ValueError, match=r"Graded\.verify, prompt 'p': correct must be bool, found 0\.1"):
+        verified(answered, Graded())
 
 
 def test_counts_are_what_a_trainer_finds_in_the_file(tmp_path: Path) -> None:

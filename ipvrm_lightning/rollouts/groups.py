@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from ipvrm_lightning.rollouts.ends import response_text
 from ipvrm_lightning.rollouts.sampler import sample_responses
 from ipvrm_lightning.rollouts.sources import Sampling
-from ipvrm_lightning.rollouts.verifiers import Submission, Verifier
+from ipvrm_lightning.rollouts.verifiers import Submission, Verifier, judge
 from ipvrm_lightning.types import PromptExample
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def answer_prompts(
     texts = [response_text(tokenizer, rollout) for _, rollout in flat]
     shown = [index for index, text in enumerate(texts) if text.strip()]
     submissions = [Submission(flat[i][0].prompt, texts[i], flat[i][0].ground_truth) for i in shown]
-    verdicts = dict(zip(shown, verifier.verify(submissions), strict=True)) if shown else {}
+    verdicts = dict(zip(shown, judge(verifier, submissions, [flat[i][0].id for i in shown]), strict=True))
     attempts = []
     for index, ((_, rollout), text) in enumerate(zip(flat, texts, strict=True)):
         verdict = verdicts.get(index)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.rollouts.answers import final_answer, is_proper, last_line, plain
 from ipvrm_lightning.rollouts.worker_pool import WorkerPool
 
@@ -68,6 +69,38 @@ class Verifier(ABC):
 
     def close(self) -> None:  # noqa: B027 - most verifiers hold nothing
         """Let go of processes and other resources; they come back when needed."""
+
+
+def judge(verifier: Verifier, submissions: Sequence[Submission], prompt_ids: Sequence[str]) -> list[Verdict]:
+    """What a verifier says, checked: a share of being right, say, would count as right.
+
+    Args:
+        verifier: of any kind; is not asked where there is nothing to judge.
+        submissions: responses to judge.
+        prompt_ids: of the prompt that each of them answers.
+
+    Raises:
+        ValueError: it failed, or its verdicts are none; names verifier and prompt.
+    """
+    if not submissions:
+        return []
+    kind = type(verifier).__name__
+    with library_errors(f"{kind}.verify failed on responses to prompt {prompt_ids[0]!r} and those judged with it"):
+        verdicts = list(verifier.verify(submissions))
+    if len(verdicts) != len(submissions):
+        found = f"{len(verdicts)} verdicts on {len(submissions)} responses"
+        raise ValueError(f"{kind}.verify, prompt {prompt_ids[0]!r} and those judged with it: it gave {found}")
+    for verdict, prompt in zip(verdicts, prompt_ids, strict=True):
+        for name, value, kinds in (
+            ("verdict", verdict, (Verdict,)),
+            ("correct", getattr(verdict, "correct", False), (bool,)),
+            ("answer", getattr(verdict, "answer", None), (str, type(None))),
+            ("problem", getattr(verdict, "problem", None), (str, type(None))),
+        ):
+            if not isinstance(value, kinds):
+                wanted = " or ".join("None" if one is type(None) else one.__name__ for one in kinds)
+                raise ValueError(f"{kind}.verify, prompt {prompt!r}: {name} must be {wanted}, found {value!r}")
+    return verdicts
 
 
 class ExactMatch(Verifier):

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ipvrm_lightning.rollouts.answers import final_answer
-from ipvrm_lightning.rollouts.verifiers import ExactMatch, MathVerifier, Submission, Verdict, Verifier
+from ipvrm_lightning.rollouts.verifiers import ExactMatch, MathVerifier, Submission, Verdict, Verifier, judge
 from ipvrm_lightning.rollouts.worker_pool import MEMORY_LIMIT, WORKER_DIED, Outcome, WorkerPool
 from ipvrm_lightning.types import PromptExample
 
@@ -324,3 +325,33 @@ def test_bad_settings_are_named() -> None:
         MathVerifier(time_limit=0)
     with pytest.raises(ValueError, match="response_characters: expected at least 1, found 0"):
         ExactMatch(response_characters=0)
+
+
+class Says(Verifier):
+    """Says whatever it is told to."""
+
+    def __init__(self, verdicts: Callable[[], Any]) -> None:
+        self.verdicts = verdicts
+
+    def verify(self, submissions: Sequence[Submission]) -> list[Verdict]:
+        found: list[Verdict] = self.verdicts()
+        return found
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "message"),
+    [
+        (lambda: [Verdict(True, None, None)], "prompt 'a' and those judged with it: it gave 1 verdicts on 2 responses"),
+        (lambda: [Verdict(True, "1", None), True], "prompt 'b': verdict must be Verdict, found True"),
+        (lambda: [Verdict(0.1, None, None)] * 2, "prompt 'a': correct must be bool, found 0.1"),  # type: ignore[arg-type]
+        (lambda: [Verdict(True, 1, None)] * 2, "prompt 'a': answer must be str or None, found 1"),  # type: ignore[arg-type]
+        (lambda: {}["sandbox"], r"failed on responses to prompt 'a' .*\(KeyError: 'sandbox'\)"),
+        (lambda: None, "failed on responses to prompt 'a' .*TypeError"),
+    ],
+)
+def test_verdicts_of_a_verifier_of_ones_own_are_checked(verdicts: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^Says\.verify,? {message}"):
+        judge(Says(verdicts), [submit("", "")] * 2, ["a", "b"])
+    right = [Verdict(True, "1", None)] * 2
+    assert judge(Says(lambda: right), [submit("", "")] * 2, ["a", "b"]) == right
+    assert judge(Says(verdicts), [], []) == []
