@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ipvrm_lightning.callbacks.gathering import from_all_processes
 from ipvrm_lightning.callbacks.run_record import run_facts
 from ipvrm_lightning.metrics.score_file import in_stable_order, write_scores
-from ipvrm_lightning.metrics.tables import Report, output_console, plain_report, print_report
+from ipvrm_lightning.metrics.tables import Report, as_report, output_console, plain_report, print_report
 from ipvrm_lightning.types import ScoredSolution
 from ipvrm_lightning.whole_files import write_atomically
 
@@ -19,9 +20,10 @@ from ipvrm_lightning.whole_files import write_atomically
 class ResultsTable(Callback):
     """Shows and saves the reports of a test run.
 
-    The module offers `test_report`, a dictionary from a name to a report of a metric of this package, the same on
-    every process, and optionally `scored_solutions`, a list of the `ScoredSolution` this process has made. Both are
-    read when the test run ends. With `fast_dev_run` the tables are printed and nothing is written.
+    The module offers `test_report`, a dictionary from a name to a report of a metric of this package, a number, or a
+    mapping of names to numbers, the same on every process, and optionally `scored_solutions`, a list of the
+    `ScoredSolution` this process has made. Both are read when the test run ends: add to `test_report` in
+    `on_test_epoch_end`. With `fast_dev_run` the tables are printed and nothing is written.
     """
 
     def __init__(self) -> None:
@@ -35,11 +37,14 @@ class ResultsTable(Callback):
         """Gather on all processes, write and print on the first.
 
         Raises:
-            ValueError: the module offers no report, or solutions whose ids occur twice in a subset.
+            ValueError: the module offers no report, or solutions whose ids occur twice in a subset; or something that
+                is no report, once the others are written.
         """
-        reports: dict[str, Report] = getattr(pl_module, "test_report", {})
-        if not reports:
+        offered: dict[str, Any] = getattr(pl_module, "test_report", {})
+        if not offered:
             raise ValueError(f"{type(pl_module).__name__} has no test_report: nothing was judged in this test run")
+        made = {name: as_report(name, found) for name, found in offered.items()}
+        reports = {name: report for name, report in made.items() if report is not None}
         # both ask all processes
         solutions = gather_solutions(getattr(pl_module, "scored_solutions", []))
         folder = Path(trainer.log_dir or trainer.default_root_dir)
@@ -54,6 +59,11 @@ class ResultsTable(Callback):
             print_report(report, console)
         for line in written:
             print(line)
+        for name in sorted(made.keys() - reports.keys()):
+            raise ValueError(
+                f"{type(pl_module).__name__}: test_report[{name!r}] is a {type(offered[name]).__name__} and was left"
+                " out: give a report of ipvrm_lightning.metrics, a number, or a mapping of names to numbers"
+            )
 
     def _write(
         self, folder: Path, reports: dict[str, Report], solutions: list[ScoredSolution], *, processes: int

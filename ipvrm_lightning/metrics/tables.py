@@ -24,6 +24,53 @@ class Report(Protocol):
         """The report as tables to print, the most important one last."""
 
 
+class Numbers:
+    """A report of numbers by name, for what no metric of this package knows.
+
+    Args:
+        title: of its table.
+        values: numbers by name.
+    """
+
+    def __init__(self, title: str, values: Mapping[str, float]) -> None:
+        self.title, self.values = title, dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers."""
+        return self.values
+
+    def tables(self) -> list[Table]:
+        """One table of two columns."""
+        table = make_table(self.title, ["name"], ["value"])
+        for name, value in self.values.items():
+            table.add_row(name, decimal(value))
+        return [table]
+
+
+def as_report(name: str, found: Any) -> Report | None:
+    """What a module has put into its `test_report`, as a report.
+
+    Args:
+        name: it has there.
+        found: a report, a number, or a mapping of names to numbers.
+
+    Returns:
+        None where it is none of these.
+    """
+    if hasattr(found, "to_dict") and hasattr(found, "tables"):
+        report: Report = found
+        return report
+    values = found if isinstance(found, Mapping) else {name: found}
+    plain = {str(key): _scalar(value) for key, value in values.items()}
+    numbers = {key: value for key, value in plain.items() if isinstance(value, (int, float))}
+    return Numbers(name, numbers) if len(numbers) == len(plain) else None
+
+
+def _scalar(value: Any) -> Any:
+    """A tensor or an array of one element as its number."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
 def percent(share: float) -> str:
     """A share as percent with one decimal, "-" where it is unknown."""
     return "-" if math.isnan(share) else f"{100 * share:.1f}"

@@ -37,7 +37,7 @@ class Judged(LightningModule):
         self.test_report = {"step_f1": self.step_f1.compute()}
 
 
-def run(folder: Path, *, devices: int = 1, **arguments: Any) -> None:
+def run(folder: Path, *, devices: int = 1, module: Judged | None = None, **arguments: Any) -> None:
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
@@ -50,7 +50,7 @@ def run(folder: Path, *, devices: int = 1, **arguments: Any) -> None:
         callbacks=[ResultsTable()],
         **arguments,
     )
-    trainer.test(Judged(), torch.utils.data.DataLoader(range(12), batch_size=2), verbose=False)  # type: ignore[arg-type]
+    trainer.test(module or Judged(), torch.utils.data.DataLoader(range(12), batch_size=2), verbose=False)  # type: ignore[arg-type]
 
 
 def test_a_run_leaves_its_table_results_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +68,26 @@ def test_a_run_leaves_its_table_results_and_scores(tmp_path: Path, capsys: pytes
     assert results["run"]["versions"]["torch"] == torch.__version__
     assert results["run"]["processes"] == 1
     assert set(results["run"]) >= {"command", "seed", "time", "seconds"}
+
+
+class JudgedMore(Judged):
+    """With reports of its own, one of which cannot be shown."""
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        self.test_report |= {"mine": {"a": 1.5, "b": torch.tensor(2)}, "one": float("nan"), "list": [1.0]}
+
+
+def test_numbers_of_ones_own_are_written_and_other_things_lose_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=r"JudgedMore: test_report\['list'\] is a list and was left out"):
+        run(tmp_path, module=JudgedMore())
+    reports = json.loads((tmp_path / "results.json").read_text())["reports"]
+    assert set(reports) == {"step_f1", "mine", "one"}
+    assert reports["mine"] == {"a": 1.5, "b": 2} and reports["one"] == {"one": None}
+    printed = capsys.readouterr().out
+    assert "mine" in printed and "1.5" in printed and f"Results: {tmp_path}/results.json\n" in printed
 
 
 def test_two_processes_leave_the_same_files(tmp_path: Path) -> None:
