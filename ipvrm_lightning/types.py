@@ -88,7 +88,9 @@ class Example:
         step_ids: one per response token, -1 for none.
         step_label: index of the first wrong step, -1 for none, None unknown.
         true_values: one per response token, NaN where unknown.
-        metadata: what reports need (id, subset, texts, answer): primitives only.
+        metadata: what reports need, primitives only. Where outcomes are judged that is `prompt`, the prompt's key, and
+            for majority votes `answer`, the final answer; where steps are, `id`, `subset`, `problem` (its key) and
+            `step_lengths` (characters of each step). Tables of tokens, and errors in training, name `id` and `subset`.
     """
 
     input_ids: list[int]

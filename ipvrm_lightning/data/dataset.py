@@ -35,8 +35,8 @@ class TrajectoryDataset(Dataset[Example]):
         step_labels: first wrong step, -1 for none, [N]; None where they are not known.
 
     Raises:
-        ValueError: an example has no prompt or no response token, or a per-token field of the wrong length, or only
-            some examples carry `outcome`, `step_ids` or `step_label`.
+        ValueError: an example has no prompt or no response token, a per-token field of the wrong length, or an outcome
+            that is neither 0 nor 1, or only some examples carry `outcome`, `step_ids` or `step_label`.
     """
 
     def __init__(self, examples: Iterable[Example], pairs: Sequence[tuple[int, int]] | None = None) -> None:
@@ -50,7 +50,7 @@ class TrajectoryDataset(Dataset[Example]):
             ids.extend(example.input_ids)
             offsets.append(len(ids))
             starts.append(example.response_start)
-            outcomes.append(_UNKNOWN_OUTCOME if example.outcome is None else example.outcome)
+            outcomes.append(_UNKNOWN_OUTCOME if example.outcome is None else int(example.outcome))
             labels.append(_UNKNOWN_LABEL if example.step_label is None else example.step_label)
             groups.append(numbers.setdefault(example.group, len(numbers)))
             with_steps += example.step_ids is not None
@@ -139,6 +139,8 @@ def _check(example: Example, row: int) -> None:
             f"example {row}: response_start {example.response_start} of {len(example.input_ids)} tokens leaves"
             " no prompt or no response"
         )
+    if example.outcome not in (0, 1, None):
+        raise ValueError(f"example {row}: outcome must be 0, 1 or None, found {example.outcome!r}")
     for name in ("step_ids", "true_values"):
         values = getattr(example, name)
         if values is not None and len(values) != example.response_length:

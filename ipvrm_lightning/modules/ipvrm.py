@@ -22,7 +22,7 @@ from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.models.reference import CachedReference, Reference, default_reference
 from ipvrm_lightning.models.sharding import placed
 from ipvrm_lightning.models.token_scores import TokenScores, steps_by_protocol, token_scores
-from ipvrm_lightning.modules.judging import Judge
+from ipvrm_lightning.modules.judging import Judge, check_metadata
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.modules.windowed import WindowedModule
 from ipvrm_lightning.objectives import IPVRM, Objective, ScoreSource
@@ -114,13 +114,16 @@ class IPVRMModule(WindowedModule):
         return self.objective(scores, mask, batch)
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot be trained, before any model is built.
+        """Refuse what cannot be trained or tested, before any model is built.
 
         Raises:
-            ValueError: the objective has no training, or needs pairs that the data module does not make; or the
-                strategy or the reference does not fit.
+            ValueError: the objective has no training, or needs pairs that the data module does not make; the
+                strategy or the reference does not fit; or test examples lack metadata.
         """
         super().setup(stage)
+        if stage == "test":
+            for dataset in getattr(self.data, "test_sets", ()):
+                check_metadata(dataset)
         if stage != "fit":
             return
         if not self.objective.trainable:
@@ -130,6 +133,11 @@ class IPVRMModule(WindowedModule):
         if getattr(self.data, "pairwise", None) not in (None, self.objective.pairwise):
             wanted = str(self.objective.pairwise).lower()
             raise ValueError(f"{type(self.objective).__name__} needs `pairwise: {wanted}` in the data module")
+        if self.objective.pairwise and not getattr(self.data, "train_pairs", True):
+            raise ValueError(
+                f"{type(self.objective).__name__} needs pairs: let {type(self.data).__name__}.setup set train_pairs"
+                " (ipvrm_lightning.data.build_pairs)"
+            )
 
     def on_fit_start(self) -> None:
         """Compute what a cached reference lacks: one pass over all data, so that no copy is needed after it."""

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ipvrm_lightning import functional
+from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.metrics import BestOfN, PrefixCalibration, PrefixTruth, StepF1
 from ipvrm_lightning.metrics.best_of_n import rollout_scores
 from ipvrm_lightning.models.token_scores import steps_by_protocol
@@ -103,6 +104,26 @@ class Judge(nn.Module):
         answers = [record.get("answer") for record in metadata]
         assert batch.outcomes is not None
         self.best_of_n.update(ways, batch.outcomes, [record["prompt"] for record in metadata], answers)
+
+
+def check_metadata(dataset: TrajectoryDataset) -> None:
+    """Refuse a test set that lacks what its reports tell examples apart by, before a model is loaded.
+
+    Args:
+        dataset: to be judged.
+
+    Raises:
+        ValueError: names the example and the keys of its metadata.
+    """
+    needed: tuple[str, ...] = ()
+    if dataset.step_labels is not None:
+        needed = ("id", "subset", "problem", "step_lengths")
+    elif dataset.outcomes is not None and dataset.response_field(0, "true_values") is None:
+        needed = ("prompt",)
+    for row in range(len(dataset)):
+        missing = [key for key in needed if key not in dataset.metadata(row)]
+        if missing:
+            raise ValueError(f"test example {row}: its metadata has no {', '.join(missing)}, which testing needs")
 
 
 def _solutions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from ipvrm_lightning.data.dataset import TrajectoryDataset
+from ipvrm_lightning.data.trajectories import TokenizedDataModule
 from ipvrm_lightning.models.checkpoints import own_buffers
 from ipvrm_lightning.modules import IPVRMModule
-from ipvrm_lightning.objectives import IPVRM
+from ipvrm_lightning.objectives import DPORM, IPVRM
 from ipvrm_lightning.strategies import FullyShard
 from ipvrm_lightning.types import TrajectoryBatch
 
-from .conftest import InMemoryData, quiet_trainer, tiny
+from .conftest import InMemoryData, make_examples, quiet_trainer, tiny
 from .test_ipvrm import Losses
 
 ADAM = partial(torch.optim.AdamW, lr=1e-3)
@@ -125,3 +128,46 @@ def test_a_schedule_that_would_not_be_followed_is_refused(schedule: dict[str, An
     module.schedule = schedule
     with pytest.raises(ValueError, match=r"OwnRate.configure_optimizers: \w+LR\w* is asked for every 1 (step|epoch);"):
         fit(tmp_path, module)
+
+
+class OwnData(TokenizedDataModule):
+    """Knows nothing of pairs, and of its test examples as much as it is told to keep."""
+
+    def __init__(self, *, steps: bool = False, keep: tuple[str, ...] = ()) -> None:
+        super().__init__(batch_size=8, max_tokens=4096)
+        self.steps, self.keep = steps, keep
+
+    def setup(self, stage: str | None = None) -> None:
+        self.train_set = TrajectoryDataset(make_examples(8))
+        examples = make_examples(8, steps=self.steps)
+        kept = [{name: one.metadata[name] for name in self.keep} for one in examples]
+        self.test_sets = [
+            TrajectoryDataset(replace(one, metadata=known) for one, known in zip(examples, kept, strict=True))
+        ]
+
+
+def test_data_without_pairs_are_refused_where_an_objective_needs_them(tmp_path: Path) -> None:
+    module = own_module(objective=DPORM())
+    with pytest.raises(ValueError, match=r"DPORM needs pairs: let OwnData\.setup set train_pairs"):
+        fit(tmp_path, module, OwnData())
+    assert module.model is None
+
+
+@pytest.mark.parametrize(
+    ("data", "missing"),
+    [(OwnData(), "prompt"), (OwnData(steps=True, keep=("id", "problem")), "subset, step_lengths")],
+)
+def test_metadata_that_testing_needs_is_missed_before_a_model_is_loaded(
+    data: OwnData, missing: str, tmp_path: Path
+) -> None:
+    module = own_module()
+    with pytest.raises(ValueError, match=f"test example 0: its metadata has no {missing}, which testing needs"):
+        quiet_trainer(tmp_path).test(module, datamodule=data)
+    assert module.model is None
+
+
+def test_an_outcome_is_no_share() -> None:
+    (example,) = make_examples(1)
+    with pytest.raises(ValueError, match=r"example 0: outcome must be 0, 1 or None, found 0\.7"):
+        TrajectoryDataset([replace(example, outcome=0.7)])  # type: ignore[arg-type]
+    assert TrajectoryDataset([replace(example, outcome=1.0)])[0].outcome == 1  # type: ignore[arg-type]
