@@ -109,9 +109,17 @@ class IPVRMModule(WindowedModule):
         )
 
     def batch_loss(self, batch: TrajectoryBatch) -> Tensor:
-        """Mean loss of the objective over its unit."""
+        """Mean loss of the objective over its unit.
+
+        Raises:
+            ValueError: it is not one number.
+        """
         scores, mask = self.token_scores(batch)
-        return self.objective(scores, mask, batch)
+        loss: Tensor = self.objective(scores, mask, batch)
+        if loss.ndim:
+            kind, shape = type(self.objective).__name__, list(loss.shape)
+            raise ValueError(f"{kind}: forward gave a loss of shape {shape}: return the mean over {self.unit}")
+        return loss
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot be trained or tested, before any model is built.
@@ -155,7 +163,12 @@ class IPVRMModule(WindowedModule):
         self.reference.read()  # what the other processes have computed: rows are dealt out otherwise in training
 
     def validation_step(self, batch: TrajectoryBatch, batch_idx: int) -> None:
-        """Log loss and prefix accuracy on rollouts with outcomes, and collect their values."""
+        """Log loss and prefix accuracy on rollouts with outcomes, and collect their values.
+
+        Raises:
+            ValueError: the loader gives other batches, or they have no outcomes.
+        """
+        self.check_batch(batch, TrajectoryBatch)
         scores, mask = self.token_scores(batch)
         logits = self.objective.prefix_logits(scores, mask)
         outcomes = batch.outcomes

@@ -144,7 +144,9 @@ class WindowedModule(LightningModule):
 
         Raises:
             FloatingPointError: a loss or the gradient is not finite, on any process; names the rows.
+            ValueError: the loader gives no windows.
         """
+        self.check_batch(window, Window)
         optimizer: Any = self.optimizers()
         processes = self.trainer.world_size
         replicated = self._replicated_parameters()
@@ -173,6 +175,22 @@ class WindowedModule(LightningModule):
         self.log("train/loss", total * processes, prog_bar=True, sync_dist=True)
         self.log("train/skipped_updates", float(self.skips.skipped))
         self.log("train/gradient_norm", norm)
+
+    def check_batch(self, batch: Any, kind: type) -> None:
+        """Refuse what a loader of another kind gives.
+
+        Args:
+            batch: of the loader.
+            kind: that it must be.
+
+        Raises:
+            ValueError: says which data module makes such batches.
+        """
+        if not isinstance(batch, kind):
+            raise ValueError(
+                f"{type(self).__name__} reads a {kind.__name__}, and its loader gives a {type(batch).__name__}:"
+                " use a TokenizedDataModule (ipvrm_lightning.data)"
+            )
 
     def log_validation_loss(self, loss: Tensor, batch: TrajectoryBatch) -> None:
         """Log `val/loss`, the mean over the unit of all batches and processes.

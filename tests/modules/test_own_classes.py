@@ -171,3 +171,19 @@ def test_an_outcome_is_no_share() -> None:
     with pytest.raises(ValueError, match=r"example 0: outcome must be 0, 1 or None, found 0\.7"):
         TrajectoryDataset([replace(example, outcome=0.7)])  # type: ignore[arg-type]
     assert TrajectoryDataset([replace(example, outcome=1.0)])[0].outcome == 1  # type: ignore[arg-type]
+
+
+def test_a_loader_of_other_batches_is_refused(tmp_path: Path) -> None:
+    loader = torch.utils.data.DataLoader([{"input_ids": torch.arange(5)}] * 4)  # type: ignore[arg-type]
+    for more, kind in (((), "Window"), ((loader,), "TrajectoryBatch")):
+        with pytest.raises(ValueError, match=rf"IPVRMModule reads a {kind}, and .* gives a dict: use a TokenizedData"):
+            quiet_trainer(tmp_path).fit(own_module(), loader, *more)
+
+
+def test_a_loss_that_is_not_one_number_is_refused(tmp_path: Path) -> None:
+    class PerRow(IPVRM):
+        def forward(self, scores: Tensor, mask: Tensor, batch: TrajectoryBatch) -> Tensor:
+            return (scores * mask).sum(-1)
+
+    with pytest.raises(ValueError, match=r"PerRow: forward gave a loss of shape \[8\]: return the mean over sequences"):
+        fit(tmp_path, own_module(objective=PerRow()))
