@@ -218,8 +218,8 @@ else:
 # - `No module named 'extension'`: the file's folder is not on the path. Set PYTHONPATH, or install your package.
 # - `the checkpoint does not fit this config: objective...`: you changed an argument of the objective and load an
 #   older checkpoint. Its values would mean something else, so it is refused.
-# - Your objective keeps an argument under another name than the constructor's: checkpoints read it by that name.
-#   Write `self.beta = beta`.
+# - `BrierValues: keep the argument beta as self.beta`: checkpoints keep the constructor's arguments and read them by
+#   their names. They may be numbers, text, lists, and other objectives.
 # - A loss that depends on the size of the micro-batches: `forward` must return a *mean* over what `unit` says.
 # - A metric with plain attributes in place of `add_state`: on several processes each reports its own part.
 #

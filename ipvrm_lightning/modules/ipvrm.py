@@ -78,8 +78,8 @@ class IPVRMModule(WindowedModule):
                 f"{type(self.objective).__name__}: score_source must be one of {', '.join(get_args(ScoreSource))},"
                 f" found {self.objective.score_source!r}"
             )
-        self.reference = reference or default_reference(language_model)
         self.objective.describe()  # refuses what its checkpoints could not hold
+        self.reference = reference or default_reference(language_model)
         self.unit = self.objective.unit
         self.value_head: Any = None
         self.val_prefix_accuracy = MeanMetric()
