@@ -88,6 +88,24 @@ def load_config(name: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
+def quantization_of(name: str, *, revision: str | None = None) -> str | None:
+    """How the weights of a folder or repository are quantised, from its config alone; None where they are not.
+
+    Args:
+        name: repository on the hub, or a folder.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ValueError: its config cannot be read; names the file.
+    """
+    file = find_file(name, "config.json", revision=revision)
+    if file is None:
+        return None
+    with library_errors(f"{file}: the config cannot be read"):
+        found = json.loads(file.read_text(encoding="utf-8")).get("quantization_config")
+        return None if found is None else str(found.get("quant_method", "of a kind that it does not name"))
+
+
 def positions(config: PretrainedConfig) -> int | None:
     """Tokens that a model can read at once, each row by itself; None where its config does not say."""
     text = config.get_text_config()

@@ -19,7 +19,7 @@ from ipvrm_lightning.models.preparation import (
     prepare_for_training,
     quantization_options,
 )
-from ipvrm_lightning.pretrained import load_config, load_model, load_tokenizer
+from ipvrm_lightning.pretrained import load_config, load_model, load_tokenizer, quantization_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,6 +90,13 @@ class LanguageModelFactory(ABC):
                 "language_model.compile is for supervised training and reward models: sampling would compile for each"
                 " length, and a compiled policy's ratio to itself is not exactly 1"
             )
+
+    def check_stored(self) -> None:  # noqa: B027 - most weights are stored as they are
+        """Refuse weights that cannot be trained as they are stored, before they are loaded.
+
+        Raises:
+            ValueError: they are in fewer bits than a float has, and nothing says so.
+        """
 
     def describe(self) -> dict[str, Any]:
         """What gives trained weights their meaning besides their names and shapes: primitives only."""
@@ -180,6 +187,19 @@ class PretrainedLanguageModel(LanguageModelFactory):
         )
         return prepared(self, model)
 
+    def check_stored(self) -> None:
+        """Refuse a quantised model that `quantization` does not ask for: its weights would silently stay as they are.
+
+        Raises:
+            ValueError: names the model and how it is quantised.
+        """
+        found = None if self.gguf_file or self.quantized else quantization_of(self.name, revision=self.revision)
+        if found is not None:
+            raise ValueError(
+                f"{self.name}: its weights are quantised already ({found}) and cannot be trained so:"
+                " give the unquantised model, with quantization: nf4 and lora for 4 bits"
+            )
+
     def check_sharding(self) -> None:
         """Refuse what cannot be read, or adapted, in parts.
 
@@ -206,6 +226,7 @@ class PretrainedLanguageModel(LanguageModelFactory):
 
         self._refuse_adapter_folder()
         self.check_sharding()
+        self.check_stored()
         source: dict[str, Any] = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
         config = AutoConfig.from_pretrained(self.name, **source)
         model: Any = empty_model(config, self.dtype, self.attn_implementation, trust_remote_code=self.trust_remote_code)

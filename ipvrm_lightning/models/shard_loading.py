@@ -13,6 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipvrm_lightning.models.sharding import fill
 
+#: Precisions that are weights as they are; numbers of fewer bits mean nothing without the scales beside them.
+_FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+
 
 def load_safetensors(model: Any, folder: Path) -> None:
     """Fill a model from the safetensors files of a folder; of a sharded tensor only this process's rows are read.
@@ -23,7 +26,7 @@ def load_safetensors(model: Any, folder: Path) -> None:
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: a parameter is in none of them, or has another shape there.
+        ValueError: a parameter is in none of them, has another shape there, or is quantised.
     """
     from safetensors import safe_open
 
@@ -40,6 +43,10 @@ def load_safetensors(model: Any, folder: Path) -> None:
         if tuple(stored.get_shape()) != tuple(tensor.shape):
             raise ValueError(
                 f"{folder}: {key} has the shape {stored.get_shape()}, the model needs {list(tensor.shape)}"
+            )
+        if tensor.is_floating_point() and stored.get_dtype() not in _FLOATS:
+            raise ValueError(
+                f"{folder}: {key} is stored as {stored.get_dtype()}: give the model in half precision or more"
             )
         fill(tensor, lambda start, end, stored=stored: stored[start:end])  # type: ignore[misc]
 

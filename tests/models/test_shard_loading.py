@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ def test_a_whole_model_can_be_read_as_parts_are(folder: Path) -> None:
     load_safetensors(model, folder)
     for name, parameter in PretrainedLanguageModel(name=str(folder)).build_model().named_parameters():
         assert torch.equal(dict(model.named_parameters())[name], parameter)
+
+
+def test_quantised_weights_are_not_read_as_if_they_were_the_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.float8_e4m3fn)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is stored as F8_E4M3: give the model in half precision"):
+        load_safetensors(RandomLanguageModel(config=QWEN).build_model(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ValueError, match=r"its weights are quantised already \(fp8\)"):
+        PretrainedLanguageModel(name=str(folder)).build_sharded(lambda model: pytest.fail("divided already"))
 
 
 def test_first_values_that_were_not_recorded_are_not_made_up() -> None:
