@@ -61,12 +61,14 @@ class PolicyModule(LightningModule):
         return Processes(self.global_rank, self.trainer.world_size, self.device)
 
     def setup(self, stage: str) -> None:
-        """Refuse a strategy that does not fit and answers that nothing can be compared with, before a model is built.
+        """Refuse a strategy, weights or answers that cannot be worked with, before a model is built.
 
         Raises:
-            ValueError: says which pair cannot work, or names the prompt.
+            ValueError: says which pair cannot work, what is wrong with the weights, or names the prompt.
         """
         check_fit(self.trainer.strategy, self)
+        if stage == "fit":
+            self.language_model.check_stored()
         self.verifier.check(self._prompts())
 
     def configure_model(self) -> None:

@@ -93,12 +93,14 @@ class WindowedModule(LightningModule):
         """Mean loss of a micro-batch over `unit`, with gradient."""
 
     def setup(self, stage: str) -> None:
-        """Refuse a strategy that does not fit, before any model is built.
+        """Refuse a strategy that does not fit and weights that cannot be trained, before any model is built.
 
         Raises:
-            ValueError: says which pair cannot work.
+            ValueError: says which pair cannot work, or what is wrong with the weights.
         """
         check_fit(self.trainer.strategy, self)
+        if stage == "fit":
+            self.language_model.check_stored()
 
     def configure_model(self) -> None:
         """Build the model; called by the strategy, after the data was checked."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,12 @@ import torch
 from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguageModel
 from ipvrm_lightning.models.logprobs import check_output_head, response_scores
 from ipvrm_lightning.models.reference import AdaptersOff
+from ipvrm_lightning.modules import IPVRMModule
 from ipvrm_lightning.types import TrajectoryBatch
 
+from ..modules.conftest import InMemoryData, quiet_trainer
+from ..modules.distrl_cases import TinyPrompts
+from ..modules.distrl_cases import module as distrl
 from .conftest import QWEN
 
 
@@ -89,6 +94,20 @@ def test_four_bits_train_and_their_reference_is_the_same_four_bits(tmp_path: Pat
     assert torch.equal(scores.log_probs, reference.log_probs(batch))
     full = response_scores(PretrainedLanguageModel(name=folder).build_model(), batch).log_probs
     assert (scores.log_probs - full).abs().max() > 1e-3, "the weights were not quantised"
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=2)], ids=["full", "lora"])
+def test_a_folder_that_is_quantised_already_is_refused_in_training(lora: LoRA | None, folder: str) -> None:
+    """It would load: whole, only embedding and norms would train; with adapters, nothing would be prepared."""
+    config = Path(folder, "config.json")
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps({**fields, "quantization_config": {"quant_method": "bitsandbytes"}}))
+    factory = PretrainedLanguageModel(name=folder, lora=lora)
+    runs = ((IPVRMModule(language_model=factory), InMemoryData()), (distrl(language_model=factory), TinyPrompts()))
+    for module, data in runs:
+        with pytest.raises(ValueError, match=r"quantised already \(bitsandbytes\).* give the unquantised model"):
+            quiet_trainer(Path(folder)).fit(module, datamodule=data)
+    PretrainedLanguageModel(name=folder, quantization="nf4", lora=LoRA()).check_stored()
 
 
 def test_gradients_through_four_bits_are_those_of_the_dequantised_weights(
