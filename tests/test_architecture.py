@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_folders": {"models", "whole_files"},
     "checkpoint_io": set(),
     "loggers": {"callbacks"},
-    "exporting": {"functional", "models", "callbacks", "failures", "permissions"},
+    "exporting": {"functional", "models", "modules", "callbacks", "failures", "permissions", "pretrained"},
     "reporting": {"functional", "types", "metrics", "failures", "whole_files"},
     "worlds": {"functional", "types", "objectives", "metrics", "models", "rollouts", "modules", "data", "permissions"},
     "scoring": {

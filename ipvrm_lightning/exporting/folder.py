@@ -17,7 +17,8 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from ipvrm_lightning.exporting.card import model_card
-from ipvrm_lightning.exporting.record import Choices, Origin, describe, read_results, uses_policy
+from ipvrm_lightning.exporting.record import Choices, Origin, describe, objective_of, read_results, uses_policy
+from ipvrm_lightning.exporting.refusals import check_exportable
 from ipvrm_lightning.exporting.source import Part, find_run, model_weights
 from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.functional import PROTOCOLS
@@ -79,6 +80,7 @@ def export_checkpoint(
         raise ValueError("an adapter on 4-bit weights cannot be merged without loss: export it alone, without --merge")
     stored = read_checkpoint(run.checkpoint)
     weights = model_weights(stored["state_dict"], part)
+    check_exportable(run, objective_of(run, stored, part))
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

@@ -7,11 +7,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, Literal, NamedTuple
 
 from ipvrm_lightning.callbacks.run_record import run_facts
-from ipvrm_lightning.exporting.source import Part, Run, read_config
+from ipvrm_lightning.exporting.source import Part, Run, named_class, read_config
 from ipvrm_lightning.models.exported import REFERENCE_FOLDER, ExportedConfig, Layout, ModelSource, Threshold
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.reference import weights_fingerprint
@@ -73,13 +72,26 @@ def read_results(path: Path, run: Run) -> Results:
 def _is_trained(run: Run) -> bool:
     """Whether weights come from training: an objective that has none scores with those that it started from."""
     objective = run.config["model"]["init_args"].get("objective")
-    return not objective or bool(resolve_name(objective["class_path"]).trainable)
+    return not objective or bool(named_class(objective["class_path"]).trainable)
 
 
 def uses_policy(run: Run, choices: Choices) -> bool:
     """Whether log-ratios are taken against the policy of the same run: a reward model's, as the paper has it."""
     reward = run.config["model"]["init_args"].get("reward")
     return choices.part == "reward" and bool(reward) and reward.get("reference", "behavior") == "behavior"
+
+
+def objective_of(run: Run, stored: Mapping[str, Any], part: Part) -> dict[str, Any] | None:
+    """How the scores of what is exported read: class path and arguments; None for a policy or a supervised model.
+
+    Args:
+        run: that is exported.
+        stored: its checkpoint.
+        part: of a policy optimisation.
+    """
+    found: dict[str, Any] | None
+    found = stored["settings"]["reward"]["objective"] if part == "reward" else stored.get("objective")
+    return found
 
 
 def describe(
@@ -108,13 +120,13 @@ def describe(
     """
     settings = run.config["model"]["init_args"]
     is_reward = choices.part == "reward"
-    objective = stored["settings"]["reward"]["objective"] if is_reward else stored.get("objective")
+    objective = objective_of(run, stored, choices.part)
     base = _base(factory, model)
     adapter = factory.has_adapters and not choices.merge
     if adapter and base is None:
         raise ValueError("an adapter on random weights belongs on nothing that can be loaded: export it with --merge")
     reference: ModelSource | Literal["adapters_off"] | None = None
-    if objective is not None and resolve_name(objective["class_path"]).score_source == "log_ratio":
+    if objective is not None and named_class(objective["class_path"]).score_source == "log_ratio":
         inside = ModelSource(REFERENCE_FOLDER, dtype=_dtype(factory), weights=None if base is None else base.weights)
         if uses_policy(run, choices):
             reference = replace(inside, weights=None)
@@ -146,7 +158,7 @@ def layout(data: Mapping[str, Any] | None, *, chat: bool) -> Layout:
     """
     chosen: dict[str, Any] = {}
     if data is not None:
-        chosen |= getattr(resolve_name(data["class_path"]), "layout", {})
+        chosen |= getattr(named_class(data["class_path"]), "layout", {})
         arguments = data.get("init_args") or {}
         chosen |= {name: arguments[name] for name in _LAYOUT if name in arguments}
     if chosen.get("prompt_format", "auto") == "auto":

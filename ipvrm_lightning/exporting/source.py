@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, NamedTuple
 
 import yaml
@@ -51,7 +52,7 @@ def find_run(path: Path) -> Run:
         raise FileNotFoundError(f"{config}: the config of the run that wrote {checkpoint} is not there")
     kept = read_config(config)
     with library_errors(f"{config}: not the config of a fit that can be exported, for want of a key"):
-        kept["model"]["init_args"]["language_model"]["class_path"]
+        kept["model"]["class_path"], kept["model"]["init_args"]["language_model"]["class_path"]
     return Run(checkpoint, kept)
 
 
@@ -67,6 +68,19 @@ def read_config(path: Path) -> dict[str, Any]:
     with library_errors(f"{path}: not the config of a run"):
         found: dict[str, Any] = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     return found
+
+
+def named_class(path: str) -> Any:
+    """A class that a run names.
+
+    Args:
+        path: modules and class.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    with library_errors(f"{path}, which the run names, cannot be imported: put its module on the path (PYTHONPATH)"):
+        return resolve_name(path)
 
 
 def model_weights(state: dict[str, Tensor], part: Part) -> dict[str, Tensor]:

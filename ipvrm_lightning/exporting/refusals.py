@@ -1,0 +1,53 @@
+"""What an export cannot hold, refused before weights are loaded: it would score otherwise, without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ipvrm_lightning.exporting.source import Run, named_class
+from ipvrm_lightning.failures import library_errors
+from ipvrm_lightning.models.reference import AdaptersOff, CachedReference, FrozenCopy
+from ipvrm_lightning.modules import IPVRMModule
+
+
+def check_exportable(run: Run, objective: Mapping[str, Any] | None) -> None:
+    """Refuse a run whose scores are more than weights, an objective of numbers and a reference of this package.
+
+    Args:
+        run: that is exported.
+        objective: class path and arguments; None for a policy or a supervised model, which has no scores.
+
+    Raises:
+        ValueError: a class that cannot be imported, or one that an export cannot hold; names it.
+    """
+    module = named_class(run.config["model"]["class_path"])
+    if objective is None:
+        return
+    path = objective["class_path"]
+    kind = named_class(path)
+    with library_errors(f"{path}: this objective cannot be made of the arguments in the checkpoint"):
+        own = sorted(kind(**objective["init_args"]).state_dict())
+    if own:
+        raise ValueError(
+            f"{path} has weights or buffers of its own ({own[0]}), which an export cannot hold: make them arguments"
+        )
+    if issubclass(module, IPVRMModule) and module.token_scores is not IPVRMModule.token_scores:
+        raise ValueError(
+            f"{run.config['model']['class_path']} has a token_scores of its own, which an export cannot hold:"
+            " change scores in an objective (prefix_logits), which comes along"
+        )
+    if kind.score_source == "log_ratio":
+        _check_reference(run.config["model"]["init_args"].get("reference"))
+
+
+def _check_reference(chosen: Mapping[str, Any] | None) -> None:
+    """Refuse another reference than the weights that training started from."""
+    if chosen is None:
+        return
+    path = chosen["class_path"]
+    if named_class(path) not in (AdaptersOff, FrozenCopy, CachedReference):
+        raise ValueError(
+            f"trained against {path}, which an export cannot hold: it holds AdaptersOff, FrozenCopy and CachedReference"
+        )
+    _check_reference((chosen.get("init_args") or {}).get("source"))

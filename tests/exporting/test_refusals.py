@@ -1,0 +1,109 @@
+"""What an export would score otherwise is refused before weights are loaded: the model of these runs is nowhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ipvrm_lightning.exporting import export_checkpoint
+from ipvrm_lightning.models import FrozenCopy
+from ipvrm_lightning.models.token_scores import TokenScores
+from ipvrm_lightning.modules import IPVRMModule
+from ipvrm_lightning.objectives import IPVRM, QRM
+from ipvrm_lightning.types import TrajectoryBatch
+
+IPVRM_MODULE = "ipvrm_lightning.modules.IPVRMModule"
+CACHED = "ipvrm_lightning.models.CachedReference"
+
+
+class Learned(IPVRM):
+    """With a weight that is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+
+class Counting(IPVRM):
+    """With a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("prior", torch.ones(()))
+
+
+class AnotherReference(FrozenCopy):
+    """Of other weights, say."""
+
+
+class Hotter(IPVRMModule):
+    """Reads scores at another temperature."""
+
+    def token_scores(self, batch: TrajectoryBatch) -> TokenScores:
+        found = super().token_scores(batch)
+        return found._replace(scores=found.scores / 2)
+
+
+class Named(IPVRMModule):
+    """Changes nothing that an export needs."""
+
+
+def own(name: str) -> str:
+    return f"{__name__}.{name}"
+
+
+def write_run(folder: Path, objective: dict[str, Any], *, module: str = IPVRM_MODULE, reference: Any = None) -> Path:
+    (folder / "checkpoints").mkdir(parents=True)
+    stored = {"state_dict": {"model.a.weight": torch.ones(1)}, "objective": objective}
+    torch.save(stored, folder / "checkpoints" / "last.ckpt")
+    model = {"class_path": "ipvrm_lightning.models.PretrainedLanguageModel", "init_args": {"name": "./nowhere"}}
+    arguments = {"language_model": model, "reference": reference}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"class_path": module, "init_args": arguments}}))
+    return folder
+
+
+REFUSED = {
+    "own weights": ({"class_path": own("Learned"), "init_args": {}}, {}, r"Learned has weights .* \(scale\)"),
+    "own buffer": ({"class_path": own("Counting"), "init_args": {}}, {}, r"Counting has weights .* \(prior\)"),
+    "own scores": (IPVRM().describe(), {"module": own("Hotter")}, r"Hotter has a token_scores of its own"),
+    "own reference": (
+        IPVRM().describe(),
+        {"reference": {"class_path": own("AnotherReference")}},
+        r"trained against .*AnotherReference, which an export cannot hold",
+    ),
+    "own source": (
+        IPVRM().describe(),
+        {"reference": {"class_path": CACHED, "init_args": {"source": {"class_path": own("AnotherReference")}}}},
+        r"trained against .*AnotherReference",
+    ),
+    "no module": (IPVRM().describe(), {"module": "elsewhere.Module"}, r"^elsewhere\.Module, .* \(PYTHONPATH\)"),
+    "no objective": ({"class_path": "elsewhere.Loss", "init_args": {}}, {}, r"^elsewhere\.Loss, .* \(PYTHONPATH\)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_an_export_cannot_hold_is_refused(case: str, tmp_path: Path) -> None:
+    objective, options, message = REFUSED[case]
+    run = write_run(tmp_path / "run", objective, **options)
+    with pytest.raises(ValueError, match=message) as caught:
+        export_checkpoint(run, tmp_path / "out")
+    assert "\n" not in str(caught.value) and not list(tmp_path.glob("*out*"))
+
+
+ACCEPTED = {
+    "a subclass": (IPVRM().describe(), {"module": own("Named")}),
+    "a cache": (IPVRM().describe(), {"reference": {"class_path": CACHED}}),
+    "an unread reference": (QRM().describe(), {"reference": {"class_path": own("AnotherReference")}}),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_what_an_export_holds_gets_as_far_as_its_weights(case: str, tmp_path: Path) -> None:
+    objective, options = ACCEPTED[case]
+    run = write_run(tmp_path / "run", objective, **options)
+    with pytest.raises(FileNotFoundError, match=r"\./nowhere"):
+        export_checkpoint(run, tmp_path / "out")
