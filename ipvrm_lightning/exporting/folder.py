@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from ipvrm_lightning.exporting.card import model_card
+from ipvrm_lightning.exporting.data import data_tokenizer, layout
 from ipvrm_lightning.exporting.record import Choices, Origin, describe, objective_of, read_results, uses_policy
 from ipvrm_lightning.exporting.refusals import check_exportable
 from ipvrm_lightning.exporting.source import Part, find_run, model_weights
@@ -81,15 +82,16 @@ def export_checkpoint(
     stored = read_checkpoint(run.checkpoint)
     weights = model_weights(stored["state_dict"], part)
     check_exportable(run, objective_of(run, stored, part))
+    # as in the test run, where there is one: its thresholds are of what it read
+    data = (judged and judged.data) or run.config.get("data")
+    tokenizer = data_tokenizer(data, factory)
+    laid_out = layout(data, chat=bool(tokenizer.chat_template))
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         with names_full_disk(out):
             model: Any = factory.build_model().eval()
-            tokenizer = factory.build_tokenizer()
-            record = describe(
-                run, factory, model, stored, choices, results=judged, chat=bool(tokenizer.chat_template)
-            )  # fmt: skip
+            record = describe(run, factory, model, stored, choices, results=judged, layout=laid_out)
             if isinstance(record.reference, ModelSource) and record.reference.name == REFERENCE_FOLDER:
                 policy = model_weights(stored["state_dict"], "policy") if uses_policy(run, choices) else None
                 _save_reference(factory, policy, scratch / REFERENCE_FOLDER, record)

@@ -16,7 +16,6 @@ from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.reference import weights_fingerprint
 
 Origin = Literal["cross_fitted", "oracle"]
-_LAYOUT = ("prompt_format", "system_prompt", "chat_template_kwargs", "step_template", "separator")
 
 
 class Choices(NamedTuple):
@@ -102,7 +101,7 @@ def describe(
     choices: Choices,
     *,
     results: Results | None,
-    chat: bool,
+    layout: Layout,
 ) -> ExportedConfig:
     """What `ipvrm_config.json` is to hold.
 
@@ -113,7 +112,7 @@ def describe(
         stored: its checkpoint.
         choices: what is exported, and how.
         results: of its test run.
-        chat: its tokenizer has a template.
+        layout: of problems and steps.
 
     Raises:
         ValueError: an adapter on weights that nobody can load.
@@ -141,29 +140,12 @@ def describe(
         objective=objective,
         reference=reference,
         temperature=settings["sampling"]["temperature"] if is_reward else 1.0,
-        layout=layout((results and results.data) or run.config.get("data"), chat=chat),
+        layout=layout,
         protocol=choices.protocol,
         thresholds={} if results is None else thresholds(results.reports, choices.threshold_origin),
         part=choices.part if "sampling" in settings else None,
         versions=run_facts()["versions"],
     )
-
-
-def layout(data: Mapping[str, Any] | None, *, chat: bool) -> Layout:
-    """How a data module lays out problems and steps.
-
-    Args:
-        data: its class path and arguments in a config; what it leaves open is as `Layout` has it.
-        chat: the tokenizer has a template, which is what `auto` means.
-    """
-    chosen: dict[str, Any] = {}
-    if data is not None:
-        chosen |= getattr(named_class(data["class_path"]), "layout", {})
-        arguments = data.get("init_args") or {}
-        chosen |= {name: arguments[name] for name in _LAYOUT if name in arguments}
-    if chosen.get("prompt_format", "auto") == "auto":
-        chosen["prompt_format"] = "chat" if chat else "plain"
-    return Layout(**chosen)
 
 
 def thresholds(reports: Mapping[str, Any], origin: Origin) -> dict[str, Threshold]:

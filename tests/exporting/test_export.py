@@ -233,6 +233,26 @@ def test_distrl_exports_policy_and_reward_model(tmp_path: Path) -> None:
         model_weights({"model.a.weight": one}, "reward")
 
 
+def test_the_tokenizer_is_the_one_that_the_data_were_read_with(
+    tmp_path: Path,
+    base: str,
+    real_inputs: dict[str, str],  # noqa: F811
+) -> None:
+    from transformers import AutoTokenizer
+
+    plain = AutoTokenizer.from_pretrained(real_inputs["tokenizer"])
+    plain.chat_template = None
+    plain.save_pretrained(tmp_path / "plain")
+    run, _ = distrl_run(tmp_path, base, lora=True, reference="sft")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    arguments = {"train": "x.jsonl", "tokenizer": str(tmp_path / "plain")}
+    config["data"] = {"class_path": "ipvrm_lightning.data.TrajectoryDataModule", "init_args": arguments}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    out = export_checkpoint(run, tmp_path / "out", part="reward")
+    assert AutoTokenizer.from_pretrained(out).chat_template is None
+    assert read_exported_config(out / "ipvrm_config.json").layout == Layout("plain")
+
+
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("reference", ["behavior", "sft"])
 def test_a_reward_model_of_distrl_takes_its_reference_along(
