@@ -113,7 +113,7 @@ assert not shared, "a prompt is on both sides"
 
 # %% [markdown]
 # A data module of your own should refuse bad rows as clearly as the package's do. `DataError` carries file, row and
-# column into one line.
+# column into one line. Where it joins steps in its own way, a class attribute `layout` tells `ipvrm export` how.
 
 # %%
 broken = OUT / "broken.csv"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch import LightningDataModule
 
@@ -21,7 +22,13 @@ class TokenizerDataModule(LightningDataModule):
     Args:
         tokenizer: name or folder; None for that of the module it is used with.
         seed: of everything random in the data.
+
+    Attributes:
+        layout: how it lays out problems and steps, where its arguments do not say so, for `ipvrm export`: fields of
+            `models.exported.Layout`, as {"step_template": "{step}", "separator": " "}.
     """
+
+    layout: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, *, tokenizer: str | None = None, seed: int = 0) -> None:
         super().__init__()
