@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ipvrm_lightning.exporting.card import model_card
 from ipvrm_lightning.exporting.data import data_tokenizer, layout
 from ipvrm_lightning.exporting.record import Choices, Origin, describe, objective_of, read_results, uses_policy
 from ipvrm_lightning.exporting.refusals import check_exportable
-from ipvrm_lightning.exporting.source import Part, find_run, model_weights
+from ipvrm_lightning.exporting.source import Part, find_run, model_weights, value_head_weights
 from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.functional import PROTOCOLS
 from ipvrm_lightning.models.checkpoints import check_same_parameters, read_checkpoint
@@ -32,6 +33,7 @@ from ipvrm_lightning.models.exported import (
     ModelSource,
 )
 from ipvrm_lightning.models.language_model import LanguageModelFactory
+from ipvrm_lightning.models.output_head import freeze_unread_head
 from ipvrm_lightning.permissions import follow_umask
 
 
@@ -95,9 +97,12 @@ def export_checkpoint(
             if isinstance(record.reference, ModelSource) and record.reference.name == REFERENCE_FOLDER:
                 policy = model_weights(stored["state_dict"], "policy") if uses_policy(run, choices) else None
                 _save_reference(factory, policy, scratch / REFERENCE_FOLDER, record)
+            if value_head := value_head_weights(stored["state_dict"]):
+                freeze_unread_head(model)  # as in training
             _load(model, weights)
             _save_model(model, scratch, record)
-            _save_value_head(stored["state_dict"], scratch)
+            if value_head:
+                save_file(value_head, scratch / VALUE_HEAD_NAME)
             tokenizer.save_pretrained(scratch)
             record.write(scratch)
             card = model_card(record, config=run.config, reports=judged and judged.reports)
@@ -148,8 +153,6 @@ def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
     own = {
         name: parameter for name, parameter in model.named_parameters() if name in weights or parameter.requires_grad
     }
-    if "lm_head.weight" not in weights:  # under a value head the model's own is not trained
-        own.pop("lm_head.weight", None)
     check_same_parameters(own, weights, what="the checkpoint")
     for name, parameter in own.items():
         parameter.copy_(weights[name])
@@ -179,15 +182,3 @@ def _save_reference(
     elif hasattr(model, "unload"):
         model = model.unload()
     _save_model(model, folder, record)
-
-
-def _save_value_head(state: dict[str, Tensor], folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    head = {
-        name.removeprefix("value_head."): weight.contiguous()
-        for name, weight in state.items()
-        if name.startswith("value_head.")
-    }
-    if head:
-        save_file(head, folder / VALUE_HEAD_NAME)

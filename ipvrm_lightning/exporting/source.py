@@ -107,3 +107,13 @@ def model_weights(state: dict[str, Tensor], part: Part) -> dict[str, Tensor]:
         hint = "; it is of no policy optimisation and has one model: leave out --part" if only else ""
         raise ValueError(f"the checkpoint holds no {part} model that was trained{hint}")
     return found
+
+
+def value_head_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The trained weights of a value head, by the names they have in it; none where the objective has none.
+
+    Args:
+        state: `state_dict` of a checkpoint.
+    """
+    prefix = "value_head."
+    return {name.removeprefix(prefix): w.contiguous() for name, w in state.items() if name.startswith(prefix)}

@@ -64,6 +64,18 @@ def base_language_model(model: nn.Module) -> Any:
     return get_base() if callable(get_base) else model
 
 
+def freeze_unread_head(model: nn.Module) -> None:
+    """Freeze an output head whose place a value head takes, unless it is the embedding: it gets no gradient.
+
+    Args:
+        model: a causal language model, with or without adapters.
+    """
+    language_model = base_language_model(model)
+    head = language_model.get_output_embeddings()
+    if head.weight is not language_model.get_input_embeddings().weight:
+        head.requires_grad_(False)
+
+
 def output_head(model: nn.Module) -> OutputHead:
     """Read the output head of a causal language model.
 

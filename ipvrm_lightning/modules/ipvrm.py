@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric
 from ipvrm_lightning.metrics import PrefixCalibration
 from ipvrm_lightning.models.checkpoints import check_same_settings
 from ipvrm_lightning.models.language_model import LanguageModelFactory
-from ipvrm_lightning.models.output_head import base_language_model
+from ipvrm_lightning.models.output_head import base_language_model, freeze_unread_head
 from ipvrm_lightning.models.reference import CachedReference, Reference, default_reference
 from ipvrm_lightning.models.sharding import placed
 from ipvrm_lightning.models.token_scores import TokenScores, steps_by_protocol, token_scores
@@ -260,14 +260,12 @@ class IPVRMModule(WindowedModule):
 
     def _replace_output_head(self) -> None:
         """Train a linear value head; an output head of its own would get no gradient, which DDP does not forgive."""
-        language_model = base_language_model(self.model)
-        head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
+        head = base_language_model(self.model).get_output_embeddings()
         self.value_head = torch.nn.Linear(head.weight.shape[1], 1)
         if self.device_mesh is not None and not self.language_model.has_adapters:
             # what one optimiser updates is all sharded or all whole: torch refuses a mixture
             fully_shard(self.value_head, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
-        if head.weight is not embedding.weight:
-            head.requires_grad_(False)
+        freeze_unread_head(self.model)
 
     @property
     def _uses_reference(self) -> bool:

@@ -16,9 +16,9 @@ from ..modules.conftest import QWEN
 VOCABULARY = {**QWEN, "vocab_size": 300}
 
 
-def save_model(folder: Path, tokenizer: str, *, seed: int = 0) -> str:
+def save_model(folder: Path, tokenizer: str, *, seed: int = 0, config: dict[str, Any] = VOCABULARY) -> str:
     """A tiny model with a tokenizer in a folder, as one from the hub would be."""
-    factory = RandomLanguageModel(config=VOCABULARY, tokenizer=tokenizer, seed=seed)
+    factory = RandomLanguageModel(config=config, tokenizer=tokenizer, seed=seed)
     factory.build_model().save_pretrained(folder)
     factory.build_tokenizer().save_pretrained(folder)
     return str(folder)

@@ -148,9 +148,11 @@ def test_adapters_come_back_exactly_and_merged_ones_closely(
         load_frozen(recorded.base, adapter=str(alone))
 
 
-def test_a_value_head_comes_along(tmp_path: Path, base: str, real_inputs: dict[str, str]) -> None:  # noqa: F811
+@pytest.mark.parametrize("kind", ["qwen3", "phi"])  # whose output head has a bias
+def test_a_value_head_comes_along(kind: str, tmp_path: Path, real_inputs: dict[str, str]) -> None:  # noqa: F811
     from safetensors.torch import load_file
 
+    base = save_model(tmp_path / "base", real_inputs["tokenizer"], config={**VOCABULARY, "model_type": kind})
     run = fit(tmp_path, base, real_inputs, lora=False, objective="qrm")
     out = export_checkpoint(run, tmp_path / "out")
     state = torch.load(find_run(run).checkpoint, weights_only=True)["state_dict"]
