@@ -55,7 +55,7 @@ def export_checkpoint(
         source: a checkpoint, the folder of a run, or the folder of runs for the newest.
         out: the folder to write.
         part: of a policy optimisation, the `policy` or its `reward` model; other runs have one model.
-        merge: add the adapter's update to the weights; otherwise the adapter is exported alone.
+        merge: add the adapter's update to the weights, in float32; otherwise the adapter is exported alone.
         with_reference: put the reference's weights into the folder as well, where it is not the model with its adapter
             off; done in any case where nothing else holds them.
         protocol: of the step scores, by default.
@@ -161,7 +161,7 @@ def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
 def _save_model(model: Any, folder: Path, record: ExportedConfig) -> None:
     """Write an adapter alone, or a whole model, into which an adapter is merged."""
     if record.kind == "model" and hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        model = model.to(getattr(torch, record.dtype)).merge_and_unload()
     if hasattr(model, "peft_config"):
         assert record.base is not None
         adapter = model.peft_config["default"]

@@ -124,18 +124,20 @@ def describe(
     adapter = factory.has_adapters and not choices.merge
     if adapter and base is None:
         raise ValueError("an adapter on random weights belongs on nothing that can be loaded: export it with --merge")
+    # an update that is small beside its weight would be rounded away in half precision
+    dtype = "float32" if factory.has_adapters and choices.merge else _dtype(factory)
     reference: ModelSource | Literal["adapters_off"] | None = None
     if objective is not None and named_class(objective["class_path"]).score_source == "log_ratio":
         inside = ModelSource(REFERENCE_FOLDER, dtype=_dtype(factory), weights=None if base is None else base.weights)
         if uses_policy(run, choices):
-            reference = replace(inside, weights=None)
+            reference = replace(inside, dtype=dtype, weights=None)
         elif adapter:
             reference = "adapters_off"
         else:
             reference = inside if base is None or choices.with_reference else base
     return ExportedConfig(
         kind="adapter" if adapter else "model",
-        dtype=_dtype(factory),
+        dtype=dtype,
         base=base,
         objective=objective,
         reference=reference,

@@ -84,7 +84,8 @@ class ExportedConfig:
 
     Args:
         kind: `adapter` alone, or a whole `model`.
-        dtype: precision that the model was trained in.
+        dtype: precision that the model was trained in; float32 where an adapter was merged. A whole model's reference
+            is read in it too, whatever precision its own weights are stored in.
         base: what an adapter belongs on, or a model was trained from; None for random weights.
         objective: class path and arguments; None for a policy or a supervised model.
         reference: `adapters_off`, a model, or None where the objective takes no log-ratio.

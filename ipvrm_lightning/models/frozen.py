@@ -44,7 +44,7 @@ def load_frozen(
         )
     if source.quantization is not None:
         model = prepare_four_bits(model)  # as in training
-    elif dtype is not None:
+    elif dtype is not None and dtype != loaded:
         model = model.to(getattr(torch, dtype))
     if adapter is not None:
         model = _with_adapter(model, adapter)

@@ -154,7 +154,7 @@ def describe(
         raise ValueError(f"{name} is {what}: say how its log-ratios read, by beta or an objective")
     else:
         description = _of_pair(name, reference, given, revision, gguf_file)
-    return replace(description, dtype=dtype, trust_remote_code=trust_remote_code)
+    return replace(description, dtype=dtype or description.dtype, trust_remote_code=trust_remote_code)
 
 
 def _of_export(
@@ -198,6 +198,8 @@ def _of_export(
         layout=exported.layout,
         protocol=exported.protocol,
         thresholds={protocol: one.value for protocol, one in exported.thresholds.items()},
+        # else rounding of a reference in half precision would enter the log-ratios of a merged model
+        dtype=exported.dtype if exported.kind == "model" else None,
     )
 
 

@@ -22,6 +22,7 @@ from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.reference import weights_fingerprint
 from ipvrm_lightning.models.roles import build_roles
 from ipvrm_lightning.objectives import IPVRM
+from ipvrm_lightning.scoring import PrefixValueModel
 
 from ..conftest import REPOSITORY
 from ..modules.conftest import make_examples
@@ -146,6 +147,22 @@ def test_adapters_come_back_exactly_and_merged_ones_closely(
     save_file({key: weight for key, weight in weights.items() if key != name}, file)
     with pytest.raises(ValueError, match=rf"does not fit .*{name} is missing"):
         load_frozen(recorded.base, adapter=str(alone))
+
+
+def test_an_adapter_on_half_precision_is_merged_in_float32_and_so_is_its_reference_read(
+    tmp_path: Path, base: str
+) -> None:
+    run, _ = distrl_run(tmp_path, base, lora=True, reference="sft")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["init_args"]["language_model"]["init_args"]["dtype"] = "bfloat16"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    alone = export_checkpoint(run, tmp_path / "alone", part="reward")
+    merged = export_checkpoint(run, tmp_path / "merged", part="reward", merge=True)
+    source = read_exported_config(alone / "ipvrm_config.json").base
+    expected = [load_frozen(source, adapter=adapter, dtype="float32") for adapter in (str(alone), None)]
+    scorer = PrefixValueModel.from_pretrained(str(merged), device="cpu")
+    for model, exact in zip((scorer.model, scorer.reference), expected, strict=True):
+        torch.testing.assert_close(scores(model), scores(exact), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "phi"])  # whose output head has a bias
