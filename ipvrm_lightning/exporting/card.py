@@ -57,7 +57,9 @@ def model_card(record: ExportedConfig, *, config: dict[str, Any], reports: dict[
 
 
 def _reading(record: ExportedConfig) -> list[str]:
-    command = ["```", "ipvrm score --model THIS_FOLDER solutions.jsonl", "```"]
+    own = record.objective is not None and not record.objective["class_path"].startswith("ipvrm_lightning.")
+    options = " --trust_remote_code" if own else ""  # and its module on the path
+    command = ["```", f"ipvrm score --model THIS_FOLDER{options} solutions.jsonl", "```"]
     if record.reference is None:
         return command
     where = "this model with its adapter switched off"

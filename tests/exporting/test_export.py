@@ -10,13 +10,15 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule
 
+from ipvrm_lightning.callbacks.run_record import run_facts
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.exporting import export_checkpoint
+from ipvrm_lightning.exporting.card import model_card
 from ipvrm_lightning.exporting.record import read_results
 from ipvrm_lightning.exporting.source import find_run, model_weights
 from ipvrm_lightning.models import LoRA, PretrainedLanguageModel
-from ipvrm_lightning.models.exported import Layout, ModelSource, read_exported_config
+from ipvrm_lightning.models.exported import ExportedConfig, Layout, ModelSource, read_exported_config
 from ipvrm_lightning.models.frozen import load_frozen
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.reference import weights_fingerprint
@@ -314,6 +316,17 @@ def test_an_adapter_on_random_weights_is_not_exported_alone(
         export_checkpoint(run, tmp_path / "out", part="reward")
     merged = export_checkpoint(run, tmp_path / "out", part="reward", merge=True)
     assert (merged / "reference" / "model.safetensors").is_file()
+
+
+def test_the_card_says_how_an_objective_of_ones_own_is_run() -> None:
+    commands = []
+    for kind in ("mine.Loss", "ipvrm_lightning.objectives.IPVRM"):
+        record = ExportedConfig(
+            "model", objective={"class_path": kind, "init_args": {}}, versions=run_facts()["versions"]
+        )
+        commands += re.findall("^ipvrm .*", model_card(record, config={}, reports=None), re.MULTILINE)
+    score = "ipvrm score --model THIS_FOLDER"
+    assert commands == [f"{score} --trust_remote_code solutions.jsonl", f"{score} solutions.jsonl"]
 
 
 def test_a_config_that_is_no_export_is_refused(tmp_path: Path) -> None:
