@@ -24,6 +24,7 @@ from ipvrm_lightning.callbacks.resume_point import ResumePoint, last_step
 from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
 from ipvrm_lightning.callbacks.tokens import TokenFile
+from ipvrm_lightning.callbacks.whole_epochs import WholeEpochs
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
 from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_output_folder
 from ipvrm_lightning.failures import names_full_disk
@@ -70,7 +71,10 @@ class IPVRMCLI(LightningCLI):
             auto_configure_optimizers=False,
             trainer_defaults={
                 "use_distributed_sampler": False,
-                "callbacks": [ResultsTable(), PredictionFile(), ResponseFile(), RandomState(), AtomicCheckpoints()],
+                "callbacks": [
+                    *(ResultsTable(), PredictionFile(), ResponseFile()),
+                    *(RandomState(), WholeEpochs(), AtomicCheckpoints()),
+                ],
             },
             save_config_kwargs={"overwrite": True},
         )
