@@ -18,7 +18,8 @@ class ResumePoint(Callback):
     A step that a validation follows is passed over: a run that went on from there would leave the validation out.
 
     When training has ended, `checkpoints/last.ckpt` holds the final weights: `ModelCheckpoint` writes its last one only
-    where it also keeps one of its best, so that the end of a run may be in none.
+    where it also keeps one of its best, so that the end of a run may be in none. Of callbacks it is the first to act
+    then: those that average weights put their averages in place of the weights in training.
 
     Args:
         minutes: between two checkpoints, by the clock of the first process.
@@ -32,6 +33,9 @@ class ResumePoint(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let `ModelCheckpoint` take the run's files for its own, not for those of another run."""
+        everyone: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, _LastCheckpoint) for callback in everyone):
+            trainer.callbacks = [_LastCheckpoint(), *everyone]  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks if self.continues else ():
             if isinstance(callback, ModelCheckpoint):
                 callback._enable_version_counter = False
@@ -58,6 +62,17 @@ class ResumePoint(Callback):
         _remove_earlier(trainer, target)
         self._saved = time.monotonic()
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what this step logs: it reaches the loggers after the checkpoint, and a kill may come between."""
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if (step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+            checkpoint["logged"] = {**values, "epoch": trainer.current_epoch, "step": step}
+
+
+class _LastCheckpoint(Callback):
+    """What `ResumePoint` does when training has ended; a callback of its own, to stand before all others."""
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the final weights as `last.ckpt`; called on every process, and not where training has failed."""
         last = _checkpoints(trainer) / "last.ckpt"
@@ -76,13 +91,6 @@ class ResumePoint(Callback):
             trainer.save_checkpoint(last)
         if not trial:
             _remove_earlier(trainer, last)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what this step logs: it reaches the loggers after the checkpoint, and a kill may come between."""
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        if (step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
-            checkpoint["logged"] = {**values, "epoch": trainer.current_epoch, "step": step}
 
 
 def _checkpoints(trainer: Trainer) -> Path:

@@ -121,3 +121,19 @@ def test_no_point_is_saved_where_a_validation_follows(tmp_path: Path) -> None:
             check_val_every_n_epoch=every,
         )
         assert (order.validated, order.saved) == (validated, saved)
+
+
+class InTraining(Callback):
+    """The weights after the last step, which those that average have not replaced yet."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.weights = trained_state(pl_module)
+
+
+def test_averages_leave_the_weights_in_training_in_the_last_checkpoint(tmp_path: Path) -> None:
+    trained = InTraining()
+    _, module = fit(tmp_path, EMAWeightAveraging(decay=0.5), trained, best())
+    stored = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    for name, average in trained_state(module).items():
+        assert torch.equal(stored["state_dict"][name], average)
+        assert torch.equal(stored["current_model_state"][name], trained.weights[name])
