@@ -65,7 +65,8 @@ class ResumePoint(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what this step logs: it reaches the loggers after the checkpoint, and a kill may come between."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        if (step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (step + 1) % every == 0:
             values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
             checkpoint["logged"] = {**values, "epoch": trainer.current_epoch, "step": step}
 

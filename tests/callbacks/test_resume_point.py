@@ -137,3 +137,8 @@ def test_averages_leave_the_weights_in_training_in_the_last_checkpoint(tmp_path:
     for name, average in trained_state(module).items():
         assert torch.equal(stored["state_dict"][name], average)
         assert torch.equal(stored["current_model_state"][name], trained.weights[name])
+
+
+def test_a_run_that_logs_no_steps_saves_all_the_same(tmp_path: Path) -> None:
+    fit(tmp_path, best(), minutes=0, max_epochs=1, log_every_n_steps=0)
+    assert "logged" not in torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
