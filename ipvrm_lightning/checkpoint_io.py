@@ -1,8 +1,11 @@
-"""Checkpoints that appear whole or not at all."""
+"""Checkpoints that appear whole or not at all, and hold nothing that could not be read again."""
 
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             OSError: the disk is full or not writable; what stood at `path` is as it was.
+            ValueError: something in it could not be read again; names it.
         """
+        check_readable(checkpoint)
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
@@ -40,9 +45,59 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class AtomicCheckpoints(Callback):
-    """Has a trainer write its checkpoints with `AtomicCheckpointIO`, unless a plugin was chosen for them."""
+    """Has a trainer write its checkpoints with `AtomicCheckpointIO`, unless a plugin was chosen for them.
+
+    What classes of one's own put into checkpoints is looked at before the first step, too.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace Lightning's own way; a strategy that writes folders of shards keeps its own."""
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse now what the first checkpoint would refuse.
+
+        Raises:
+            ValueError: the state of a callback or the settings of the module could not be read again; names the value.
+        """
+        if trainer.checkpoint_callbacks and not getattr(trainer, "fast_dev_run", False):
+            everyone: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            module: Any = pl_module
+            settings = module.settings_to_keep() if hasattr(module, "settings_to_keep") else {}
+            check_readable({"callbacks": {one.state_key: one.state_dict() for one in everyone}, "settings": settings})
+
+
+def check_readable(checkpoint: dict[str, Any]) -> None:
+    """Refuse a checkpoint that could be written and not be read: `torch.load` takes no objects, which could run code.
+
+    Args:
+        checkpoint: about to be saved.
+
+    Raises:
+        ValueError: names the first value that is refused.
+    """
+    for place, value in _leaves(checkpoint, ""):
+        try:
+            file = BytesIO()
+            torch.save(value, file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception as error:  # whatever pickle and torch raise, of classes that are not ours
+            raise ValueError(
+                f"{place}: a {type(value).__name__} could not be read from a checkpoint again; keep tensors, numbers,"
+                " text, lists and dicts"
+            ) from error
+
+
+def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """What is neither a tensor nor plain, and where it is."""
+    if type(value) in (dict, OrderedDict):
+        for key, one in value.items():
+            yield from _leaves(key, f"{place}: key {key}")
+            yield from _leaves(one, f"{place}.{key}".lstrip("."))
+    elif type(value) in (list, tuple):
+        for number, one in enumerate(value):
+            yield from _leaves(one, f"{place}[{number}]")
+    elif not isinstance(value, torch.Tensor) and type(value) not in (bool, int, float, str, type(None)):
+        yield place, value

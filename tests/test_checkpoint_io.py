@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import errno
 import subprocess
+from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ipvrm_lightning.checkpoint_io import AtomicCheckpointIO, AtomicCheckpoints
@@ -68,3 +71,32 @@ def test_checkpoints_hold_adapters_alone_and_load_safely(tmp_path: Path, dropout
     adapter = sum(4 * parameter.numel() for parameter in module.trainable_parameters().values())
     # weights and Adam's two moments, and a fixed part: names, loops, random states
     assert (tmp_path / "last.ckpt").stat().st_size < 3 * adapter + 150_000
+
+
+def test_what_could_not_be_read_again_is_named_and_not_written(tmp_path: Path) -> None:
+    plain = {"a": [(1, 2.5, "text", None, True), {3: torch.ones(1)}], "b": OrderedDict(c=torch.float32), "d": {1, 2}}
+    AtomicCheckpointIO().save_checkpoint(plain, tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True) == plain
+    for value, name in (([1, Path("x")], r"b.c\[1\]: a PosixPath"), ({Path("x"): 1}, "b.c: key x: a PosixPath")):
+        with pytest.raises(ValueError, match=f"^{name} .*; keep tensors, numbers, text, lists and dicts$"):
+            AtomicCheckpointIO().save_checkpoint({"a": 1, "b": {"c": value}}, tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True) == plain
+
+
+class Keeps(Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": Path("file")}
+
+
+def test_a_callback_whose_state_could_not_be_read_again_ends_a_fit_before_its_first_step(tmp_path: Path) -> None:
+    module = IPVRMModule(language_model=tiny(lora=True))
+    callbacks = [Keeps(), ModelCheckpoint(tmp_path), AtomicCheckpoints()]
+    trainer = quiet_trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True)
+    with pytest.raises(ValueError, match=r"^callbacks.Keeps.seen: a PosixPath could"):
+        trainer.fit(module, datamodule=InMemoryData())
+    assert trainer.global_step == 0
+    module.settings_to_keep = lambda: {"objective": module.objective}  # type: ignore[method-assign]
+    trainer = quiet_trainer(tmp_path, callbacks=callbacks[1:], enable_checkpointing=True)
+    with pytest.raises(ValueError, match=r"^settings.objective: a IPVRM could"):
+        trainer.fit(module, datamodule=InMemoryData())
+    assert trainer.global_step == 0
