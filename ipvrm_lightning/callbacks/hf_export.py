@@ -35,5 +35,6 @@ class HFExport(Callback):
         best = None if kept is None else kept.best_model_path or kept.last_model_path
         if not best:
             raise ValueError("HFExport needs a ModelCheckpoint that has kept a checkpoint")
-        out = export_checkpoint(Path(best), run / self.folder, merge=self.merge, overwrite=True)
+        # a `dirpath` of its own may lie outside the run's folder
+        out = export_checkpoint(Path(best), run / self.folder, merge=self.merge, overwrite=True, run_folder=run)
         rank_zero_info(f"Exported {best} to {out}")

@@ -48,6 +48,7 @@ def export_checkpoint(
     threshold_origin: Origin = "cross_fitted",
     results: Path | None = None,
     overwrite: bool = False,
+    run_folder: Path | None = None,
 ) -> Path:
     """Write a Hugging Face folder.
 
@@ -62,6 +63,7 @@ def export_checkpoint(
         threshold_origin: which thresholds are used: `cross_fitted` (what a user gets) or `oracle`.
         results: a `results.json` of `ipvrm test`: its table goes into the card, its thresholds into the config.
         overwrite: replace an export that is there.
+        run_folder: of the run that wrote the checkpoint, where that lies elsewhere.
 
     Returns:
         The folder.
@@ -76,7 +78,7 @@ def export_checkpoint(
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
     choices = Choices(part, merge, with_reference, protocol, threshold_origin)
-    run = find_run(source)
+    run = find_run(source, folder=run_folder)
     judged = None if results is None else read_results(results, run)
     factory = language_model(run.config)
     if merge and factory.quantized:

@@ -31,11 +31,12 @@ class Run(NamedTuple):
         return origin(self.checkpoint, read_checkpoint(self.checkpoint, mmap=True))
 
 
-def find_run(path: Path) -> Run:
+def find_run(path: Path, *, folder: Path | None = None) -> Run:
     """The checkpoint that a path means, with its run's config.
 
     Args:
         path: a checkpoint, the folder of a run, or the folder of runs (`trainer.default_root_dir`) for the newest.
+        folder: of the run; else the nearest one above the checkpoint that has a config.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no config beside it.
@@ -47,8 +48,11 @@ def find_run(path: Path) -> Run:
         checkpoint = found
     else:
         checkpoint = newest_checkpoint(path, what=str(path))
-    config = checkpoint.absolute().parent.parent / "config.yaml"
-    if not config.is_file():
+    # a name with a slash (`{val/auroc}`) puts a checkpoint deeper than `checkpoints`
+    above = [folder] if folder is not None else checkpoint.absolute().parents
+    config = next((file for place in above if (file := place / "config.yaml").is_file()), None)
+    if config is None:
+        config = above[min(1, len(above) - 1)] / "config.yaml"
         raise FileNotFoundError(f"{config}: the config of the run that wrote {checkpoint} is not there")
     kept = read_config(config)
     with library_errors(f"{config}: not the config of a fit that can be exported, for want of a key"):

@@ -368,9 +368,17 @@ def test_the_callback_exports_the_best(tmp_path: Path, base: str, real_inputs: d
     from ipvrm_lightning.callbacks import HFExport
 
     run = fit(tmp_path, base, real_inputs, lora=True)
-    best = find_run(run).checkpoint
+    best = tmp_path / "elsewhere" / "kept" / "best.ckpt"
+    best.parent.mkdir(parents=True)
+    best.write_bytes(find_run(run).checkpoint.read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"elsewhere/config.yaml: the config of the run .* is not there"):
+        find_run(best)
     trainer: Any = SimpleNamespace(
         log_dir=str(run), is_global_zero=True, checkpoint_callback=SimpleNamespace(best_model_path=str(best))
     )
     HFExport().on_fit_end(trainer, LightningModule())
     assert (run / "export" / "adapter_model.safetensors").is_file()
+    deeper = run / "checkpoints" / "val" / "auroc=0.5.ckpt"  # of `filename: "{val/auroc}"`
+    deeper.parent.mkdir()
+    best.rename(deeper)
+    assert find_run(deeper).config == find_run(run).config
