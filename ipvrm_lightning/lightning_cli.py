@@ -28,7 +28,7 @@ from ipvrm_lightning.callbacks.whole_epochs import WholeEpochs
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
 from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_output_folder
 from ipvrm_lightning.failures import names_full_disk
-from ipvrm_lightning.models.checkpoints import newest_checkpoint, origin, read_checkpoint
+from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in, origin, read_checkpoint
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.run_folders import (
@@ -172,6 +172,10 @@ class IPVRMCLI(LightningCLI):
             rank_zero_info(f"This run has not ended: going on from {found}. A new one: --resume never")
             # said of the run's own folders, in which nothing is deleted
             warnings.filterwarnings("ignore", message=r"(Experiment logs|Checkpoint) directory .* is not empty")
+        elif newest_in(run / "checkpoints") is not None:
+            rank_zero_info(
+                f"{run} has not ended, but its checkpoints hold weights alone (save_weights_only): a new run"
+            )
         return found
 
     @staticmethod

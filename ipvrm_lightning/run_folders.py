@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from ipvrm_lightning.models.checkpoints import newest_in
+from ipvrm_lightning.models.checkpoints import newest_in, read_checkpoint
 from ipvrm_lightning.whole_files import write_atomically
 
 RECORD = "run.json"
@@ -52,13 +52,21 @@ def unfinished_run(root: Path, fingerprint: str) -> Path | None:
 
 
 def checkpoint_to_resume(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run that has not ended, None where it has none yet.
+    """The newest whole checkpoint of a run that has not ended, None where training can go on from none yet.
+
+    Those of weights alone (`save_weights_only`) are left out.
 
     Args:
         run: its folder.
     """
     folder = run / "checkpoints"
-    return newest_in(folder, "resume-*.ckpt") or newest_in(folder)
+    newest_first = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return newest_in(folder, "resume-*.ckpt") or next(filter(_holds_training, newest_first), None)
+
+
+def _holds_training(checkpoint: Path) -> bool:
+    # folders are of strategies that write shards
+    return checkpoint.is_dir() or "optimizer_states" in read_checkpoint(checkpoint, mmap=True)
 
 
 def hold(run: Path, how: Literal["alone", "look"] = "alone") -> IO[str]:

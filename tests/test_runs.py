@@ -19,7 +19,8 @@ from lightning.pytorch.loggers.logger import Logger
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.exporting.source import find_run
 from ipvrm_lightning.lightning_cli import _loggers
-from ipvrm_lightning.models.checkpoints import newest_checkpoint
+from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in
+from ipvrm_lightning.run_folders import checkpoint_to_resume
 
 from .conftest import REPOSITORY
 from .test_cli import real_inputs, tiny_overlay  # noqa: F401
@@ -95,6 +96,27 @@ def test_a_run_is_whole_whatever_the_logger_and_belongs_to_one_process(
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
     assert json.loads((run / "run.json").read_text())["ended"] and list(tmp_path.glob("*-fit")) == [run]
+
+
+def test_a_run_that_kept_weights_alone_is_started_anew(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ipvrm_lightning.lightning_cli.rank_zero_info", said.append)
+    kept = {"save_weights_only": True, "every_n_train_steps": 1, "monitor": None, "save_last": False}
+    options = {"callbacks": [{"class_path": "ModelCheckpoint", "init_args": kept}]}
+    command("fit", **options)
+    (run,) = tmp_path.glob("*-fit")
+    (run / "checkpoints" / "last.ckpt").rename(tmp_path / "last.ckpt")  # what a run that was killed does not have
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "ended": None}))
+    assert checkpoint_to_resume(run) is None and newest_in(run / "checkpoints") is not None
+    command("fit", **options)
+    assert said == [f"{run} has not ended, but its checkpoints hold weights alone (save_weights_only): a new run"]
+    assert len(list(tmp_path.glob("*-fit"))) == 2
+    whole = (tmp_path / "last.ckpt").rename(run / "checkpoints" / "last.ckpt")
+    os.utime(whole, (0, 0))
+    assert checkpoint_to_resume(run) == whole
 
 
 def test_the_config_that_a_run_has_kept_writes_to_a_folder_of_its_own() -> None:
