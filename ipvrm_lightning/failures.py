@@ -64,7 +64,7 @@ def failure_line(command: str, error: BaseException) -> str:
         error: that ended it.
     """
     if isinstance(error, argparse.ArgumentError):
-        return f"ipvrm {command}: {one_line(_mistakes(str(error)))} (see --help)"
+        return f"ipvrm {command}: {one_line(mistakes(str(error)))} (see --help)"
     if isinstance(error, _EXPECTED) or type(error).__name__ in _EXPECTED_NAMES:
         return f"ipvrm {command}: {one_line(str(error)) or type(error).__name__}"
     kept = _keep_traceback(command, error)
@@ -147,8 +147,12 @@ def one_line(text: str, longest: int = _LONGEST) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _mistakes(message: str) -> str:
-    """What jsonargparse says in a paragraph of nested reasons, as one sentence."""
+def mistakes(message: str) -> str:
+    """What jsonargparse says in a paragraph of nested reasons, as one sentence.
+
+    Args:
+        message: of its error, on parsing or on building what was parsed.
+    """
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = [_GOT_CLASS.sub("", line.rstrip(".")) for line in lines if not _NOISE.match(line)]
     text = re.sub(r":\W*; ", ": ", "; ".join(kept)).replace("Parser key ", "key ").rstrip(": ")

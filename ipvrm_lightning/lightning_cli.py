@@ -27,7 +27,7 @@ from ipvrm_lightning.callbacks.tokens import TokenFile
 from ipvrm_lightning.callbacks.whole_epochs import WholeEpochs
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
 from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_output_folder
-from ipvrm_lightning.failures import names_full_disk
+from ipvrm_lightning.failures import mistakes, names_full_disk
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in, origin, read_checkpoint
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
 from ipvrm_lightning.modules.schedule import Schedule
@@ -201,6 +201,8 @@ class IPVRMCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
+        except ValueError as error:  # of a constructor, within what the parser says of each type it has tried
+            raise ValueError(mistakes(str(error))) from error
         except (TypeError, AttributeError, KeyError, RuntimeError) as error:
             raise ValueError(f"this config cannot be built: {error}") from error
 

@@ -341,6 +341,20 @@ def test_bad_input_gives_one_line_and_a_failing_exit(
     assert "Traceback" not in error and "usage:" not in error
 
 
+def test_what_a_constructor_refuses_is_all_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    objective = {"class_path": "ipvrm_lightning.objectives.ImplicitPRM"}
+    trainer = {"default_root_dir": str(tmp_path)}
+    overlay = {"model": {"init_args": {"reward": {"objective": objective}}}, "trainer": trainer}
+    (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+    config = str(REPOSITORY / "configs" / "distrl_arithmetic.yaml")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", config, "--config", str(tmp_path / "overlay.yaml")])
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "ipvrm fit: ImplicitPRM has no outcome weights or margins to balance: set reward.adaptive_difficulty_boundary"
+        " and reward.dynamic_loss_weighting to false"
+    )
+
+
 def test_a_bad_row_is_named_before_a_model_is_built(
     tmp_path: Path, real_inputs: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
