@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from ipvrm_lightning.callbacks.predictions import PredictionFile
 from ipvrm_lightning.callbacks.random_state import RandomState
 from ipvrm_lightning.callbacks.responses import ResponseFile
-from ipvrm_lightning.callbacks.resume_point import ResumePoint, last_step
+from ipvrm_lightning.callbacks.resume_point import ResumePoint, logged_until
 from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.tables import ResultsTable
 from ipvrm_lightning.callbacks.tokens import TokenFile
@@ -240,5 +240,5 @@ def _loggers(root: Path, run: str, resumed: Path | None, chosen: Any) -> list[An
     others = [one for one in others if one.get("init_args", {}).get("version") not in earlier]
     if others:
         return [first, *others]
-    board = Namespace(**own, name="", purge_step=None if resumed is None else last_step(resumed)[0] + 1)
+    board = Namespace(**own, name="", purge_step=None if resumed is None else logged_until(resumed).step + 1)
     return [first, Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=board)]

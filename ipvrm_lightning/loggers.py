@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ipvrm_lightning.callbacks.resume_point import last_step
+from ipvrm_lightning.callbacks.resume_point import logged_until
 
 _EARLIER = "metrics.earlier.csv"
 
@@ -28,6 +28,7 @@ class MetricsFile(CSVLogger):
     def __init__(self, save_dir: str, *, version: str, resume_from: str | None = None) -> None:
         super().__init__(save_dir, name="", version=version, flush_logs_every_n_steps=1)
         self.resume_from = resume_from
+        self.rows = 0  # of the file; `ResumePoint` keeps their number in checkpoints
 
     @property
     def experiment(self) -> Any:
@@ -36,22 +37,28 @@ class MetricsFile(CSVLogger):
             folder = Path(self.log_dir)
             rows = [] if self.resume_from is None else self._earlier_rows(folder, Path(self.resume_from))
             self._experiment = writer = ExperimentWriter(log_dir=str(folder))
-            writer.metrics = rows
+            writer.metrics, self.rows = rows, len(rows)
             writer.save()
             (folder / _EARLIER).unlink(missing_ok=True)
         return super().experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Write a row, and count it."""
+        super().log_metrics(metrics, step)
+        self.rows += 1
 
     def _earlier_rows(self, folder: Path, checkpoint: Path) -> list[dict[str, Any]]:
         """Rows up to the checkpoint; the file is set aside under another name until they are written again."""
         current, earlier = folder / "metrics.csv", folder / _EARLIER
         if current.exists() and not earlier.exists():
             os.replace(current, earlier)
-        step, row = last_step(checkpoint)
+        saved = logged_until(checkpoint)
         rows: list[dict[str, Any]] = []
         if earlier.exists():
             # a full disk or a kill may have torn a line
             whole = earlier.read_text(errors="replace").rpartition("\n")[0]
             for found in csv.DictReader(whole.replace("\0", "").splitlines()):
-                if None not in found.values() and found["step"].isdecimal() and int(found["step"]) < step:
+                if None not in found.values() and found["step"].isdecimal():
                     rows.append({k: v for k, v in found.items() if v})
-        return rows if row is None else [*rows, row]
+        return [*rows[: saved.rows], *([] if saved.pending is None else [saved.pending])]

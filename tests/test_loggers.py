@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ipvrm_lightning.callbacks.resume_point import ResumePoint
+from ipvrm_lightning.callbacks.whole_epochs import WholeEpochs
 from ipvrm_lightning.loggers import MetricsFile
+from ipvrm_lightning.modules import IPVRMModule
+
+from .modules.conftest import InMemoryData, quiet_trainer, tiny
 
 ROWS = "epoch,step,train/loss\n0,0,0.5\n0,1,0.25\n0,2,0.125\n"
 
@@ -25,8 +32,8 @@ ROWS = "epoch,step,train/loss\n0,0,0.5\n0,1,0.25\n0,2,0.125\n"
     ],
 )
 def test_a_run_goes_on_with_the_whole_rows_of_a_torn_file(text: str, steps: list[int], tmp_path: Path) -> None:
-    loop = {"epoch_loop.state_dict": {"_batches_that_stepped": 3}}
-    torch.save({"loops": {"fit_loop": loop}, "logged": {"step": 3, "train/loss": 0.0}}, tmp_path / "resume.ckpt")
+    log = {"step": 3, "rows": 3, "pending": {"step": 3, "train/loss": 0.0}}
+    torch.save({"log": log}, tmp_path / "resume.ckpt")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.csv").write_text(text)
     logger = MetricsFile(str(tmp_path), version="run", resume_from=str(tmp_path / "resume.ckpt"))
@@ -34,3 +41,34 @@ def test_a_run_goes_on_with_the_whole_rows_of_a_torn_file(text: str, steps: list
     logger.save()
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [*steps, 3, 4]
+
+
+def fit(folder: Path, resume: Path | None = None) -> list[dict[str, str]]:
+    """Rows of a run of three windows an epoch that validates within epochs, whichever checkpoint it goes on from."""
+    torch.manual_seed(0)
+    log = MetricsFile(str(folder), version="run", resume_from=None if resume is None else str(resume))
+    kept = [
+        ModelCheckpoint(save_top_k=-1, filename="validated-{step}"),
+        ModelCheckpoint(save_top_k=-1, filename="epoch-{step}", save_on_train_epoch_end=True, monitor="step"),
+        ModelCheckpoint(save_top_k=-1, filename="within-{step}", every_n_train_steps=4),
+    ]
+    trainer = quiet_trainer(
+        folder, callbacks=[*kept, WholeEpochs(), ResumePoint(minutes=60)], logger=log, enable_checkpointing=True,
+        log_every_n_steps=1, val_check_interval=2, max_steps=9, max_epochs=-1, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(IPVRMModule(language_model=tiny(lora=True)), datamodule=InMemoryData(), ckpt_path=resume)
+    with (folder / "run" / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_no_row_is_lost_or_invented_whichever_checkpoint_a_run_goes_on_from(tmp_path: Path) -> None:
+    rows = fit(tmp_path)
+    assert [(row["step"], bool(row["val/loss"])) for row in rows[:4]] == [
+        *(("0", False), ("1", False), ("1", True), ("2", False))
+    ]
+    for name in ("validated-step=2", "epoch-step=3", "within-step=4", "validated-step=5", "epoch-step=6"):
+        file = tmp_path / "run" / "checkpoints" / f"{name}.ckpt"
+        again = tmp_path / file.stem
+        (again / "run").mkdir(parents=True)
+        shutil.copy(tmp_path / "run" / "metrics.csv", again / "run" / "metrics.csv")
+        assert fit(again, file) == rows, file

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ipvrm_lightning.callbacks.whole_epochs import epoch_is_over
 
 
 class ResumePoint(Callback):
@@ -63,12 +65,17 @@ class ResumePoint(Callback):
         self._saved = time.monotonic()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what this step logs: it reaches the loggers after the checkpoint, and a kill may come between."""
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        """Keep how far the logs are, and what this step has yet to log: a kill may come between."""
+        loop, logger = trainer.fit_loop.epoch_loop, trainer.logger
+        # a step is counted when its validation is over
+        step = loop._batches_that_stepped - epoch_is_over(trainer)
+        batches: Any = loop.batch_progress.current
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (step + 1) % every == 0:
+        pending = None
+        if every and (step + 1) % every == 0 and batches.processed > batches.completed:
             values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
-            checkpoint["logged"] = {**values, "epoch": trainer.current_epoch, "step": step}
+            pending = {**values, "epoch": trainer.current_epoch, "step": step}
+        checkpoint["log"] = {"step": step, "rows": getattr(logger, "rows", 0), "pending": pending}
 
 
 class _LastCheckpoint(Callback):
@@ -105,7 +112,30 @@ def _remove_earlier(trainer: Trainer, target: Path) -> None:
             trainer.strategy.remove_checkpoint(earlier)
 
 
-def last_step(checkpoint: Path) -> tuple[int, dict[str, float] | None]:
-    """The last step that a checkpoint holds, and the row that it logged, None where it logs none."""
+class LoggedUntil(NamedTuple):
+    """How far the logs were when a checkpoint was saved.
+
+    Args:
+        step: the last one that the checkpoint holds.
+        rows: of `metrics.csv`.
+        pending: the row of that step where it was still to be written.
+    """
+
+    step: int
+    rows: int
+    pending: dict[str, float] | None
+
+
+def logged_until(checkpoint: Path) -> LoggedUntil:
+    """How far the logs were when `ResumePoint` was there and a checkpoint was saved.
+
+    Args:
+        checkpoint: file.
+
+    Raises:
+        ValueError: it does not say so.
+    """
     stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return int(stored["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]), stored.get("logged")
+    if "log" not in stored:
+        raise ValueError(f"{checkpoint}: does not say how far the run's logs were; start anew with --resume never")
+    return LoggedUntil(**stored["log"])

@@ -17,7 +17,7 @@ class WholeEpochs(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save an epoch that was closed before its end as it was after its last step."""
-        if not _epoch_is_over(trainer) or trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+        if not epoch_is_over(trainer) or trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             return
         loops = checkpoint["loops"]["fit_loop"]
         for count in ("total", "current"):
@@ -30,13 +30,18 @@ class WholeEpochs(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next epoch where the one in the checkpoint is over."""
         loop = trainer.fit_loop
-        if loop.restarting and _epoch_is_over(trainer):
+        if loop.restarting and epoch_is_over(trainer):
             if loop.restarted_on_epoch_end:  # a checkpoint of `on_train_epoch_end`, which is not counted yet
                 loop.epoch_progress.increment_completed()
             loop.reset_restart_stage()
             loop._restarting = loop.epoch_loop.restarting = False
 
 
-def _epoch_is_over(trainer: Trainer) -> bool:
+def epoch_is_over(trainer: Trainer) -> bool:
+    """Whether no epoch is going on: the last one was closed, be it before its end.
+
+    Args:
+        trainer: in training, or when that has ended.
+    """
     epoch: Any = trainer.fit_loop.epoch_progress.current
     return bool(epoch.ready == epoch.started == epoch.processed > 0)

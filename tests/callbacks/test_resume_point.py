@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
-from ipvrm_lightning.callbacks.resume_point import ResumePoint
+from ipvrm_lightning.callbacks.resume_point import ResumePoint, logged_until
+from ipvrm_lightning.checkpoint_io import AtomicCheckpointIO
 from ipvrm_lightning.models.checkpoints import newest_checkpoint
 from ipvrm_lightning.modules import IPVRMModule
 
@@ -141,4 +142,7 @@ def test_averages_leave_the_weights_in_training_in_the_last_checkpoint(tmp_path:
 
 def test_a_run_that_logs_no_steps_saves_all_the_same(tmp_path: Path) -> None:
     fit(tmp_path, best(), minutes=0, max_epochs=1, log_every_n_steps=0)
-    assert "logged" not in torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert logged_until(tmp_path / "checkpoints" / "last.ckpt") == (2, 0, None)
+    AtomicCheckpointIO().save_checkpoint({}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"other.ckpt: does not say how far .*; start anew with --resume never$"):
+        logged_until(tmp_path / "other.ckpt")
