@@ -30,7 +30,8 @@ class WholeEpochs(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next epoch where the one in the checkpoint is over."""
         loop = trainer.fit_loop
-        if loop.restarting and epoch_is_over(trainer):
+        # after a checkpoint of the epoch's last step Lightning has closed it just now, and goes on rightly
+        if loop.restarting and epoch_is_over(trainer) and not loop.epoch_loop.restarted_on_train_batch_end:
             if loop.restarted_on_epoch_end:  # a checkpoint of `on_train_epoch_end`, which is not counted yet
                 loop.epoch_progress.increment_completed()
             loop.reset_restart_stage()

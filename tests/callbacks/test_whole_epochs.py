@@ -51,7 +51,8 @@ def fit(
     module = IPVRMModule(language_model=tiny(lora=True, dropout=0.1), optimizer=partial(torch.optim.AdamW, lr=1e-2))
     steps = Steps()
     kept = ModelCheckpoint(save_top_k=-1, save_last=True, filename="{step}")
-    own = [WholeEpochs(), RandomState(), kept, ResumePoint(minutes=60)]
+    within = ModelCheckpoint(save_top_k=-1, every_n_train_steps=1, filename="within-{step}")
+    own = [WholeEpochs(), RandomState(), kept, within, ResumePoint(minutes=60)]
     trainer = quiet_trainer(
         folder, callbacks=[steps, *callbacks, *own],
         **{"enable_checkpointing": True, "num_sanity_val_steps": 0, "max_epochs": -1, **options},
@@ -78,6 +79,11 @@ def test_with_max_steps_a_finished_epoch_is_followed_by_the_next(tmp_path: Path,
     assert [step[:3] for step in whole[1]] == [(n // 3, n % 3, n) for n in range(9)]
     for step in (3, 6):
         goes_on(tmp_path, whole[0] / "checkpoints" / f"step={step}.ckpt", step, whole, max_steps=9)
+
+
+def test_a_checkpoint_of_the_last_step_of_an_epoch_goes_on_as_it_did(tmp_path: Path, whole: Any) -> None:
+    for options in ({"max_steps": 9}, {"max_epochs": 3}):
+        goes_on(tmp_path, whole[0] / "checkpoints" / "within-step=3.ckpt", 3, whole, **options)
 
 
 @pytest.mark.parametrize(
