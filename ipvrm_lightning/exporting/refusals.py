@@ -48,6 +48,7 @@ def _check_reference(chosen: Mapping[str, Any] | None) -> None:
     path = chosen["class_path"]
     if named_class(path) not in (AdaptersOff, FrozenCopy, CachedReference):
         raise ValueError(
-            f"trained against {path}, which an export cannot hold: it holds AdaptersOff, FrozenCopy and CachedReference"
+            f"trained against {path}, which an export cannot hold: train against AdaptersOff, FrozenCopy or"
+            " CachedReference, or score with the checkpoint (`ipvrm predict`)"
         )
     _check_reference((chosen.get("init_args") or {}).get("source"))
