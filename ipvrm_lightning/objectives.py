@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Mapping
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -236,6 +237,28 @@ class EndoRM(Objective):
     def prefix_logits(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Mean reward so far times beta, [B, T]."""
         return functional.normalized_values(scores, mask, beta=self.beta)
+
+
+def build_objective(described: Mapping[str, Any]) -> Objective:
+    """The objective that `Objective.describe` told of.
+
+    Args:
+        described: class path and arguments.
+
+    Raises:
+        ValueError: the class is no objective: others, called, may do anything.
+    """
+    kind = resolve_name(described["class_path"])
+    if not (isinstance(kind, type) and issubclass(kind, Objective)):
+        raise ValueError("it is no objective")
+    return kind(**_built(described["init_args"]))
+
+
+def _built(value: Any) -> Any:
+    """An argument as `_plain` found it."""
+    if isinstance(value, Mapping):
+        return build_objective(value) if "class_path" in value else {name: _built(one) for name, one in value.items()}
+    return [_built(one) for one in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any, what: str) -> Any:

@@ -35,7 +35,16 @@ ALLOWED: dict[str, set[str]] = {
     "run_folders": {"models", "whole_files"},
     "checkpoint_io": set(),
     "loggers": {"callbacks"},
-    "exporting": {"functional", "models", "modules", "callbacks", "failures", "permissions", "pretrained"},
+    "exporting": {
+        "functional",
+        "objectives",
+        "models",
+        "modules",
+        "callbacks",
+        "failures",
+        "permissions",
+        "pretrained",
+    },
     "reporting": {"functional", "types", "metrics", "failures", "whole_files"},
     "worlds": {"functional", "types", "objectives", "metrics", "models", "rollouts", "modules", "data", "permissions"},
     "scoring": {

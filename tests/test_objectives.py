@@ -9,8 +9,7 @@ import torch
 
 from ipvrm_lightning.models import RandomLanguageModel
 from ipvrm_lightning.modules import IPVRMModule
-from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, EndoRM, ImplicitPRM, Objective
-from ipvrm_lightning.scoring.description import _made
+from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, EndoRM, ImplicitPRM, Objective, build_objective
 from ipvrm_lightning.types import TrajectoryBatch
 
 SCORES = torch.tensor([[0.2, 0.4, 0.0], [0.1, -0.3, 0.5]], dtype=torch.float64)
@@ -110,7 +109,7 @@ def test_objectives_as_arguments_are_described_and_made_again() -> None:
     described = mixed.describe()
     arguments = {"parts": [DPORM(beta=3.0).describe()], "first": IPVRM(margin=1.0).describe(), "weights": (0.5, 0.5)}
     assert described == {"class_path": f"{__name__}.Mixed", "init_args": arguments}
-    again = _made(described)
+    again = build_objective(described)
     assert again.first.describe() == arguments["first"] and again.parts[0].beta == 3.0
 
 

@@ -9,6 +9,7 @@ from ipvrm_lightning.exporting.source import Run, named_class
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.reference import AdaptersOff, CachedReference, FrozenCopy
 from ipvrm_lightning.modules import IPVRMModule
+from ipvrm_lightning.objectives import build_objective
 
 
 def check_exportable(run: Run, objective: Mapping[str, Any] | None) -> None:
@@ -27,7 +28,7 @@ def check_exportable(run: Run, objective: Mapping[str, Any] | None) -> None:
     path = objective["class_path"]
     kind = named_class(path)
     with library_errors(f"{path}: this objective cannot be made of the arguments in the checkpoint"):
-        own = sorted(kind(**objective["init_args"]).state_dict())
+        own = sorted(build_objective(objective).state_dict())
     if own:
         raise ValueError(
             f"{path} has weights or buffers of its own ({own[0]}), which an export cannot hold: make them arguments"

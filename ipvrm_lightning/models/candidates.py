@@ -156,7 +156,7 @@ def _choose(logits: Tensor, targets: Tensor, top_k: int, min_probability: float)
     weights = (logits - peak).exp_()
     total = weights.sum(-1)
     normalizer = peak.squeeze(-1) + total.log()
-    entropy = normalizer - (weights * logits).sum(-1) / total  # vecdot rounds to bfloat16 under autocast
+    entropy = normalizer - weights.mul_(logits).sum(-1) / total  # vecdot rounds to bfloat16 under autocast
     own = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
     ids = targets[:, None].repeat(1, top_k)
     likely = own.new_full(ids.shape, float("-inf"))

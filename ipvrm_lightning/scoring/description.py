@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from ipvrm_lightning.failures import library_errors
@@ -22,7 +21,7 @@ from ipvrm_lightning.models.exported import (
     read_exported_config,
 )
 from ipvrm_lightning.models.frozen import ADAPTER_CONFIG
-from ipvrm_lightning.objectives import IPVRM, Objective
+from ipvrm_lightning.objectives import IPVRM, Objective, build_objective
 from ipvrm_lightning.pretrained import check_place, find_file
 
 _OWN_OBJECTIVES = "ipvrm_lightning.objectives."
@@ -168,7 +167,7 @@ def _of_export(
                 f"{name}: its objective {one} is code of its own, which is run with trust_remote_code alone"
             )
     with library_errors(f"{folder / CONFIG_NAME}: its objective {kind} cannot be made"):
-        objective = _made(described)
+        objective = build_objective(described)
     head = folder / VALUE_HEAD_NAME
     if objective.score_source == "value_head" and not head.is_file():
         raise ValueError(f"{folder}: no {VALUE_HEAD_NAME}, which its objective reads")
@@ -209,20 +208,6 @@ def _class_paths(value: Any) -> Iterator[str]:
         yield str(value["class_path"])
     for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _class_paths(one)
-
-
-def _made(value: Any) -> Any:
-    """The objective that `Objective.describe` told of; other arguments are left as they are."""
-    if isinstance(value, list):
-        return [_made(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    if "class_path" not in value:
-        return {name: _made(one) for name, one in value.items()}
-    found = resolve_name(value["class_path"])
-    if not (isinstance(found, type) and issubclass(found, Objective)):  # other things, called, may do anything
-        raise ValueError("it is no objective")
-    return found(**_made(value["init_args"]))
 
 
 def _exported_reference(folder: Path, exported: ExportedConfig, source: ModelSource, moved: ModelSource | None) -> Part:
