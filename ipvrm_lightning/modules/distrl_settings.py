@@ -209,6 +209,10 @@ class RewardModel:
         name = type(self.objective).__name__
         if self.objective.score_source != "log_ratio":
             raise ValueError(f"{name} gives no log-ratios: DistRL needs an implicit reward model")
+        if own := sorted(self.objective.state_dict()):
+            raise ValueError(
+                f"{name} has weights or buffers of its own ({own[0]}), which DistRL neither trains nor keeps"
+            )
         balances = self.adaptive_difficulty_boundary or self.dynamic_loss_weighting
         if balances and not self.objective.balanced and self.update != "frozen":
             raise ValueError(

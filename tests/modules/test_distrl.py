@@ -389,6 +389,10 @@ def test_objectives_that_cannot_work_are_refused() -> None:
         RewardModel(objective=QRM())
     with pytest.raises(ValueError, match="ImplicitPRM has no outcome weights or margins to balance"):
         RewardModel(objective=ImplicitPRM())
+    with pytest.raises(ValueError, match=r"IPVRM has weights or buffers of its own \(scale\), which DistRL neither"):
+        learned = IPVRM()
+        learned.scale = torch.nn.Parameter(torch.ones(()))
+        RewardModel(objective=learned)
     with pytest.raises(ValueError, match=r"reward.gradient_clip_val must be above 0"):
         RewardModel(objective=IPVRM(), gradient_clip_val=-1.0)
 
