@@ -91,7 +91,16 @@ ALLOWED: dict[str, set[str]] = {
         "packaged_configs",
         "reporting",
     },
-    "lightning_cli": {"callbacks", "models", "strategies", "config_checks", "run_folders", "checkpoint_io", "failures"},
+    "lightning_cli": {
+        "callbacks",
+        "models",
+        "modules",
+        "strategies",
+        "config_checks",
+        "run_folders",
+        "checkpoint_io",
+        "failures",
+    },
     "__main__": {"cli"},
     "__init__": set(),
 }
