@@ -162,6 +162,11 @@ class IPVRMModule(WindowedModule):
         self.trainer.strategy.barrier()
         self.reference.read()  # what the other processes have computed: rows are dealt out otherwise in training
 
+    def on_fit_end(self) -> None:
+        """Keep values of the reference that were computed on the way, and let go of what computed them."""
+        if self._uses_reference:
+            self.reference.release()
+
     def validation_step(self, batch: TrajectoryBatch, batch_idx: int) -> None:
         """Log loss and prefix accuracy on rollouts with outcomes, and collect their values.
 
