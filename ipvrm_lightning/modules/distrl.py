@@ -362,7 +362,7 @@ class DistRLModule(PolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and where the run is."""
-        checkpoints.keep_trained(checkpoint, self.trainable_parameters())
+        checkpoints.keep_trained(checkpoint, {**self.trainable_parameters(), **checkpoints.own_buffers(self)})
         checkpoint["distrl"] = {
             "steps_done": self.steps_done,
             "updates": {role: guard.state_dict() for role, guard in self.updates.items()},
@@ -388,7 +388,7 @@ class DistRLModule(PolicyModule):
             ValueError: the checkpoint is of another model or other settings; names the first thing that differs.
         """
         checkpoints.check_settings_of(checkpoint, self.settings_to_keep(), training=self.trainer.state.fn == "fit")
-        own = self.trainable_parameters()
+        own = {**self.trainable_parameters(), **checkpoints.own_buffers(self)}
         if self.trainer.state.fn != "fit":  # a policy is judged without the reward model
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in own}
         checkpoints.check_same_parameters(own, checkpoint["state_dict"], what="the checkpoint")

@@ -291,6 +291,16 @@ def test_a_run_stopped_between_steps_goes_on_bit_for_bit(tmp_path: Path) -> None
         assert last_steps == all_steps[2:]
 
 
+def test_a_run_goes_on_with_the_buffers_of_a_module_of_ones_own(tmp_path: Path) -> None:
+    first, second = module(), module()
+    first.register_buffer("seen", torch.tensor(0.75))
+    second.register_buffer("seen", torch.tensor(0.0))
+    saved = ModelCheckpoint(tmp_path, every_n_train_steps=1, filename="one")
+    run(tmp_path, first, steps=1, callbacks=[saved], enable_checkpointing=True)
+    run(tmp_path, second, steps=2, ckpt_path=str(tmp_path / "one.ckpt"))
+    assert second.seen == 0.75
+
+
 def _resumed(folder: Path, model: DistRLModule, file: Path) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     from .distrl_cases import Losses
 
