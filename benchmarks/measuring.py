@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 Found = dict[str, list[dict[str, Any]]]
-RESULTS = Path(__file__).parent / "results"
+#: Not where results are kept: what a trial on another machine finds must not take their place.
+RESULTS = Path(__file__).parent.parent / "outputs" / "benchmarks"
 
 
 class Peak:
