@@ -35,6 +35,7 @@ from ipvrm_lightning.run_folders import (
     checkpoint_to_resume,
     config_fingerprint,
     hold,
+    holds_training,
     new_run_name,
     unfinished_run,
 )
@@ -140,7 +141,7 @@ class IPVRMCLI(LightningCLI):
         resumed = self._checkpoint_to_resume(config, root, fingerprint) if command == "fit" and has_folder else None
         if command == "fit" and config.trainer.logger is False and not config.trainer.fast_dev_run:
             rank_zero_info("trainer.logger: false: the run has no folder of its own, and to go on it needs --ckpt_path")
-        self._check_checkpoint(config)
+        self._check_checkpoint(config, trains=command == "fit")
         check_output_folder(root)
         if config.trainer.logger is not False:
             run = resumed.parent.parent.name if resumed else new_run_name(root, command)
@@ -219,14 +220,17 @@ class IPVRMCLI(LightningCLI):
         """Leave the config as it is: Lightning would let a checkpoint's hyper-parameters override it."""
 
     @staticmethod
-    def _check_checkpoint(config: Namespace) -> None:
+    def _check_checkpoint(config: Namespace, *, trains: bool) -> None:
         """Refuse a checkpoint that cannot be loaded before anything is built, and pickles altogether."""
         if config.get("weights_only") is False:
             raise ValueError("weights_only: false would run whatever code a checkpoint holds; no checkpoint needs it")
         config.weights_only = True  # Lightning leaves it off for addresses
-        if config.get("ckpt_path") and Path(config.ckpt_path).is_file():
-            stored = read_checkpoint(Path(config.ckpt_path), mmap=True)
-            rank_zero_info(f"Checkpoint: {origin(Path(config.ckpt_path), stored)}")
+        path = Path(config.get("ckpt_path") or "")
+        if path.is_file():
+            stored = read_checkpoint(path, mmap=True)
+            if trains and not holds_training(path):
+                raise ValueError(f"{path} holds weights alone (save_weights_only): training cannot go on from it")
+            rank_zero_info(f"Checkpoint: {origin(path, stored)}")
 
 
 def _loggers(root: Path, run: str, resumed: Path | None, chosen: Any) -> list[Any]:

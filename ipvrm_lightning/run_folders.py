@@ -61,11 +61,15 @@ def checkpoint_to_resume(run: Path) -> Path | None:
     """
     folder = run / "checkpoints"
     newest_first = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return newest_in(folder, "resume-*.ckpt") or next(filter(_holds_training, newest_first), None)
+    return newest_in(folder, "resume-*.ckpt") or next(filter(holds_training, newest_first), None)
 
 
-def _holds_training(checkpoint: Path) -> bool:
-    # folders are of strategies that write shards
+def holds_training(checkpoint: Path) -> bool:
+    """Whether training can go on from a checkpoint: it holds more than weights (`save_weights_only`).
+
+    Args:
+        checkpoint: a file, or the folder of a strategy that writes shards.
+    """
     return checkpoint.is_dir() or "optimizer_states" in read_checkpoint(checkpoint, mmap=True)
 
 

@@ -99,7 +99,7 @@ def test_a_run_is_whole_whatever_the_logger_and_belongs_to_one_process(
 
 
 def test_a_run_that_kept_weights_alone_is_started_anew(
-    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr("ipvrm_lightning.lightning_cli.rank_zero_info", said.append)
@@ -114,6 +114,12 @@ def test_a_run_that_kept_weights_alone_is_started_anew(
     command("fit", **options)
     assert said == [f"{run} has not ended, but its checkpoints hold weights alone (save_weights_only): a new run"]
     assert len(list(tmp_path.glob("*-fit"))) == 2
+    alone = newest_in(run / "checkpoints")
+    with pytest.raises(SystemExit):
+        command("fit", "--ckpt_path", str(alone), **options)
+    problem = f"{alone} holds weights alone (save_weights_only): training cannot go on from it"
+    assert problem in capsys.readouterr().err
+    command("validate", "--ckpt_path", str(alone), **options)
     whole = (tmp_path / "last.ckpt").rename(run / "checkpoints" / "last.ckpt")
     os.utime(whole, (0, 0))
     assert checkpoint_to_resume(run) == whole

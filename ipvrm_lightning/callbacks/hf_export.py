@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ipvrm_lightning.objectives import Objective
+
 
 class HFExport(Callback):
     """Exports the best checkpoint that the run's `ModelCheckpoint` knows, else its last, into the run's folder.
@@ -20,6 +22,28 @@ class HFExport(Callback):
     def __init__(self, *, folder: str = "export", merge: bool = False) -> None:
         self.folder, self.merge = folder, merge
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse now what could not be exported after training, on the first process.
+
+        Raises:
+            FileNotFoundError: the run's folder has no config, which the command line keeps there.
+            ValueError: the run keeps no checkpoints, or is of a kind that an export cannot hold.
+        """
+        from ipvrm_lightning.exporting.refusals import check_exportable
+        from ipvrm_lightning.exporting.source import language_model, read_fit_config
+
+        if not _exports(trainer):
+            return
+        if trainer.checkpoint_callback is None:
+            raise ValueError("HFExport needs a ModelCheckpoint")
+        kept = _run_folder(trainer) / "config.yaml"
+        if not kept.is_file():
+            raise FileNotFoundError(f"HFExport needs the config of the run, which `ipvrm fit` keeps as {kept}")
+        config = read_fit_config(kept)
+        objective = getattr(pl_module, "objective", None)
+        described = objective.describe() if isinstance(objective, Objective) else None
+        check_exportable(config, language_model(config), described, merge=self.merge)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, on the first process.
 
@@ -28,8 +52,8 @@ class HFExport(Callback):
         """
         from ipvrm_lightning.exporting import export_checkpoint
 
-        run = Path(trainer.log_dir or trainer.default_root_dir)
-        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+        run = _run_folder(trainer)
+        if not _exports(trainer):
             return
         kept: Any = trainer.checkpoint_callback
         best = None if kept is None else kept.best_model_path or kept.last_model_path
@@ -38,3 +62,11 @@ class HFExport(Callback):
         # a `dirpath` of its own may lie outside the run's folder
         out = export_checkpoint(Path(best), run / self.folder, merge=self.merge, overwrite=True, run_folder=run)
         rank_zero_info(f"Exported {best} to {out}")
+
+
+def _run_folder(trainer: Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _exports(trainer: Trainer) -> bool:
+    return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)

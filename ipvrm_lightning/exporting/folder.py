@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from ipvrm_lightning.exporting.card import model_card
 from ipvrm_lightning.exporting.data import data_tokenizer, layout
 from ipvrm_lightning.exporting.record import Choices, Origin, describe, objective_of, read_results, uses_policy
 from ipvrm_lightning.exporting.refusals import check_exportable
-from ipvrm_lightning.exporting.source import Part, find_run, model_weights, value_head_weights
+from ipvrm_lightning.exporting.source import Part, find_run, language_model, model_weights, value_head_weights
 from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.functional import PROTOCOLS
 from ipvrm_lightning.models.checkpoints import check_same_parameters, read_checkpoint
@@ -81,11 +80,9 @@ def export_checkpoint(
     run = find_run(source, folder=run_folder)
     judged = None if results is None else read_results(results, run)
     factory = language_model(run.config)
-    if merge and factory.quantized:
-        raise ValueError("an adapter on 4-bit weights cannot be merged without loss: export it alone, without --merge")
     stored = read_checkpoint(run.checkpoint)
     weights = model_weights(stored["state_dict"], part)
-    check_exportable(run, objective_of(run, stored, part))
+    check_exportable(run.config, factory, objective_of(run, stored, part), merge=merge)
     # as in the test run, where there is one: its thresholds are of what it read
     data = (judged and judged.data) or run.config.get("data")
     tokenizer = data_tokenizer(data, factory)
@@ -114,15 +111,6 @@ def export_checkpoint(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
-
-
-def language_model(config: dict[str, Any]) -> LanguageModelFactory:
-    """The language model of a run's config, built by its class path and arguments."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LanguageModelFactory, "language_model")
-    chosen = {"language_model": config["model"]["init_args"]["language_model"]}
-    found: LanguageModelFactory = parser.instantiate_classes(parser.parse_object(chosen)).language_model
-    return found
 
 
 def _check_place(out: Path, overwrite: bool) -> None:

@@ -5,24 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ipvrm_lightning.exporting.source import Run, named_class
+from ipvrm_lightning.exporting.source import named_class
 from ipvrm_lightning.failures import library_errors
+from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.reference import AdaptersOff, CachedReference, FrozenCopy
 from ipvrm_lightning.modules import IPVRMModule
 from ipvrm_lightning.objectives import build_objective
 
 
-def check_exportable(run: Run, objective: Mapping[str, Any] | None) -> None:
+def check_exportable(
+    config: Mapping[str, Any], factory: LanguageModelFactory, objective: Mapping[str, Any] | None, *, merge: bool
+) -> None:
     """Refuse a run whose scores are more than weights, an objective of numbers and a reference of this package.
 
     Args:
-        run: that is exported.
+        config: of the run.
+        factory: of its language model.
         objective: class path and arguments; None for a policy or a supervised model, which has no scores.
+        merge: whether an adapter is added to the weights.
 
     Raises:
         ValueError: a class that cannot be imported, or one that an export cannot hold; names it.
     """
-    module = named_class(run.config["model"]["class_path"])
+    if merge and factory.quantized:
+        raise ValueError("an adapter on 4-bit weights cannot be merged without loss: export it alone, without merge")
+    module = named_class(config["model"]["class_path"])
     if objective is None:
         return
     path = objective["class_path"]
@@ -35,11 +42,11 @@ def check_exportable(run: Run, objective: Mapping[str, Any] | None) -> None:
         )
     if issubclass(module, IPVRMModule) and module.token_scores is not IPVRMModule.token_scores:
         raise ValueError(
-            f"{run.config['model']['class_path']} has a token_scores of its own, which an export cannot hold:"
+            f"{config['model']['class_path']} has a token_scores of its own, which an export cannot hold:"
             " change scores in an objective (prefix_logits), which comes along"
         )
     if kind.score_source == "log_ratio":
-        _check_reference(run.config["model"]["init_args"].get("reference"))
+        _check_reference(config["model"]["init_args"].get("reference"))
 
 
 def _check_reference(chosen: Mapping[str, Any] | None) -> None:

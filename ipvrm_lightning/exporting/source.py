@@ -7,10 +7,12 @@ from pkgutil import resolve_name
 from typing import Any, Literal, NamedTuple
 
 import yaml
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in, origin, read_checkpoint
+from ipvrm_lightning.models.language_model import LanguageModelFactory
 
 Part = Literal["policy", "reward"]
 
@@ -54,10 +56,31 @@ def find_run(path: Path, *, folder: Path | None = None) -> Run:
     if config is None:
         config = above[min(1, len(above) - 1)] / "config.yaml"
         raise FileNotFoundError(f"{config}: the config of the run that wrote {checkpoint} is not there")
-    kept = read_config(config)
-    with library_errors(f"{config}: not the config of a fit that can be exported, for want of a key"):
+    return Run(checkpoint, read_fit_config(config))
+
+
+def read_fit_config(path: Path) -> dict[str, Any]:
+    """The config that a run of `ipvrm fit` kept.
+
+    Args:
+        path: its `config.yaml`.
+
+    Raises:
+        ValueError: it is none, or not one of a fit; names the file.
+    """
+    kept = read_config(path)
+    with library_errors(f"{path}: not the config of a fit that can be exported, for want of a key"):
         kept["model"]["class_path"], kept["model"]["init_args"]["language_model"]["class_path"]
-    return Run(checkpoint, kept)
+    return kept
+
+
+def language_model(config: dict[str, Any]) -> LanguageModelFactory:
+    """The language model of a run's config, built by its class path and arguments."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LanguageModelFactory, "language_model")
+    chosen = {"language_model": config["model"]["init_args"]["language_model"]}
+    found: LanguageModelFactory = parser.instantiate_classes(parser.parse_object(chosen)).language_model
+    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:

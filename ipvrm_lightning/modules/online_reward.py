@@ -138,7 +138,8 @@ class OnlineReward:
                 chosen = self._cut([[row] for row in rows], dataset, processes)
                 plans.append([collate(dataset, rows_of(batch)) for batch in chosen])
                 continue
-            own = [pair for pair in pairs if pair[0] in set(rows)]
+            inside = set(rows)
+            own = [pair for pair in pairs if pair[0] in inside]
             if len(own) >= processes.count:
                 batches = self._cut([list(pair) for pair in own], dataset, processes)
                 plans.append([collate_pairs(dataset, [(c, r) for c, r in batch]) for batch in batches])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningModule
 
+from ipvrm_lightning.callbacks import HFExport
 from ipvrm_lightning.exporting import export_checkpoint
 from ipvrm_lightning.models import FrozenCopy
 from ipvrm_lightning.models.token_scores import TokenScores
 from ipvrm_lightning.modules import IPVRMModule
-from ipvrm_lightning.objectives import IPVRM, QRM
+from ipvrm_lightning.objectives import IPVRM, QRM, build_objective
 from ipvrm_lightning.types import TrajectoryBatch
 
 IPVRM_MODULE = "ipvrm_lightning.modules.IPVRMModule"
@@ -92,6 +95,26 @@ def test_what_an_export_cannot_hold_is_refused(case: str, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=message) as caught:
         export_checkpoint(run, tmp_path / "out")
     assert "\n" not in str(caught.value) and not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("case", [name for name in REFUSED if name != "no objective"])
+def test_the_callback_refuses_it_before_training(case: str, tmp_path: Path) -> None:
+    objective, options, message = REFUSED[case]
+    run = write_run(tmp_path / "run", objective, **options)
+    module = LightningModule()
+    module.objective = build_objective(objective)
+    trainer: Any = SimpleNamespace(log_dir=str(run), is_global_zero=True, checkpoint_callback=object())
+    with pytest.raises(ValueError, match=message):
+        HFExport().on_fit_start(trainer, module)
+
+
+def test_the_callback_refuses_a_run_without_config_or_checkpoints(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(log_dir=str(tmp_path), is_global_zero=True, checkpoint_callback=object())
+    with pytest.raises(FileNotFoundError, match=rf"^HFExport needs the config .* {tmp_path}/config.yaml$"):
+        HFExport().on_fit_start(trainer, LightningModule())
+    trainer.checkpoint_callback = None
+    with pytest.raises(ValueError, match=r"^HFExport needs a ModelCheckpoint$"):
+        HFExport().on_fit_start(trainer, LightningModule())
 
 
 ACCEPTED = {
