@@ -125,12 +125,12 @@ class TrajectoryDataset(Dataset[Example]):
     def _hash(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         for values in (self._ids, self._offsets, self.response_starts, self.outcomes):
-            digest.update(b"none" if values is None else np.ascontiguousarray(values).tobytes())
+            digest.update(b"none" if values is None else np.ascontiguousarray(values))
         return digest.hexdigest()
 
 
 def _to_numpy(values: array[Any], dtype: Any) -> np.ndarray:
-    return np.array(values, dtype=dtype)
+    return np.asarray(values, dtype=dtype)  # without a copy where the type is the array's
 
 
 def _check(example: Example, row: int) -> None:

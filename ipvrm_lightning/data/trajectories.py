@@ -102,39 +102,44 @@ class TrajectoryDataModule(TokenizedDataModule):
         self.prompt_format, self.system_prompt = prompt_format, system_prompt
         self.chat_template_kwargs = chat_template_kwargs
         self.report: dict[str, int] = {}
+        self._judges = False
 
     def prepare_data(self) -> None:
         """Download hub data sets once per machine."""
         self.sources.download()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, check, split and tokenise; runs once, before any model is built.
+        """Read, check, split and tokenise; runs once, before any model is built. Only a fit wants the training part.
 
         Raises:
             DataError: names file, row and field.
             ValueError: no usable training example, or no pair for pairwise training.
         """
-        if self.train_set is not None:
+        fitting = stage in (None, "fit")
+        if self.train_set is not None or (self._judges and not fitting):
             return
         report = Report(self.on_bad_rows)
-        splits = self.sources.read(read_rollouts, report, fitting=stage in (None, "fit"))
-        if self.keep == "all" and stage in (None, "fit"):
-            _warn_of_one_outcome(splits.train)
-        train_set = self._tokenize(splits.train, report)
-        if not len(train_set):
-            raise ValueError(f"no usable training example in {self.sources.train}; left out: {dict(report.counts)}")
+        splits = self.sources.read(read_rollouts, report, fitting=fitting)
+        train_set = self._training_part(splits.train, report) if fitting else None
         val_set = self._tokenize(splits.validation, report)
         test_set = val_set if splits.test is None else self._tokenize(splits.test, report)
         if self.sources.test is not None and not len(test_set):
             raise ValueError(f"no usable test example in {self.sources.test}; left out: {dict(report.counts)}")
-        if self.pairwise:
-            train_set = self._only_pairs(train_set, report)
+        if train_set is not None and self.pairwise:
             self.train_pairs = train_set.pairs
         self.val_set = val_set if len(val_set) else None
         self.test_sets = [test_set] if len(test_set) else []
-        self.train_set = train_set
+        self.train_set, self._judges = train_set, True
         self.report = dict(report.counts)
         report.warn(type(self).__name__)
+
+    def _training_part(self, rollouts: list[Rollout], report: Report) -> TrajectoryDataset:
+        if self.keep == "all":
+            _warn_of_one_outcome(rollouts)
+        train_set = self._tokenize(rollouts, report)
+        if not len(train_set):
+            raise ValueError(f"no usable training example in {self.sources.train}; left out: {dict(report.counts)}")
+        return self._only_pairs(train_set, report) if self.pairwise else train_set
 
     def _tokenize(self, rollouts: list[Rollout], report: Report) -> TrajectoryDataset:
         return tokenize_rollouts(

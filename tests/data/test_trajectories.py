@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ipvrm_lightning.data import DataError, TrajectoryDataModule, build_pairs
+from ipvrm_lightning.data.rollouts import tokenize_rollouts
 from ipvrm_lightning.data.splits import share
 from ipvrm_lightning.types import TrajectoryBatch, Window
 from tests.data.tokenizers import STRIPPING, byte_level
@@ -246,6 +247,32 @@ def test_a_template_that_cannot_hold_a_row_names_it_or_is_skipped(tmp_path: Path
     data = TrajectoryDataModule(**options, on_bad_rows="skip")  # type: ignore[arg-type]
     data.with_tokenizer(byte_level(STRIPPING)).setup("fit")
     assert data.train_set is not None and len(data.train_set) == 1 and sum(data.report.values()) == 1
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_only_a_fit_tokenises_what_is_trained_on(
+    stage: str, pairwise: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tokenised = grouped(tmp_path, range(40)), []
+
+    def counting(rollouts: Any, *arguments: Any, **options: Any) -> Any:
+        tokenised.extend(rollouts)
+        return tokenize_rollouts(rollouts, *arguments, **options)
+
+    monkeypatch.setattr("ipvrm_lightning.data.trajectories.tokenize_rollouts", counting)
+    data = TrajectoryDataModule(train=path, validation_fraction=0.2, pairwise=pairwise).with_tokenizer(TOKENIZER)
+    data.setup(stage)
+    held_out = data.val_set
+    assert held_out is not None and len(tokenised) == len(held_out) and data.test_sets == [held_out]
+    data.setup(stage)
+    assert data.train_set is None and data.val_set is held_out
+    data.setup("fit")
+    whole = module(path, validation_fraction=0.2, pairwise=pairwise)
+    assert data.train_set is not None and whole.train_set is not None and data.val_set is not None
+    assert data.train_set.fingerprint() == whole.train_set.fingerprint()
+    assert data.train_pairs == whole.train_pairs and (data.train_pairs is not None) == pairwise
+    assert data.val_set.fingerprint() == held_out.fingerprint()
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
