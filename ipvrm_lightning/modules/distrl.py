@@ -14,7 +14,7 @@ mini-batch has a response for every process.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -52,7 +52,7 @@ from ipvrm_lightning.modules.online_reward import OnlineReward, load_checkpoint
 from ipvrm_lightning.modules.policy import PolicyModule
 from ipvrm_lightning.modules.policy_loss import distance_moved, policy_loss
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
-from ipvrm_lightning.modules.updates import GuardedUpdates, SharesOfRows, check_optimizer
+from ipvrm_lightning.modules.updates import GuardedUpdates, LossOf, LossOfRows, check_optimizer
 from ipvrm_lightning.rollouts.groups import Collection, Group, PromptSource, collect_mixed
 from ipvrm_lightning.rollouts.sources import Sampling
 from ipvrm_lightning.rollouts.verifiers import Verifier
@@ -267,8 +267,8 @@ class DistRLModule(PolicyModule):
         norms = []
         with timed("policy", metrics, self.device):
             for mini_batch in [m for _ in range(self.update.epochs) for m in mini_batches]:
-                shares = self._policy_shares(mini_batch, sums)
-                norms.append(self._step_on(shares, "policy", self.update.gradient_clip_val, dataset)[1])
+                loss_of = partial(self._policy_loss, divisors=totals(mini_batch, self.processes), sums=sums)
+                norms.append(self._step_on("policy", mini_batch, loss_of, self.update.gradient_clip_val, dataset)[1])
         metrics |= {name: self.processes.total(value) / len(norms) for name, value in sums.items()}
         metrics["gradient_norm"] = torch.stack(norms).mean()
         before = sampled_log_probs([part for m in mini_batches for part in m], len(dataset), self.processes)
@@ -277,14 +277,12 @@ class DistRLModule(PolicyModule):
                 model, dataset, before, self.processes, self._to_device, self.update, **self._scoring
             )
 
-    def _policy_shares(self, mini_batch: Sequence[ScoredBatch], sums: dict[str, Tensor]) -> SharesOfRows:
-        divisors = totals(mini_batch, self.processes)
-        for part in mini_batch:
-            with self.roles.use("policy") as model:
-                loss, values = policy_loss(model, part, divisors, self.update, **self._scoring)
-                yield loss, part.batch.index
-            for name, value in values.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value
+    def _policy_loss(self, model: Any, part: ScoredBatch, *, divisors: Any, sums: dict[str, Tensor]) -> LossOfRows:
+        """A micro-batch's share of a mini-batch's loss, and its rows; what is logged is added to `sums`."""
+        loss, values = policy_loss(model, part, divisors, self.update, **self._scoring)
+        for name, value in values.items():
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value
+        return loss, part.batch.index
 
     def _update_reward(
         self, dataset: TrajectoryDataset, scored: Sequence[ScoredBatch], metrics: dict[str, Tensor | float]
@@ -298,8 +296,9 @@ class DistRLModule(PolicyModule):
             for epoch in range(self.reward.epochs):
                 for mini_batch in plan:
                     taken = values if epoch == 0 else None
-                    shares = online.losses(mini_batch, dataset, reference, processes, self._to_device, taken)
-                    found.append(self._step_on(shares, "reward", self.reward.gradient_clip_val, dataset))
+                    loss_of = online.loss_over(mini_batch, dataset, reference, processes, taken)
+                    parts = map(self._to_device, mini_batch)
+                    found.append(self._step_on("reward", parts, loss_of, self.reward.gradient_clip_val, dataset))
         if found:
             losses, norms = (torch.stack(column) for column in zip(*found, strict=True))
             metrics |= {"reward/loss": losses.mean(), "reward/gradient_norm": norms.mean()}
@@ -312,12 +311,14 @@ class DistRLModule(PolicyModule):
         return {"temperature": self.sampling.temperature, "chunk_size": self.chunk_size}
 
     def _step_on(
-        self, shares: SharesOfRows, role: Role, clip: float | None, dataset: TrajectoryDataset
+        self, role: Role, parts: Iterable[Any], loss_of: LossOf, clip: float | None, dataset: TrajectoryDataset
     ) -> tuple[Tensor, Tensor]:
         """One step of a role's optimiser; the loss over all processes, and the gradient's norm."""
         losses: list[tuple[Tensor, Tensor]] = []
-        for loss, rows in shares:
-            self._backward(loss, role)
+        for part in parts:
+            with self.roles.use(role) as model:  # backward, which recomputes activations, wants the role active too
+                loss, rows = loss_of(model, part)
+                self._backward(loss, role)
             losses.append((loss.detach(), rows))
         optimizer = self._as_list(self.optimizers())[role == "reward"]
         if role == "reward":

@@ -8,7 +8,7 @@ Letters: B sequences of a micro-batch, R responses of the step, T response posit
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ipvrm_lightning.modules.distrl_metrics import Values, reward_metrics
 from ipvrm_lightning.modules.distrl_settings import RewardModel
 from ipvrm_lightning.modules.experience import ScoredBatch, mini_batch_rows, required
 from ipvrm_lightning.modules.processes import Processes
-from ipvrm_lightning.modules.updates import SharesOfRows
+from ipvrm_lightning.modules.updates import LossOf, LossOfRows
 from ipvrm_lightning.types import TrajectoryBatch
 
 
@@ -145,37 +145,35 @@ class OnlineReward:
                 plans.append([collate_pairs(dataset, [(c, r) for c, r in batch]) for batch in batches])
         return plans
 
-    def losses(
+    def loss_over(
         self,
         mini_batch: Sequence[TrajectoryBatch],
         dataset: TrajectoryDataset,
         reference: Tensor,
         processes: Processes,
-        to_device: Callable[[TrajectoryBatch], TrajectoryBatch],
         values: Values | None = None,
-    ) -> SharesOfRows:
-        """Each micro-batch's share of the objective's mean over a mini-batch, and its rows; the shares add up to it.
-
-        Backward belongs within the iteration: the reward model is active only until the next share is asked for.
+    ) -> LossOf:
+        """What gives each micro-batch its share of the objective's mean over a mini-batch; the shares add up to it.
 
         Args:
             mini_batch: micro-batches of this process, from `plan`.
             dataset: responses of the step.
             reference: from `sampled_log_probs`, [R, T].
             processes: of the run.
-            to_device: moves a batch.
             values: takes the values of the responses, before this update.
         """
         objective = self.settings.objective
         count = processes.total(torch.tensor(float(sum(b.count(objective.unit) for b in mini_batch)))).item()
-        for batch in map(to_device, mini_batch):
-            with self.roles.use("reward") as model:
-                own = response_scores(model, batch, temperature=self.temperature, chunk_size=self.chunk_size)
-                scores = own.log_probs - reference[batch.index, : own.mask.shape[1]]
-                share = batch.count(objective.unit) / count
-                if values is not None:
-                    values.add(batch.index, self._values(scores.detach(), own.mask))
-                yield objective(scores, own.mask, self._balanced(batch, dataset)) * share, batch.index
+
+        def loss_of(model: Any, batch: TrajectoryBatch) -> LossOfRows:
+            own = response_scores(model, batch, temperature=self.temperature, chunk_size=self.chunk_size)
+            scores = own.log_probs - reference[batch.index, : own.mask.shape[1]]
+            if values is not None:
+                values.add(batch.index, self._values(scores.detach(), own.mask))
+            loss = objective(scores, own.mask, self._balanced(batch, dataset))
+            return loss * (batch.count(objective.unit) / count), batch.index
+
+        return loss_of
 
     def _cut(self, items: list[list[int]], dataset: TrajectoryDataset, processes: Processes) -> list[list[list[int]]]:
         """This process's share of items, longest first, in batches of its budget."""

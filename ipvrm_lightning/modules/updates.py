@@ -6,7 +6,7 @@ waiting.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from ipvrm_lightning.modules.processes import Processes
 _NAMED = 8
 
 #: Losses of micro-batches, each with the rows [B] of the data set it was made of.
-LossesOfRows = Sequence[tuple[Tensor, Tensor]]
-#: The same, one after the other and with gradient.
-SharesOfRows = Iterator[tuple[Tensor, Tensor]]
+LossOfRows = tuple[Tensor, Tensor]
+LossesOfRows = Sequence[LossOfRows]
+#: From a model and a micro-batch to its share of the loss, with gradient, and its rows.
+LossOf = Callable[[Any, Any], LossOfRows]
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

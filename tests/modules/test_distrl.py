@@ -451,17 +451,11 @@ def test_reward_model_takes_as_many_steps_as_there_are_mini_batches(tmp_path: Pa
     seen: list[list[int]] = []
     run_step = model._step_on
 
-    def recording(shares: Any, role: str, *rest: Any) -> Any:
-        rows: list[int] = []
+    def recording(role: Any, parts: Any, *rest: Any) -> Any:
+        parts = list(parts)
         if role == "reward":
-            seen.append(rows)
-
-        def tapped() -> Any:
-            for loss, index in shares:
-                rows.extend(index.tolist())
-                yield loss, index
-
-        return run_step(tapped(), role, *rest)  # type: ignore[arg-type]
+            seen.append([row for part in parts for row in part.index.tolist()])
+        return run_step(role, parts, *rest)
 
     model._step_on = recording  # type: ignore[method-assign]
     _, steps = run(tmp_path, model, steps=1)
