@@ -59,6 +59,7 @@ def main(arguments: list[str]) -> None:
 def all_parsers() -> dict[str, argparse.ArgumentParser]:
     """Every command's parser."""
     from ipvrm_lightning import export_cli, lightning_cli, rollout_cli, score_cli, serve_cli
+    from ipvrm_lightning.comparing import command as compare_cli
     from ipvrm_lightning.metrics import judge as judge_cli
     from ipvrm_lightning.reporting import command as report_cli
 
@@ -69,6 +70,7 @@ def all_parsers() -> dict[str, argparse.ArgumentParser]:
         "score": score_cli.build_parser(),
         "serve": serve_cli.build_parser(),
         "report": report_cli.build_parser(),
+        "compare": compare_cli.build_parser(),
         "judge": judge_cli.build_parser(),
         "completion": build_parser(),
     }

@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
         "pretrained",
     },
     "reporting": {"functional", "types", "metrics", "failures", "whole_files"},
+    "comparing": {"failures", "score_cli"},
     "worlds": {"functional", "types", "objectives", "metrics", "models", "rollouts", "modules", "data", "permissions"},
     "scoring": {
         "append_only",
@@ -62,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "score_cli": {"scoring", "failures"},
     "serve_cli": {"score_cli", "serving", "failures"},
     "completion": {
+        "comparing",
         "failures",
         "packaged_configs",
         "export_cli",
@@ -90,6 +92,7 @@ ALLOWED: dict[str, set[str]] = {
         "config_checks",
         "packaged_configs",
         "reporting",
+        "comparing",
     },
     "lightning_cli": {
         "callbacks",
@@ -136,7 +139,7 @@ def test_functional_needs_torch_only() -> None:
     assert not loaded & {"lightning", "transformers", "torchmetrics", "datasets", "peft", "pandas", "pyarrow"}
 
 
-@pytest.mark.parametrize("command", ["", "score", "export", "report"])
+@pytest.mark.parametrize("command", ["", "score", "export", "report", "compare"])
 def test_help_does_not_wait_for_torch(command: str) -> None:
     script = (
         "import sys; from ipvrm_lightning.cli import main\n"

@@ -136,7 +136,7 @@ def test_fish_completes(scripts: dict[str, Path]) -> None:
 def test_fish_lines_are_whole(scripts: dict[str, Path]) -> None:
     lines = scripts["fish"].read_text().splitlines()
     assert all(line.startswith("complete -c ipvrm -n ") for line in lines)
-    (line,) = [line for line in lines if "-l format" in line]
+    (line,) = [line for line in lines if "-l format" in line and "from score'" in line]
     assert line == (
         "complete -c ipvrm -n '__fish_seen_subcommand_from score' -l format -a 'table json jsonl' -r -d 'default table'"
     )

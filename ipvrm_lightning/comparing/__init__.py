@@ -1,0 +1,1 @@
+"""`ipvrm compare`: test runs of several settings and seeds in one table."""

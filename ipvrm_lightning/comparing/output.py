@@ -1,0 +1,186 @@
+"""A comparison as tables for a terminal, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ipvrm_lightning.comparing.comparison import Cell, Comparison
+from ipvrm_lightning.comparing.measures import TITLES, Column
+from ipvrm_lightning.comparing.settings import plain_name, short_names
+
+_ORIGINS = {
+    "cross_fitted": "cross-fitted (chosen on other problems: what a user gets)",
+    "oracle": "oracle (best on the same solutions, as papers report)",
+}
+
+
+def print_tables(comparison: Comparison, console: Console | None = None) -> None:
+    """Print what the numbers mean, and a table for each kind of report.
+
+    Args:
+        comparison: of runs.
+        console: where to; standard output if None.
+    """
+    console = console or Console()
+    shown = tables(comparison)
+    # names break into lines where the terminal is narrow, numbers never do
+    narrowest = max(console.measure(table, options=console.options.update(width=10_000)).minimum for table in shown)
+    console.width = max(narrowest, console.width if console.is_terminal else 100)
+    for line in header(comparison):
+        console.print(line, markup=False, highlight=False)
+    for table in shown:
+        console.print()
+        console.print(table)
+
+
+def header(comparison: Comparison) -> Iterator[str]:
+    """Lines that say how the numbers of the tables came about."""
+    columns = _columns(comparison)
+    sizes = [len(group.runs) for group in comparison.groups]
+    if any(column.table == "step_f1" for column in columns):
+        protocol, origin = comparison.choice
+        yield f"Step F1 by protocol {protocol}; threshold {_ORIGINS[origin]}."
+    unit = "Percent" if all(column.is_share for column in columns) else "Percent, but for ECE"
+    several, single = "mean ± sample standard deviation over the runs of a row", "value and bootstrap interval"
+    if max(sizes) == 1:
+        yield f"{unit}: {single} of one run."
+    else:
+        yield f"{unit}: {several}{f'; {single} where it is one run' if min(sizes) == 1 else ''}."
+    if comparison.pooled:
+        yield f"Runs of one row differ in {', '.join(comparison.pooled)}."
+    if comparison.confounded:
+        yield f"Rows differ in {', '.join(comparison.confounded)}, too."
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """A table for each kind of report: a row for each group, then the floors."""
+    columns = _columns(comparison)
+    by_table = {name: [column for column in columns if column.table == name] for name in TITLES}
+    return [_table(name, shown, comparison) for name, shown in by_table.items() if shown]
+
+
+def _table(name: str, columns: Sequence[Column], comparison: Comparison) -> Table:
+    table = Table(
+        title=TITLES[name],
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for heading in short_names(comparison.by).values():
+        table.add_column(escape(heading), overflow="fold")
+    for heading in ("runs", *(column.name for column in columns)):
+        table.add_column(escape(heading), justify="right", no_wrap=True)
+    for group in comparison.groups:
+        settings = [escape(value_text(key, value)) for key, value in zip(comparison.by, group.values, strict=True)]
+        cells = [cell_text(group.cells[column], is_share=column.is_share) for column in columns]
+        table.add_row(*settings, str(len(group.runs)), *cells)
+    table.add_section()
+    for row, found in comparison.floors.items():
+        numbers = [number_text(found[one], is_share=one.is_share) if one in found else "" for one in columns]
+        if any(numbers):
+            table.add_row(row, *[""] * len(comparison.by), *numbers)
+    for column in table.columns[len(comparison.by) :]:
+        column.min_width = max(len(line) for text in (column.header, *column.cells) for line in str(text).split("\n"))
+    return table
+
+
+def cell_text(cell: Cell, *, is_share: bool) -> str:
+    """A mean with its spread, or a single run's number with its interval below it.
+
+    Args:
+        cell: of a group.
+        is_share: in percent.
+    """
+    mean = number_text(cell.mean, is_share=is_share)
+    if not math.isnan(cell.spread):
+        return f"{mean} ± {number_text(cell.spread, is_share=is_share)}"
+    if not math.isnan(cell.low):
+        return f"{mean}\n[{number_text(cell.low, is_share=is_share)}, {number_text(cell.high, is_share=is_share)}]"
+    return mean
+
+
+def number_text(value: float, *, is_share: bool) -> str:
+    """Percent with one decimal, other numbers with three; "-" where unknown."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}" if is_share else f"{value:.3f}"
+
+
+def value_text(key: str, value: Any) -> str:
+    """A setting's value: a class by its last name, "-" for none.
+
+    Args:
+        key: of the setting.
+        value: as the config has it.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    text = "-" if value is None else str(value)
+    return text.rpartition(".")[2] if key.endswith("class_path") else text
+
+
+def to_json(comparison: Comparison) -> str:
+    """The comparison as indented JSON; shares between 0 and 1, null where unknown."""
+    plain = {
+        "protocol": comparison.choice.protocol,
+        "threshold": comparison.choice.threshold,
+        "spread": "sample standard deviation over runs",
+        "runs_differ_in": comparison.pooled,
+        "groups_differ_in_too": comparison.confounded,
+        "notes": comparison.notes,
+        "groups": [
+            {
+                "settings": dict(zip(comparison.by, group.values, strict=True)),
+                "runs": [str(run.path) for run in group.runs],
+                "measures": {
+                    column.key: {name: _known(value) for name, value in cell._asdict().items()}
+                    for column, cell in group.cells.items()
+                },
+            }
+            for group in comparison.groups
+        ],
+        "floors": {
+            row: {column.key: _known(value) for column, value in numbers.items()}
+            for row, numbers in comparison.floors.items()
+            if numbers
+        },
+    }
+    return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """The comparison as one wide table, floors last; shares between 0 and 1, empty where unknown."""
+    columns = _columns(comparison)
+    settings = [plain_name(key) for key in comparison.by]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    numbers = [f"{column.key}{end}" for column in columns for end in ("", " spread", " low", " high")]
+    writer.writerow(["floor", *settings, "runs", "protocol", "threshold", *numbers])
+    for group in comparison.groups:
+        cells = [_known(value) for column in columns for value in group.cells[column]]
+        writer.writerow([None, *group.values, len(group.runs), *comparison.choice, *cells])
+    for row, found in comparison.floors.items():
+        if found:
+            cells = [value for one in columns for value in (found.get(one), None, None, None)]
+            writer.writerow([row, *[None] * len(settings), None, *comparison.choice, *cells])
+    return out.getvalue()
+
+
+def _columns(comparison: Comparison) -> list[Column]:
+    return list(comparison.groups[0].cells)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
