@@ -8,8 +8,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from ipvrm_lightning.objectives import Objective
-
 
 class HFExport(Callback):
     """Exports the best checkpoint that the run's `ModelCheckpoint` knows, else its last, into the run's folder.
@@ -29,8 +27,7 @@ class HFExport(Callback):
             FileNotFoundError: the run's folder has no config, which the command line keeps there.
             ValueError: the run keeps no checkpoints, or is of a kind that an export cannot hold.
         """
-        from ipvrm_lightning.exporting.refusals import check_exportable
-        from ipvrm_lightning.exporting.source import language_model, read_fit_config
+        from ipvrm_lightning.exporting.refusals import check_run
 
         if not _exports(trainer):
             return
@@ -39,10 +36,7 @@ class HFExport(Callback):
         kept = _run_folder(trainer) / "config.yaml"
         if not kept.is_file():
             raise FileNotFoundError(f"HFExport needs the config of the run, which `ipvrm fit` keeps as {kept}")
-        config = read_fit_config(kept)
-        objective = getattr(pl_module, "objective", None)
-        described = objective.describe() if isinstance(objective, Objective) else None
-        check_exportable(config, language_model(config), described, merge=self.merge)
+        check_run(kept, pl_module, merge=self.merge)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, on the first process.

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from ipvrm_lightning.exporting.source import named_class
+from lightning.pytorch import LightningModule
+
+from ipvrm_lightning.exporting.source import language_model, named_class, read_fit_config
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.reference import AdaptersOff, CachedReference, FrozenCopy
 from ipvrm_lightning.modules import IPVRMModule
-from ipvrm_lightning.objectives import build_objective
+from ipvrm_lightning.objectives import Objective, build_objective
+
+
+def check_run(config: Path, module: LightningModule, *, merge: bool) -> None:
+    """Refuse a run that is about to train and could not be exported.
+
+    Args:
+        config: that it keeps.
+        module: that trains.
+        merge: whether an adapter is added to the weights.
+
+    Raises:
+        ValueError: as of `check_exportable`.
+    """
+    kept = read_fit_config(config)
+    objective = getattr(module, "objective", None)
+    described = objective.describe() if isinstance(objective, Objective) else None
+    check_exportable(kept, language_model(kept), described, merge=merge)
 
 
 def check_exportable(
