@@ -82,13 +82,14 @@ def sample_responses(
     Raises:
         ValueError: an empty prompt, a setting out of range, or a model that cannot be sampled with a cache, or has no
             embedding of a token that ends or fills.
+        FloatingPointError: the model's logits give no probabilities; names the prompt.
     """
     _check(prompts, num_return_sequences, max_new_tokens, temperature, top_p, batch_size)
     ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
-    sampler = _Sampler(model, ends, pad_token_id, max_new_tokens, temperature, top_p)
-    seeds = [f"{seed}-{key}" for key in (range(len(prompts)) if keys is None else keys)]
-    if len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} keys for {len(prompts)} prompts")
+    sampler = _Sampler(model, ends, pad_token_id, max_new_tokens, temperature, top_p, seed)
+    names = [str(key) for key in (range(len(prompts)) if keys is None else keys)]
+    if len(names) != len(prompts):
+        raise ValueError(f"{len(names)} keys for {len(prompts)} prompts")
     results: list[list[Rollout]] = [[] for _ in prompts]
     # Prompts of one length need no padding, and long prompts tend to have long responses.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -99,7 +100,7 @@ def sample_responses(
         sampler.check_cache()
         for start in range(0, len(tasks), batch_size):
             batch = tasks[start : start + batch_size]
-            for (index, _), rollout in zip(batch, sampler.sample(prompts, batch, seeds), strict=True):
+            for (index, _), rollout in zip(batch, sampler.sample(prompts, batch, names), strict=True):
                 results[index].append(rollout)
             if on_progress is not None:
                 on_progress(len(batch))
@@ -127,10 +128,17 @@ def _check(
 
 class _Sampler:
     def __init__(
-        self, model: PreTrainedModel, ends: list[int], pad: int, max_new_tokens: int, temperature: float, top_p: float
+        self,
+        model: PreTrainedModel,
+        ends: list[int],
+        pad: int,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
     ) -> None:
         self.model, self.ends, self.pad, self.max_new_tokens = model, ends, pad, max_new_tokens
-        self.temperature, self.top_p = temperature, top_p
+        self.temperature, self.top_p, self.seed = temperature, top_p, seed
         language_model = base_language_model(model)
         rows = language_model.get_input_embeddings().weight.shape[0]
         if (largest := max(*ends, pad)) >= rows:
@@ -153,16 +161,20 @@ class _Sampler:
             check_filled(cache)
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], tasks: Sequence[tuple[int, int]], seeds: Sequence[str]
+        self, prompts: Sequence[Sequence[int]], tasks: Sequence[tuple[int, int]], names: Sequence[str]
     ) -> list[Rollout]:
-        """One response per task (prompt, number of the response), in their order."""
+        """One response per task (prompt, number of the response), in their order.
+
+        Raises:
+            FloatingPointError: logits without probabilities; names the prompt.
+        """
         rows = list(dict.fromkeys(index for index, _ in tasks))
         logits, cache, mask = self._read([prompts[index] for index in rows])
         place = {index: row for row, index in enumerate(rows)}
         repeat = torch.tensor([place[index] for index, _ in tasks], device=logits.device)
         logits, mask = logits[repeat], mask[repeat]
         cache.reorder_cache(repeat)  # states of linear attention too, which `batch_select_indices` does not know
-        draws = self._draws(tasks, seeds).to(logits.device) if self.temperature > 0 else None
+        draws = self._draws(tasks, names).to(logits.device) if self.temperature > 0 else None
         active = torch.arange(len(tasks), device=logits.device)
         running = torch.ones(len(tasks), dtype=torch.bool, device=logits.device)
         ends = torch.tensor(self.ends, device=logits.device)
@@ -170,8 +182,17 @@ class _Sampler:
         for position in range(self.max_new_tokens):
             chosen = self._choose(logits, None if draws is None else draws[active, position])
             tokens[active[running], position] = chosen[running]
+            # NaN wins a maximum; single tokens may be ruled out by -inf. Rows that have ended are of no concern.
+            broken = running & ~logits.amax(-1).isfinite()
             running = running & ~torch.isin(chosen, ends)
-            if not bool(running.any()) or position + 1 == self.max_new_tokens:
+            any_running, any_broken = torch.stack([running.any(), broken.any()]).tolist()  # waits for the device once
+            if any_broken:
+                name = names[tasks[int(active[broken][0])][0]]
+                raise FloatingPointError(
+                    f"logits are not finite at token {position + 1} of a response to prompt {name!r}: the model's dtype"
+                    " is too narrow (try bfloat16 or float32), or its weights are damaged"
+                )
+            if not any_running or position + 1 == self.max_new_tokens:
                 break
             if float(running.float().mean()) < _DROP_BELOW:
                 kept = running.nonzero().squeeze(1)
@@ -207,11 +228,11 @@ class _Sampler:
         )
         return output.logits[:, -1].float()
 
-    def _draws(self, tasks: Sequence[tuple[int, int]], seeds: Sequence[str]) -> Tensor:
+    def _draws(self, tasks: Sequence[tuple[int, int]], names: Sequence[str]) -> Tensor:
         """Uniform numbers in [0, 1), [N, max_new_tokens]."""
         rows = []
         for index, number in tasks:
-            digest = hashlib.blake2b(f"{seeds[index]}-{number}".encode(), digest_size=7).digest()
+            digest = hashlib.blake2b(f"{self.seed}-{names[index]}-{number}".encode(), digest_size=7).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
             rows.append(torch.rand(self.max_new_tokens, generator=generator, dtype=torch.float64))
         return torch.stack(rows)

@@ -197,6 +197,70 @@ def test_the_cache_goes_in_under_the_name_that_the_model_has_for_it(name: str, m
     assert set(names) == {name}
 
 
+class Ruined(torch.nn.Module):
+    """The output head of a model, with logits of some tokens replaced."""
+
+    def __init__(self, head: torch.nn.Module, value: float, tokens: slice) -> None:
+        super().__init__()
+        self.head, self.value, self.tokens = head, value, tokens
+
+    def forward(self, hidden):
+        logits = self.head(hidden).clone()
+        logits[..., self.tokens] = self.value
+        return logits
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("value", "tokens"),
+    [(float("nan"), slice(3, 4)), (float("inf"), slice(3, 4)), (float("-inf"), slice(None))],
+    ids=["nan", "inf", "all -inf"],
+)
+def test_logits_without_probabilities_end_the_run(prompts, value: float, tokens: slice, temperature: float) -> None:
+    model = make_model()
+    model.lm_head = Ruined(model.lm_head, value, tokens)
+    with pytest.raises(
+        FloatingPointError, match="not finite at token 1 of a response to prompt 'b': the model's dtype"
+    ):
+        sample(model, prompts[:2], keys=["a", "b"], temperature=temperature)  # "b" is shorter and comes first
+
+
+def test_one_response_that_breaks_late_ends_the_run(model, prompts, monkeypatch) -> None:
+    forward, calls = model.forward, []
+
+    def breaking(**inputs):
+        output = forward(**inputs)
+        calls.append(len(output.logits))
+        if len(calls) == 5:  # one call looks at the cache, one reads the prompts
+            output.logits[1] = float("nan")
+        return output
+
+    breaking.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(model, "forward", breaking)
+    with pytest.raises(
+        FloatingPointError, match="at token 4 of a response to prompt '6'"
+    ):  # of the shortest two, 1 and 6
+        sample(model, prompts, keys="0123456", batch_size=2, temperature=1e-3)
+
+
+def test_single_tokens_may_be_ruled_out(prompts) -> None:
+    model = make_model()
+    model.lm_head = Ruined(model.lm_head, float("-inf"), slice(2, 20))
+    rollouts = sample(model, prompts, num_return_sequences=4)
+    assert {token for group in rollouts for rollout in group for token in rollout.input_ids} <= {0, 1, 20, 21, 22}
+
+
+def test_a_row_that_has_ended_may_break(prompts) -> None:
+    """What is read after the end of a response says nothing of it."""
+    model = make_model()
+    expected = sample(model, prompts, num_return_sequences=4)
+    lengths = [len(rollout.input_ids) for group in expected for rollout in group if rollout.finished]
+    assert len(lengths) > 3
+    with torch.no_grad():
+        model.get_input_embeddings().weight[EOS] = float("nan")
+    assert sample(model, prompts, num_return_sequences=4) == expected
+
+
 def test_pad_may_equal_eos(model, prompts) -> None:
     assert sample(model, prompts, seed=1) == sample(model, prompts, seed=1, pad_token_id=EOS)
 
