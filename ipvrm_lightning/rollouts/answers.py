@@ -1,11 +1,18 @@
-r"""Finding the final answer in a response: what it boxes last, else what follows "Answer:" or "the answer is"."""
+r"""Finding the final answer in a response: what it boxes last, else what it announces last.
+
+Announced is what follows "Answer:", "the answer is" or, where it holds a digit and ends the response, "####". What a
+response says after its thoughts (`</think>`) counts before what it says in them.
+"""
 
 from __future__ import annotations
 
 import re
 
 _BRACE = re.compile(r"(?P<box>\\f?boxed\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
-_ANCHOR = re.compile(r"\banswers?\b(?:[^\n.:=$\\]{0,60}?\b(?:is|are)\b\s*:?|[ \t*_]*[:=])", re.IGNORECASE)
+_ANCHOR = re.compile(
+    r"\banswers?\b(?:[^\n.:=$\\]{0,60}?\b(?:is|are)\b\s*:?|[ \t*_]*[:=])|^####[ \t](?=[^\n\d]*\d[^\n]*\Z)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _MATH = r"(?:\$\$.+?\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\])"
 _STARTS_WITH_MATH = re.compile(rf"{_MATH}(?:\s*(?:,\s*and\b|,|and\b|or\b)\s*{_MATH})*", re.DOTALL)
 _FIRST_MATH = re.compile(_MATH, re.DOTALL)
@@ -31,7 +38,8 @@ def last_boxed(text: str) -> str | None:
 
 
 def announced(text: str) -> str | None:
-    """What follows the last "Answer:", "answer is" or the like, up to the end of its sentence or formula."""
+    """What follows the last "Answer:", "answer is", closing "####", up to the end of its sentence or formula."""
+    text = text.rstrip()
     anchors = list(_ANCHOR.finditer(text))
     if not anchors:
         return None
@@ -47,7 +55,8 @@ def announced(text: str) -> str | None:
 
 def final_answer(text: str) -> str | None:
     """The final answer of a response as it is written there, None where it states none."""
-    return last_boxed(text) or announced(text)
+    thoughts, _, rest = text.rpartition("</think>")
+    return last_boxed(rest) or announced(rest) or last_boxed(thoughts) or announced(thoughts)
 
 
 def last_line(text: str) -> str | None:

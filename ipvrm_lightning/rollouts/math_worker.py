@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from math_verify import parse, verify
-from sympy import Equality
+from sympy import Equality, Interval, Union
 
 from ipvrm_lightning.rollouts.answers import is_proper, plain
 from ipvrm_lightning.rollouts.worker_pool import serve
@@ -25,6 +25,9 @@ _REWRITES = [
     # "1./3"
     (re.compile(r"(?<=\d)\.(?=[-+*/^)\s]|$)"), ""),
     (re.compile(r"√\s*(?:\(([^()]*)\)|(\w+))"), r"\\sqrt{\1\2}"),
+    (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset"),
+    # a mixed number, "3 1/2", that is the whole answer; more digits could be a group of thousands
+    (re.compile(r"^([\s$]*-?\d+)\s+([1-9]\d?)/([1-9]\d?)(?=[\s$]*$)"), r"\1\\frac{\2}{\3}"),
 ]
 _SYMBOLS = str.maketrans(
     {
@@ -36,6 +39,7 @@ _SYMBOLS = str.maketrans(
         "\u00d7": r"\times ",
         "·": r"\cdot ",
         "∞": r"\infty ",
+        "∅": r"\emptyset ",
         "°": r"^\circ ",
         "≤": r"\le ",
         "≥": r"\ge ",
@@ -92,6 +96,13 @@ def _differ(expected: Any, found: Any) -> bool:
     return abs(true_value) < 1e-3 and abs(true_value - value) > 1e-5 * abs(true_value)
 
 
+def _must_be_interval(truth: Any) -> bool:
+    r"""Whether an inequality can say what the ground truth says: `(5, \infty)`, not `(1, 2)`, which may be a point."""
+    if isinstance(truth, Interval):
+        return bool(truth.left_open != truth.right_open or truth.is_left_unbounded or truth.is_right_unbounded)
+    return isinstance(truth, Union)
+
+
 def judge(task: tuple[str, str | None]) -> Judgement:
     """Compare a ground truth and an answer, by value or, where math-verify reads no expression in them, as texts."""
     truth, answer = task
@@ -100,7 +111,8 @@ def judge(task: tuple[str, str | None]) -> Judgement:
         return Judgement(bool(expected), False, None)
     found = _read(answer)
     same_text = "".join(plain(answer).split()) == "".join(plain(truth).split())
-    correct = same_text or (verify(expected, found, timeout_seconds=None) and not _differ(expected[0], found[0]))
+    same_value = verify(expected, found, allow_set_relation_comp=_must_be_interval(expected[0]), timeout_seconds=None)
+    correct = same_text or (same_value and not _differ(expected[0], found[0]))
     return Judgement(True, correct, str(found[-1]) if found else plain(answer))
 
 

@@ -1,7 +1,8 @@
 r"""Verifiers: is the final answer of a response right?
 
 `ExactMatch` compares texts, `MathVerifier` compares mathematical values. Both take as the answer what a response boxes
-last (`\boxed{...}`, closed and not empty), else what follows the last "Answer:" or "the answer is".
+last (`\boxed{...}`, closed and not empty), else what follows the last "Answer:", "the answer is" or closing "####";
+behind `</think>` if an answer is there, else anywhere.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ class MathVerifier(Verifier):
     end with `close` or this process; pickles and copies of a verifier start their own.
 
     Args:
-        workers: processes; None for the number of CPU cores, at most 8.
+        workers: processes; None for the number of CPU cores that this process may use, at most 8.
         time_limit: seconds of wall-clock time an answer may take.
         memory_limit: address space of a worker, MiB.
         response_characters: characters from the end of the response that are looked at; an answer before them is not
@@ -167,7 +168,7 @@ class MathVerifier(Verifier):
         memory_limit: int = 1024,
         response_characters: int = 20_000,
     ) -> None:
-        self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        self.workers = min(8, _cores()) if workers is None else workers
         _at_least("workers", self.workers, 1)
         _at_least("memory_limit", memory_limit, 1)
         _at_least("response_characters", response_characters, 1)
@@ -230,6 +231,13 @@ class MathVerifier(Verifier):
     def __getstate__(self) -> dict[str, Any]:
         """Settings alone: processes belong to one object."""
         return {**self.__dict__, "_pool": None}
+
+
+def _cores() -> int:
+    """CPU cores that this process may use: on a cluster's node often a few of many."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _at_least(name: str, value: int, least: int) -> None:

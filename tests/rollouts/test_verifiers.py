@@ -60,6 +60,16 @@ def verifier() -> Iterator[MathVerifier]:
         ("The answers are $3$ and $5$.", "3 and 5"),
         ("Answer:\n\\[\n  x^2\n\\]\nDone.", "x^2"),
         ("The answer is 3.5. The other answer is 4.", "4"),
+        ("48 / 2 = 24, so 72 in all.\n#### 72\n", "72"),
+        ("The answer is 5.\n#### 1,234", "1,234"),
+        ("#### Answer: 5", "5"),
+        ("#### Step 1\nAdd.\n#### 2\nDone.", None),
+        ("Answer: 5\n\n#### QED", "5"),
+        (r"\boxed{3}" "\n#### 4", "3"),
+        (r"<think>Perhaps \boxed{3}?</think> The answer is 4.", "4"),
+        (r"Perhaps \boxed{3}? No. </think> \boxed{1}? </think> So \boxed{2}.", "2"),
+        (r"<think>Surely \boxed{3}.</think> As I said.", "3"),
+        ("<think>The answer is 3 </think>\n4", "3"),
         ("Nothing to see here.", None),
         ("", None),
         (r"\boxed{", None),
@@ -69,7 +79,9 @@ def test_the_answer_is_boxed_last_or_announced_last(response: str, answer: str |
     assert final_answer(response) == answer
 
 
-@pytest.mark.parametrize("pattern", [r"\boxed{", "answer ", "$", r"\(", "Answer: ", "{", r"\[ "])
+@pytest.mark.parametrize(
+    "pattern", [r"\boxed{", "answer ", "$", r"\(", "Answer: ", "{", r"\[ ", "\n#### 1", "#### 1 ", "</think>"]
+)
 def test_finding_the_answer_takes_no_longer_on_purpose(pattern: str) -> None:
     began = time.monotonic()
     final_answer(("Answer: " + pattern * 20_000)[:20_000])
@@ -127,6 +139,17 @@ def test_exact_match() -> None:
         ("Answer: √2", r"\sqrt{2}"),
         ("Answer: π", r"\pi"),
         ("Answer: 90°", r"90^\circ"),
+        ("#### 72", "72"),
+        ("#### $18", "18"),
+        (r"\boxed{x > 5}", r"(5,\infty)"),
+        (r"\boxed{x \ge \frac{1}{2}}", r"[0.5,\infty)"),
+        (r"\boxed{(5, \infty)}", "x>5"),
+        (r"\boxed{1 \le x < 2}", "[1,2)"),
+        (r"\boxed{x \ne 3}", r"(-\infty,3)\cup(3,\infty)"),
+        (r"\boxed{\varnothing}", r"\emptyset"),
+        ("Answer: ∅", r"\varnothing"),
+        (r"\boxed{3 1/2}", "3.5"),
+        (r"\boxed{-\frac{7}{2}}", "$-3 1/2$"),
         ("\\boxed{1\0" + "42}", "142"),
         ("\ud800 \\boxed{7}", "7"),
         ("x" * 1_000_000 + r"\boxed{142}", "142"),
@@ -153,6 +176,21 @@ def test_right_answers_in_other_words(verifier: MathVerifier, response: str, tru
         (r"\boxed{4.5 \times 10^{32}}", "4.5e33"),
         (r"\boxed{E_1, E_3}", "E_1,E_2"),
         (r"\boxed{5%}", "0.5"),
+        (r"\boxed{x \ge 5}", r"(5,\infty)"),
+        (r"\boxed{x < 5}", r"(5,\infty)"),
+        (r"\boxed{x > 6}", r"(5,\infty)"),
+        (r"\boxed{1 < x < 4}", r"(1,2)\cup(3,4)"),
+        (r"\boxed{1 < x < 2}", "[1,2)"),
+        (r"\boxed{1 < x < 2}", "1,2"),
+        (r"\boxed{1 < x < 2}", "(1,2)"),
+        (r"\boxed{1 < x < 2}", r"\{1\}\cup\{2\}"),
+        (r"\boxed{x > 5}", "5"),
+        (r"\boxed{0}", r"\varnothing"),
+        (r"\boxed{\{\varnothing\}}", r"\emptyset"),
+        (r"\boxed{3 1/2}", "1.5"),
+        (r"\boxed{3 1/2}", "3"),
+        (r"\boxed{-3 1/2}", "-2.5"),
+        (r"\boxed{10 123/4}", "40.75"),
         (r"\boxed{\frac{1}{", "1"),
         (r"\boxed{142}" + "x" * 1_000_000, "142"),
         ("142", "142"),
@@ -316,6 +354,17 @@ def test_workers_that_do_not_start_are_an_error() -> None:
         pool.run(["a"])
     with pytest.raises(RuntimeError, match="did not start"):
         MathVerifier(workers=1, memory_limit=16).verify([submit("Answer: 1", "1")])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no process to cores")
+def test_workers_are_no_more_than_the_cores_this_process_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert MathVerifier().workers == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert MathVerifier().workers == min(8, len(allowed))
 
 
 def test_bad_settings_are_named() -> None:
