@@ -14,12 +14,14 @@ from tqdm import tqdm
 from ipvrm_lightning.config_checks import bound_values, check_class_paths
 from ipvrm_lightning.data import PromptModule
 from ipvrm_lightning.failures import names_full_disk
-from ipvrm_lightning.rollouts.sources import Answered, ResponseSource, Sampling
+from ipvrm_lightning.rollouts.sources import Answered, Refused, ResponseSource, Sampling
 from ipvrm_lightning.rollouts.store import RolloutStore
 from ipvrm_lightning.rollouts.verifiers import Submission, Verifier, judge
 from ipvrm_lightning.types import PromptExample
 
 PromptsOf = Literal["train", "validation", "test"]
+#: So many prompts refused before any was answered are no matter of the prompts.
+_REFUSED_AT_FIRST = 10
 
 
 class Summary(NamedTuple):
@@ -37,6 +39,7 @@ class Summary(NamedTuple):
         new_prompts: answered in this run.
         tokens_per_second: response tokens of this run by its seconds; None where lengths are unknown or nothing was
             sampled.
+        refused: what was said of prompts that the source gave no responses to, one line; None where there are none.
     """
 
     prompts: int
@@ -49,6 +52,7 @@ class Summary(NamedTuple):
     alike: int
     new_prompts: int
     tokens_per_second: float | None
+    refused: str | None = None
 
     def __str__(self) -> str:
         def part(count: int, whole: int) -> str:
@@ -84,7 +88,8 @@ def roll_out(
 
     `rollouts.jsonl` in the output folder has one line a prompt, in the form that `TrajectoryDataModule` reads. A run
     that was stopped, at any moment, goes on where it was when the same command is given again; prompts may be added in
-    between. A response that was cut off counts as wrong, whatever stands in it.
+    between. A response that was cut off counts as wrong, whatever stands in it. A prompt that the source refuses is
+    passed over, and asked again by the next run.
 
     Args:
         prompts: data module of prompts; its tokenizer is the source's where it names none.
@@ -97,7 +102,7 @@ def roll_out(
 
     Raises:
         ValueError: no prompts, bad data, a ground truth that the verifier cannot read, a folder with other settings, a
-            server that gives no answers; one line.
+            server that gives no answers or refuses all of the first prompts; one line.
     """
     if prompts.tokenizer is None:
         prompts.with_tokenizer(source.build_tokenizer())
@@ -110,16 +115,27 @@ def roll_out(
         with names_full_disk(output), RolloutStore(output, settings, weights=source.weights()) as store:
             pending = [prompt for prompt in chosen if not store.holds(prompt)]
             verifier.check(pending)
-            start, tokens = time.perf_counter(), 0
+            start, tokens, refused = time.perf_counter(), 0, list[Refused]()
             answers = source.respond(pending, sampling) if pending else ()
             for answered in tqdm(answers, "prompts", len(chosen), initial=len(chosen) - len(pending)):
+                if isinstance(answered, Refused):
+                    refused.append(answered)
+                    if len(refused) == _REFUSED_AT_FIRST and not len(store):
+                        raise ValueError(_refusals(refused))
+                    continue
                 record = verified(answered, verifier)
                 store.append(answered.prompt, record)
                 tokens += sum(length or 0 for length in record["response_tokens"])
             seconds = time.perf_counter() - start
-            return summarise(store.records(), len(pending), tokens / seconds if tokens else None)
+            found = summarise(store.records(), len(pending) - len(refused), tokens / seconds if tokens else None)
+            return found._replace(refused=_refusals(refused) if refused else None)
     finally:
         verifier.close()
+
+
+def _refusals(refused: list[Refused]) -> str:
+    first = refused[0]
+    return f"prompts refused: {len(refused)}, the first of them {first.prompt.id!r}: {first.reason}"
 
 
 def verified(answered: Answered, verifier: Verifier) -> dict[str, Any]:
@@ -199,6 +215,9 @@ def main(arguments: list[str]) -> None:
 
     Args:
         arguments: after `ipvrm rollout`.
+
+    Raises:
+        ValueError: as `roll_out`, or prompts were refused, while the others were answered and kept.
     """
     bound_values()
     parser = build_parser()
@@ -212,5 +231,8 @@ def main(arguments: list[str]) -> None:
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"this config cannot be built: {error}") from error
     values.pop("config", None)
-    print(roll_out(**values, settings=settings))
+    summary = roll_out(**values, settings=settings)
+    print(summary)
     print(f"in {Path(values['output']) / 'rollouts.jsonl'}")
+    if summary.refused:
+        raise ValueError(summary.refused)

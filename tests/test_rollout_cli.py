@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,8 +21,9 @@ import yaml
 
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.data import PromptModule, TrajectoryDataModule
-from ipvrm_lightning.rollout_cli import build_parser, summarise, verified
-from ipvrm_lightning.rollouts.sources import Answered, Response
+from ipvrm_lightning.rollout_cli import build_parser, roll_out, summarise, verified
+from ipvrm_lightning.rollouts.endpoint import Endpoint
+from ipvrm_lightning.rollouts.sources import Answered, Response, Sampling
 from ipvrm_lightning.rollouts.verifiers import Submission, Verdict
 from ipvrm_lightning.types import PromptExample
 
@@ -219,7 +221,7 @@ def test_what_was_cut_off_or_blank_counts_as_wrong() -> None:
     only_blank = verified(Answered(prompt, [Response("", True, 1)] * 3 + [Response(" ", False, 9)]), EvenLength())
     assert (record["blank_cut_off"], only_blank["blank_cut_off"]) == (0, 1)
     summary = summarise([record, only_blank], 1, None)
-    assert summary == (2, 8, 1, 2, 5, 0, 1, 0, 1, None)
+    assert summary == (2, 8, 1, 2, 5, 0, 1, 0, 1, None, None)
     assert "right         1 (12.5%)" in str(summary) and "cut off       2 (25.0%), counted as wrong" in str(summary)
     assert "blank         5 (62.5%)" in str(summary) and "tokens/s      unknown" in str(summary)
 
@@ -289,6 +291,68 @@ def test_a_server_that_fails_leaves_what_was_finished(
     assert all(record["response_tokens"] == [7, 7, 7] for record in found)
     written = "".join(path.read_text() for path in (tmp_path / "out").iterdir() if path.is_file())
     assert "sk-very-secret" not in written and "127.0.0.1" not in written
+
+
+def refusing(folder: Path, url: str, count: int) -> dict[str, Any]:
+    """Arguments of `roll_out`: prompts `p0`, `p1`, ... of a server, which tells them apart by their last token."""
+    prompts = GivenPrompts(tokenizer="none")
+    prompts.setup = lambda stage=None: None  # type: ignore[method-assign]
+    prompts.test_prompts = [PromptExample([5, n], f"{n}", "2", "given", f"p{n}") for n in range(count)]
+    source = Endpoint(url=url, model="m", max_concurrency=4)
+    options = {"prompts": prompts, "source": source, "verifier": EvenLength(), "prompts_of": "test", "settings": {}}
+    return {**options, "output": str(folder), "sampling": Sampling(group_size=2)}
+
+
+def test_refused_prompts_leave_the_others_and_are_told_of(tmp_path: Path) -> None:
+    with serve() as server:
+        server.refused = {1, 7, *range(12, 30)}
+        summary = roll_out(**refusing(tmp_path / "out", server.url, 40))
+        assert sorted(int(record["id"][1:]) for record in lines(tmp_path)) == [
+            0,
+            *range(2, 7),
+            *range(8, 12),
+            *range(30, 40),
+        ]
+        assert (summary.prompts, summary.new_prompts) == (20, 20) and summary.refused is not None
+        assert re.fullmatch(
+            rf"prompts refused: 20, the first of them 'p1': {server.url} answered 400: prompt 1 is too long",
+            summary.refused,
+        )
+        asked = len(server.requests)
+        server.refused = {1}
+        summary = roll_out(**refusing(tmp_path / "out", server.url, 40))
+        assert len(lines(tmp_path)) == 39 and len(server.requests) - asked in (39, 40)  # 19 prompts, and 1 or 2 for p1
+        assert (summary.prompts, summary.new_prompts) == (39, 19)
+        server.refused = set()
+        assert roll_out(**refusing(tmp_path / "out", server.url, 40)).refused is None
+
+
+def test_a_server_that_refuses_the_first_prompts_is_asked_no_more(tmp_path: Path) -> None:
+    with serve() as server:
+        server.refused = set(range(40))
+        with pytest.raises(
+            ValueError, match=r"^prompts refused: 10, the first of them 'p.': .* answered 400: prompt . is too long$"
+        ):
+            roll_out(**refusing(tmp_path / "out", server.url, 40))
+        assert len(server.requests) < 40
+        assert lines(tmp_path) == []
+
+
+def test_a_run_with_refused_prompts_fails_when_all_others_are_done(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve() as server:
+        server.troubles = [status(400, "filtered")]
+        command = arguments(tmp_path, model, *endpoint(server.url, model, max_concurrency=1))
+        with pytest.raises(SystemExit) as exit_info:
+            main(command)
+        printed = capsys.readouterr()
+        assert exit_info.value.code == 1
+        said = f"prompts refused: 1, the first of them '0': {server.url} answered 400: filtered"
+        assert printed.err.splitlines()[-1] == f"ipvrm rollout: {said}"
+        assert f"prompts       {PROMPTS - 1} ({PROMPTS - 1} in this run)" in printed.out
+        main(command)
+    assert sorted(int(record["id"]) for record in lines(tmp_path)) == list(range(PROMPTS))
 
 
 @pytest.fixture(scope="module")

@@ -9,29 +9,38 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from ipvrm_lightning.pretrained import load_tokenizer
-from ipvrm_lightning.rollouts.sources import Answered, Response, ResponseSource, Sampling
+from ipvrm_lightning.rollouts.server_answers import (
+    EndpointError,
+    PassingError,
+    PromptRefusedError,
+    read_answer,
+    said_in,
+)
+from ipvrm_lightning.rollouts.sources import Answered, Refused, Response, ResponseSource, Sampling
 from ipvrm_lightning.types import PromptExample
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from transformers import PreTrainedTokenizerBase
 
-
-class EndpointError(ValueError):
-    """A server that cannot be used; its message is one line and holds no key."""
+# statuses that are about what was asked; a key, a model or an address that is wrong has others
+_REFUSALS = (400, 413, 422)
 
 
 class Endpoint(ResponseSource):
     """A server with the OpenAI API.
 
     Requests that meet 408, 409, 429, 5xx, a lost connection or the time limit are made again, with exponential back-off
-    and jitter or after what `Retry-After` says, up to two minutes; others stop the run with the server's message.
+    and jitter or after what `Retry-After` says, up to two minutes; so are those that the server gave up or answered in
+    part. A prompt that meets 400, 413, 422 or a content filter is passed over. All else stops the run with the server's
+    message, an answer without all that the model wrote (a reasoning parser put thoughts in a field of their own) too.
 
     What a server samples from is its own business: some add the `top_k`, `top_p` or penalties of the model's generation
     config. `temperature` and `top_p` are always sent; send the rest in `extra_body`, such as `{top_k: -1}` for vLLM.
@@ -90,11 +99,11 @@ class Endpoint(ResponseSource):
             self._tokenizer = load_tokenizer(self.tokenizer or self.model)
         return self._tokenizer
 
-    def respond(self, prompts: Sequence[PromptExample], sampling: Sampling) -> Iterator[Answered]:
+    def respond(self, prompts: Sequence[PromptExample], sampling: Sampling) -> Iterator[Answered | Refused]:
         """Answer prompts as the server gets them done.
 
         Raises:
-            EndpointError: the server refused a request, or gave no answer to any attempt.
+            EndpointError: the server cannot be used, or gave no answer to any attempt.
             ValueError: the environment variable of the key is not set.
         """
         loop = asyncio.new_event_loop()
@@ -119,13 +128,13 @@ class Endpoint(ResponseSource):
 
     async def _respond(
         self, prompts: Sequence[PromptExample], sampling: Sampling, key: str | None
-    ) -> AsyncGenerator[Answered, None]:
+    ) -> AsyncGenerator[Answered | Refused, None]:
         from openai import AsyncOpenAI
 
         remaining = iter(prompts)
         gate = asyncio.Semaphore(self.max_concurrency)
         at_a_time = self.max_concurrency // sampling.group_size + 2  # enough to keep every request slot busy
-        running: set[asyncio.Task[Answered]] = set()
+        running: set[asyncio.Task[Answered | Refused]] = set()
         # Without a key of its own the client would send that of OPENAI_API_KEY.
         async with AsyncOpenAI(
             base_url=self.url, api_key=key or "none", timeout=self.timeout, max_retries=self.max_retries
@@ -146,7 +155,7 @@ class Endpoint(ResponseSource):
                 await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _stop(answers: AsyncGenerator[Answered, None]) -> None:
+async def _stop(answers: AsyncGenerator[Answered | Refused, None]) -> None:
     """End what is under way, also where an interrupt left the generator in the middle of a step."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
@@ -163,13 +172,15 @@ class _Request:
     ) -> None:
         self.endpoint, self.client, self.sampling, self.gate, self.key = endpoint, client, sampling, gate, key
 
-    async def group(self, prompt: PromptExample) -> Answered:
-        """All responses to a prompt."""
+    async def group(self, prompt: PromptExample) -> Answered | Refused:
+        """All responses to a prompt, or why the server gives none."""
         content = self._content(prompt)
         numbers = range(self.sampling.group_size)
         tasks = [asyncio.create_task(self._one(prompt.id, number, content)) for number in numbers]
         try:
             return Answered(prompt, list(await asyncio.gather(*tasks)))
+        except PromptRefusedError as refusal:
+            return Refused(prompt, str(refusal))
         finally:  # the first failure leaves its siblings under way
             for task in tasks:
                 task.cancel()
@@ -191,45 +202,55 @@ class _Request:
         raise EndpointError(f"prompt {prompt.id!r} as text would be read as other tokens: use prompt_as: tokens")
 
     async def _one(self, key: str, number: int, content: dict[str, Any]) -> Response:
+        attempts = self.endpoint.max_retries + 1
+        attempt = 1
+        async with self.gate:
+            while True:
+                try:
+                    return read_answer(await self._body(key, number, content), self.endpoint.api)
+                except PassingError as error:
+                    if attempt == attempts:
+                        raise EndpointError(self._line(f"{error} in {attempts} attempts")) from None
+                except EndpointError as error:
+                    raise type(error)(self._line(str(error))) from None
+                await asyncio.sleep(random.uniform(0.25, 0.5) * min(2**attempt, 16))  # the client's own pauses
+                attempt += 1
+
+    async def _body(self, key: str, number: int, content: dict[str, Any]) -> bytes:
+        """Body of the answer: read here, for the client fails on what is no JSON without a word of the server."""
         from openai import OpenAIError
 
         completions = self.client.completions if self.endpoint.api == "completions" else self.client.chat.completions
-        create: Any = completions.create
-        async with self.gate:
-            try:
-                answer = await create(
-                    **content,
-                    model=self.endpoint.model,
-                    max_tokens=self.sampling.max_new_tokens,
-                    temperature=self.sampling.temperature,
-                    top_p=self.sampling.top_p,
-                    seed=self.sampling.request_seed(key, number),
-                    extra_body=self.endpoint.extra_body,
-                )
-            except OpenAIError as error:
-                # without the original, whose text may repeat what was sent
-                raise EndpointError(self._reason(error)) from None
-        if not getattr(answer, "choices", None):
-            raise EndpointError(f"{self.endpoint.url} answered without choices: is this an OpenAI-compatible server?")
-        choice = answer.choices[0]
-        text = choice.text if self.endpoint.api == "completions" else choice.message.content
-        usage = getattr(answer, "usage", None)
-        tokens = None if usage is None else usage.completion_tokens
-        return Response(text or "", choice.finish_reason == "stop", tokens)
+        create: Any = completions.with_raw_response.create
+        try:
+            answer = await create(
+                **content,
+                model=self.endpoint.model,
+                max_tokens=self.sampling.max_new_tokens,
+                temperature=self.sampling.temperature,
+                top_p=self.sampling.top_p,
+                seed=self.sampling.request_seed(key, number),
+                extra_body=self.endpoint.extra_body,
+            )
+        except OpenAIError as error:
+            # without the original, whose text may repeat what was sent
+            raise self._failure(error) from None
+        return bytes(answer.http_response.content)
 
-    def _reason(self, error: Exception) -> str:
+    def _failure(self, error: Exception) -> EndpointError:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
-        url, attempts = self.endpoint.url, f"in {self.endpoint.max_retries + 1} attempts"
+        attempts = f"in {self.endpoint.max_retries + 1} attempts"
         if isinstance(error, APITimeoutError):
-            text = f"{url} gave no answer within {self.endpoint.timeout:g} s {attempts}"
-        elif isinstance(error, APIConnectionError):
-            text = f"{url} cannot be reached {attempts} ({error.__cause__ or error})"
-        elif isinstance(error, APIStatusError):
-            body = error.body if isinstance(error.body, dict) else {}
-            said = body.get("message") or body.get("detail") or error.response.text[:300] or error.message
-            text = f"{url} answered {error.status_code}: {said}"
-        else:
-            text = f"{url}: {type(error).__name__}: {error}"
-        text = " ".join(text.split())
+            return EndpointError(f"gave no answer within {self.endpoint.timeout:g} s {attempts}")
+        if isinstance(error, APIConnectionError):
+            return EndpointError(f"cannot be reached {attempts} ({error.__cause__ or error})")
+        if isinstance(error, APIStatusError):
+            kind = PromptRefusedError if error.status_code in _REFUSALS else EndpointError
+            said = said_in(error.body) or error.response.text[:300] or error.message
+            return kind(f"answered {error.status_code}: {said}")
+        return EndpointError(f"failed ({type(error).__name__}: {error})")
+
+    def _line(self, text: str) -> str:
+        text = " ".join(f"{self.endpoint.url} {text}".split())
         return text.replace(self.key, "***") if self.key else text

@@ -77,6 +77,18 @@ class Answered(NamedTuple):
     responses: list[Response]
 
 
+class Refused(NamedTuple):
+    """A prompt that gets no responses, while others may.
+
+    Args:
+        prompt: that was asked.
+        reason: one line.
+    """
+
+    prompt: PromptExample
+    reason: str
+
+
 class ResponseSource(ABC):
     """Answers prompts."""
 
@@ -92,7 +104,7 @@ class ResponseSource(ABC):
         return None
 
     @abstractmethod
-    def respond(self, prompts: Sequence[PromptExample], sampling: Sampling) -> Iterator[Answered]:
+    def respond(self, prompts: Sequence[PromptExample], sampling: Sampling) -> Iterator[Answered | Refused]:
         """Answer prompts, each as soon as all of its responses are there, in any order.
 
         Args:

@@ -27,7 +27,9 @@ class Handler(BaseHTTPRequestHandler):
             state.most_busy = max(state.most_busy, state.busy)
             trouble = state.troubles.pop(0) if state.troubles else None
         try:
-            if trouble is None:
+            if self.body.get("prompt", [None])[-1] in state.refused:
+                status(400, f"prompt {self.body['prompt'][-1]} is too long")(self)
+            elif trouble is None:
                 time.sleep(state.delay)
                 self.answer(200, state.reply(self.body))
             else:
@@ -37,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
                 state.busy -= 1
 
     def answer(self, status: int, content: Any, **headers: str) -> None:
-        data = json.dumps(content).encode()
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
@@ -49,12 +51,16 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class FakeServer:
-    """Replies with the seed it was sent; `troubles` are what the next requests meet instead, in order."""
+    """Replies with the seed it was sent; `troubles` are what the next requests meet instead, in order.
+
+    Prompts of `refused`, told by their last token, always meet 400.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.requests: list[dict[str, Any]] = []
         self.troubles: list[Trouble] = []
+        self.refused: set[int] = set()
         self.busy = self.most_busy = 0
         self.delay = 0.0
         self.finish_reason = "stop"
@@ -89,6 +95,11 @@ def serve() -> Iterator[FakeServer]:
 
 def status(code: int, message: str = "no", **headers: str) -> Trouble:
     return lambda handler: handler.answer(code, {"error": {"message": message}}, **headers)
+
+
+def replies(content: Any) -> Trouble:
+    """Status 200 with a body of JSON, or of bytes."""
+    return lambda handler: handler.answer(200, content)
 
 
 def drop(handler: Handler) -> None:

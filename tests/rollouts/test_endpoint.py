@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from ipvrm_lightning.rollouts.endpoint import Endpoint, EndpointError
-from ipvrm_lightning.rollouts.sources import Answered, Sampling
+from ipvrm_lightning.rollouts.sources import Answered, Refused, Response, Sampling
 from ipvrm_lightning.types import PromptExample
 from tests.data.tokenizers import byte_level
 
-from .fake_server import FakeServer, Trouble, drop, hang, serve, status
+from .fake_server import FakeServer, Trouble, drop, hang, replies, serve, status
 
 KEY = "sk-very-secret"
 PROMPTS = [PromptExample([5, 6, n], f"problem {n}", str(n), "tests", f"p{n}") for n in range(6)]
@@ -29,7 +29,27 @@ def server() -> Iterator[FakeServer]:
 
 def answers(server: FakeServer, prompts: list[PromptExample] = PROMPTS, **options: Any) -> list[Answered]:
     endpoint = Endpoint(url=server.url, model="m", **options)
-    return sorted(endpoint.respond(prompts, SAMPLING), key=lambda answered: answered.prompt.id)
+    found = sorted(endpoint.respond(prompts, SAMPLING), key=lambda answered: answered.prompt.id)
+    assert all(isinstance(answered, Answered) for answered in found)
+    return cast("list[Answered]", found)
+
+
+def completion(text: Any = "4", reason: Any = "stop", **more: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "text": text, "finish_reason": reason, **more}]}
+
+
+def chat(content: Any = "4", reason: Any = "stop", **more: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content, **more}
+    return {"choices": [{"index": 0, "message": message, "finish_reason": reason}]}
+
+
+def one(server: FakeServer, content: Any, api: Any = "completions") -> Response:
+    """What is made of one answer with status 200."""
+    server.troubles = [replies(content)]
+    endpoint = Endpoint(url=server.url, model="m", api=api, max_retries=0)
+    (answered,) = endpoint.respond(PROMPTS[:1], Sampling(group_size=1))
+    assert isinstance(answered, Answered)
+    return answered.responses[0]
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
@@ -53,15 +73,34 @@ def test_every_prompt_gets_its_group(server: FakeServer, api: Any) -> None:
         assert body["messages"] in [[{"role": "user", "content": prompt.prompt}] for prompt in PROMPTS]
 
 
-def test_what_the_length_limit_cut_off_is_not_finished(server: FakeServer) -> None:
-    server.finish_reason = "length"
-    assert not any(response.finished for answered in answers(server) for response in answered.responses)
+@pytest.mark.parametrize(
+    ("reason", "finished"), [("stop", True), ("eos_token", True), ("stop_sequence", True), ("length", False)]
+)
+def test_what_the_length_limit_cut_off_is_not_finished(server: FakeServer, reason: str, finished: bool) -> None:
+    server.finish_reason = reason
+    assert {response.finished for answered in answers(server) for response in answered.responses} == {finished}
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"completion_tokens": None}, {"completion_tokens": "7"}, "7"])
+def test_a_length_that_is_not_told_is_not_known(server: FakeServer, usage: Any) -> None:
+    assert one(server, {**completion(), "usage": usage}) == Response("4", True, None)
+    assert one(server, chat(None, reasoning_content=None, reasoning="", tool_calls=[]), "chat") == Response(
+        "", True, None
+    )
 
 
 @pytest.mark.parametrize(
     "trouble",
-    [status(429), status(500), status(503), drop, hang],
-    ids=["429", "500", "503", "connection dropped", "no answer"],
+    [
+        *(status(429), status(500), status(503), drop, hang),
+        *(
+            replies(b'{"choices": [{"te'),
+            replies(b""),
+            replies(completion("4", "abort")),
+            replies(completion("4", None)),
+        ),
+    ],
+    ids=["429", "500", "503", "connection dropped", "no answer", "half an answer", "empty", "given up", "no reason"],
 )
 def test_a_request_that_meets_trouble_is_made_again(server: FakeServer, trouble: Trouble) -> None:
     server.troubles = [trouble, trouble]
@@ -84,7 +123,7 @@ def test_no_more_requests_are_under_way_than_allowed(server: FakeServer) -> None
     assert 1 < server.most_busy <= 4
 
 
-@pytest.mark.parametrize("code", [400, 401, 404, 422])
+@pytest.mark.parametrize("code", [401, 403, 404])
 def test_a_refused_request_is_not_repeated(server: FakeServer, code: int) -> None:
     server.troubles = [status(code, "prompt\nis too long")]
     with pytest.raises(EndpointError) as error:
@@ -92,6 +131,70 @@ def test_a_refused_request_is_not_repeated(server: FakeServer, code: int) -> Non
     assert str(error.value) == f"{server.url} answered {code}: prompt is too long"
     seeds = [request["body"]["seed"] for request in server.requests]
     assert seeds.count(seeds[0]) == 1  # one of another response may have begun
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (status(400, "filtered\nby policy"), "answered 400: filtered by policy"),
+        (status(413, "too long"), "answered 413: too long"),
+        (status(422, "no"), "answered 422: no"),
+        (replies(completion("", "content_filter")), "held an answer back (finish_reason 'content_filter')"),
+    ],
+    ids=["400", "413", "422", "filter"],
+)
+def test_a_refused_prompt_leaves_the_others(server: FakeServer, trouble: Trouble, message: str) -> None:
+    server.troubles = [trouble]
+    found = list(Endpoint(url=server.url, model="m", max_concurrency=1).respond(PROMPTS, SAMPLING))
+    assert len(found) == 6
+    assert [one for one in found if isinstance(one, Refused)] == [Refused(PROMPTS[0], f"{server.url} {message}")]
+    assert {len(one.responses) for one in found if isinstance(one, Answered)} == {3}
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking", "tool_calls"])
+@pytest.mark.parametrize(("content", "reason"), [("The answer is 4.", "stop"), (None, "length")])
+def test_thoughts_in_a_field_of_their_own_are_not_dropped(
+    server: FakeServer, name: str, content: str | None, reason: str
+) -> None:
+    with pytest.raises(EndpointError) as error:
+        one(server, chat(content, reason, **{name: ["2 + 2"]}), "chat")
+    assert str(error.value).startswith(f"{server.url} took {name} out of what the model wrote: start it without")
+    assert "api: completions" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "api", "message"),
+    [
+        (b"<html>hello", "completions", "answered without whole JSON: '<html>hello' in 1 attempts"),
+        (b"", "chat", "answered without whole JSON: '' in 1 attempts"),
+        ({"error": {"message": "no\nGPU", "code": 502}}, "chat", "answered with an error: no GPU"),
+        ({"error": "no GPU"}, "completions", "answered with an error: no GPU"),
+        ({"choices": None}, "completions", "answered without choices with text: is completions the API"),
+        ([1], "completions", "answered without choices with text"),
+        (None, "chat", "answered without choices with a message: is chat the API"),
+        (chat(), "completions", "answered without choices with text: is completions the API"),
+        (completion(), "chat", "answered without choices with a message: is chat the API"),
+        (completion(None), "completions", "answered with text that is no string: None"),
+        (chat([{"type": "text", "text": "4"}]), "chat", "answered with text that is no string: [{'type'"),
+        (completion("4", "abort"), "completions", "gave a request up (finish_reason 'abort') in 1 attempts"),
+        (completion("4", "error"), "completions", "gave a request up (finish_reason 'error') in 1 attempts"),
+        (completion("4", None), "completions", "gave a request up (finish_reason None) in 1 attempts"),
+        (
+            chat(None, "tool_calls"),
+            "chat",
+            "ended a response for a reason that is not known (finish_reason 'tool_calls')",
+        ),
+        (
+            completion("4", "eos"),
+            "completions",
+            "ended a response for a reason that is not known (finish_reason 'eos')",
+        ),
+    ],
+)
+def test_what_is_no_response_is_one_line(server: FakeServer, content: Any, api: str, message: str) -> None:
+    with pytest.raises(EndpointError) as error:
+        one(server, content, api)
+    assert str(error.value).startswith(f"{server.url} {message}") and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +225,7 @@ def test_prompts_that_were_answered_come_before_the_error(server: FakeServer) ->
     with pytest.raises(EndpointError):
         for answered in Endpoint(url=server.url, model="m", max_concurrency=1).respond(PROMPTS, SAMPLING):
             found.append(answered.prompt.id)
-            server.troubles = [status(400)] if len(found) == 2 else []
+            server.troubles = [status(401)] if len(found) == 2 else []
     assert found == ["p0", "p1"]
 
 
