@@ -267,6 +267,17 @@ def test_the_config_parses_and_its_parts_are_made() -> None:
     assert (made.sampling.group_size, made.sampling.max_new_tokens) == (16, 3072)
 
 
+@pytest.mark.parametrize("name", ["distrl_qwen", "grpo_qwen"])
+def test_policy_optimisation_draws_anew(name: str) -> None:
+    """With the seed of the rollouts, step 1 would get the responses that the reward model was trained on."""
+    rollouts, policy = (
+        yaml.safe_load((REPOSITORY / "configs" / f"{config}.yaml").read_text()) for config in ("rollout_qwen", name)
+    )
+    arguments = policy["model"]["init_args"]
+    assert rollouts["prompts"]["init_args"]["train"] == policy["data"]["init_args"]["train"]
+    assert len({rollouts["sampling"]["seed"], arguments["sampling"]["seed"]}) == 2
+
+
 def endpoint(url: str, model: str, **options: Any) -> list[str]:
     arguments = {"url": url, "model": model, "tokenizer": model, "prompt_as": "text", **options}
     source = {"class_path": "ipvrm_lightning.rollouts.Endpoint", "init_args": arguments}
