@@ -39,7 +39,7 @@ from ipvrm_lightning.run_folders import (
     new_run_name,
     unfinished_run,
 )
-from ipvrm_lightning.strategies import check_fit, check_trainer
+from ipvrm_lightning.strategies import accelerator_for, check_fit, check_trainer
 
 # dataclasses, of which the parser takes no subclass unless it is told to
 set_parsing_settings(subclasses_enabled=[AdvantageSettings, Schedule])
@@ -190,9 +190,10 @@ class IPVRMCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, unless its settings and the module cannot work together."""
-        check_trainer(self._get(self.config_init, "trainer"), self.model)
-        check_fit(self._get(self.config_init, "trainer.strategy"), self.model)
-        return super().instantiate_trainer(**kwargs)
+        settings = self._get(self.config_init, "trainer")
+        check_trainer(settings, self.model)
+        check_fit(settings.strategy, self.model)
+        return super().instantiate_trainer(accelerator=accelerator_for(self.model, settings.accelerator), **kwargs)
 
     def instantiate_classes(self) -> None:
         """Build trainer, module and data module: their constructors take nothing but the config.

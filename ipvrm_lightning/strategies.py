@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import distribute_tensor
 from torch.utils._pytree import tree_map_only
 
+from ipvrm_lightning.devices import NO_MPS
 from ipvrm_lightning.models.checkpoints import own_buffers
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.packing import VARLEN
@@ -39,7 +43,10 @@ def check_fit(strategy: Any, module: Any) -> None:
         factory.check_sampling()
     precision = getattr(getattr(strategy, "precision_plugin", None), "precision", "32-true")
     _check_precision(precision, module)
-    on_gpu = type(getattr(strategy, "accelerator", None)).__name__ == "CUDAAccelerator"
+    accelerator = type(getattr(strategy, "accelerator", None)).__name__
+    if accelerator == "MPSAccelerator":  # of a Trainer in Python; the command line has none of it
+        raise ValueError(f'{type(module).__name__}: {NO_MPS}, as in Trainer(accelerator="cpu")')
+    on_gpu = accelerator == "CUDAAccelerator"
     in_full = precision == "32-true" and getattr(factory, "dtype", "float32") == "float32"
     if on_gpu and in_full and getattr(factory, "attn_implementation", None) == VARLEN:
         raise ValueError(
@@ -84,6 +91,29 @@ def check_trainer(settings: Any, module: Any) -> None:
         raise ValueError(
             f"trainer.gradient_clip_val: use model.init_args.{own}, which clips the whole batch's gradient"
         )
+
+
+def accelerator_for(module: Any, accelerator: Any) -> Any:
+    """The trainer's accelerator: the CPU where Lightning would choose Apple's GPU.
+
+    Args:
+        module: with a `language_model`; any other has what was asked for.
+        accelerator: as the config has it.
+
+    Raises:
+        ValueError: Apple's GPU is asked for.
+    """
+    if not isinstance(getattr(module, "language_model", None), LanguageModelFactory):
+        return accelerator
+    if not MPSAccelerator.is_available():
+        return accelerator
+    if accelerator in ("gpu", "mps"):
+        raise ValueError(f"trainer.accelerator {accelerator}: {NO_MPS}")
+    warnings.filterwarnings("ignore", message="GPU available but not used")  # Lightning's advice to take it
+    if accelerator not in ("auto", None):
+        return accelerator
+    rank_zero_info("Apple's GPU is left alone, for it has no float64: this runs on the CPU (trainer.accelerator: cpu)")
+    return "cpu"
 
 
 def _check_precision(precision: str, module: Any) -> None:

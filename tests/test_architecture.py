@@ -16,6 +16,7 @@ PACKAGE = REPOSITORY / "ipvrm_lightning"
 #: What each part may import of the package, beside itself.
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
+    "devices": set(),
     "failures": set(),
     "append_only": set(),
     "config_checks": {"packaged_configs"},
@@ -28,8 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"functional", "types", "whole_files", "failures"},
     "data": {"functional", "types", "pretrained"},
     "models": {"functional", "types", "objectives", "failures", "permissions", "pretrained"},
-    "rollouts": {"append_only", "types", "models", "failures", "pretrained", "whole_files"},
-    "strategies": {"models"},
+    "rollouts": {"append_only", "types", "models", "devices", "failures", "pretrained", "whole_files"},
+    "strategies": {"models", "devices"},
     "modules": {"functional", "types", "objectives", "metrics", "data", "models", "rollouts", "strategies"},
     "callbacks": {"types", "metrics", "run_folders", "exporting", "whole_files"},
     "run_folders": {"models", "whole_files"},
@@ -56,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "metrics",
         "data",
         "models",
+        "devices",
         "failures",
         "pretrained",
     },

@@ -187,6 +187,8 @@ def test_bad_input_is_one_line_before_a_model_is_built(
         arguments(tmp_path, model, "--prompts.system_prompt", "Be brief."), capsys
     )
     assert "has no validation prompts" in fails(arguments(tmp_path, model, "--prompts_of", "validation"), capsys)
+    why = "device mps: Apple's GPU has no float64, which draws, scores and metrics need: use cpu"
+    assert fails(arguments(tmp_path, model, "--source.device", "mps"), capsys) == f"ipvrm rollout: {why}"
     assert "max_new_tokens must be at least 1" in fails(
         arguments(tmp_path, model, "--sampling.max_new_tokens", "0"), capsys
     )

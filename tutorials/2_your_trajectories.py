@@ -144,7 +144,7 @@ module = IPVRMModule(
     scheduler=Schedule(name="cosine", warmup=0.1),
 )
 trainer = Trainer(
-    accelerator="auto",
+    accelerator="cpu",
     devices=1,
     max_epochs=EPOCHS,
     use_distributed_sampler=False,  # the data module divides the data itself

@@ -151,7 +151,7 @@ config = {
     },
     "trainer": {
         "default_root_dir": str(OUT / "runs"),
-        "accelerator": "auto",
+        "accelerator": "cpu",
         "devices": 1,
         "max_epochs": 1,
         "log_every_n_steps": 1,

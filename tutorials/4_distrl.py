@@ -52,7 +52,7 @@ LONGEST = world.settings.max_new_tokens
 def trainer_of(name, **options):
     """A trainer that logs to its own folder."""
     return Trainer(
-        accelerator="auto", devices=1, use_distributed_sampler=False, logger=CSVLogger(OUT, name="", version=name),
+        accelerator="cpu", devices=1, use_distributed_sampler=False, logger=CSVLogger(OUT, name="", version=name),
         log_every_n_steps=1, default_root_dir=OUT, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, num_sanity_val_steps=0, **options,
     )  # fmt: skip

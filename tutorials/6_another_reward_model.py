@@ -46,8 +46,9 @@ if (arguments.model is None) != (arguments.reference is None):
     parser.error("give --model and --reference together")
 
 trainer = Trainer(
-    accelerator="auto", devices=1, max_epochs=1, use_distributed_sampler=False, logger=False, default_root_dir=OUT,
-    enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    accelerator="gpu" if torch.cuda.is_available() else "cpu", devices=1, max_epochs=1, use_distributed_sampler=False,
+    logger=False, default_root_dir=OUT, enable_progress_bar=False, enable_model_summary=False,
+    enable_checkpointing=False,
 )  # fmt: skip
 
 # %% [markdown]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from ipvrm_lightning.devices import refuse_mps
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.types import PromptExample
 
@@ -136,6 +137,7 @@ class InProcess(ResponseSource):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        refuse_mps(device)
         language_model.check_sampling()
         self.language_model, self.batch_size, self.device = language_model, batch_size, device
         self.stop_tokens = stop_tokens or []

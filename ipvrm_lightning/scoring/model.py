@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ipvrm_lightning.data.batching import EvalLoader
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.schema import Prompt
+from ipvrm_lightning.devices import refuse_mps
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.exported import Layout
 from ipvrm_lightning.models.frozen import load_frozen
@@ -63,6 +64,7 @@ class PrefixValueModel:
         if max_tokens < 1 or chunk_size < 1:
             raise ValueError(f"max_tokens and chunk_size must be at least 1, found {max_tokens} and {chunk_size}")
         self.description, self.max_tokens, self.chunk_size = description, max_tokens, chunk_size
+        refuse_mps(device)
         wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
         with library_errors(f"device {wanted} cannot be used"):
             self.device = torch.empty(0, device=wanted).device

@@ -290,6 +290,9 @@ def test_what_does_not_go_together_is_refused(judged: Judged, full_export: str, 
         describe(str(foreign))
     with pytest.raises(ValueError, match="device nowhere cannot be used"):
         PrefixValueModel.from_pretrained(judged.export, device="nowhere")
+    for device in ("mps", torch.device("mps:0")):
+        with pytest.raises(ValueError, match="Apple's GPU has no float64"):
+            PrefixValueModel.from_pretrained(judged.export, device=device)
 
 
 def test_a_reference_with_another_vocabulary_is_refused(
