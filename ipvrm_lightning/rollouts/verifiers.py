@@ -153,7 +153,7 @@ class MathVerifier(Verifier):
     Args:
         workers: processes; None for the number of CPU cores that this process may use, at most 8.
         time_limit: seconds of wall-clock time an answer may take.
-        memory_limit: address space of a worker, MiB.
+        memory_limit: address space of a worker, MiB; none on macOS.
         response_characters: characters from the end of the response that are looked at; an answer before them is not
             found.
     """

@@ -25,6 +25,7 @@ TIME_LIMIT, MEMORY_LIMIT, WORKER_DIED = "time limit", "memory limit", "worker di
 
 _OUT_OF_MEMORY = 77
 _FAILED_STARTS = 3
+_ENDING = 5.0  # seconds from a worker's last word to its exit code
 
 
 class Outcome(NamedTuple):
@@ -52,9 +53,15 @@ class _Worker:
         self.task: int | None = None
         self.deadline = time.monotonic() + start_limit
 
-    def end(self) -> int:
-        """Close the connection, kill the process if it lives, and return its exit code, negative for a signal."""
+    def end(self, *, patience: float = 0.0) -> int:
+        """Close the connection, kill the process if it lives, and return its exit code, negative for a signal.
+
+        Args:
+            patience: seconds that a process which is ending by itself is given, for its own exit code.
+        """
         self.connection.close()
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(patience)
         self.process.kill()
         return self.process.wait()
 
@@ -73,7 +80,7 @@ class WorkerPool:
         module: what the workers import; its `main` calls `serve`.
         size: worker processes.
         time_limit: seconds a task may take before its worker is killed.
-        memory_limit: address space of a worker, MiB.
+        memory_limit: address space of a worker, MiB; none on macOS.
         start_limit: seconds a worker may take to start.
     """
 
@@ -160,7 +167,7 @@ class WorkerPool:
                 try:
                     value = worker.connection.recv()
                 except (EOFError, OSError):
-                    finished.append((worker, Outcome(None, self._bury(worker))))
+                    finished.append((worker, Outcome(None, self._bury(worker, patience=_ENDING))))
                     continue
                 if worker.started:
                     finished.append((worker, Outcome(value, None)))
@@ -170,14 +177,14 @@ class WorkerPool:
                 finished.append((worker, Outcome(None, TIME_LIMIT)))
         return finished
 
-    def _bury(self, worker: _Worker) -> str:
+    def _bury(self, worker: _Worker, *, patience: float = 0.0) -> str:
         """Remove a worker and name what ended it.
 
         Raises:
             RuntimeError: several workers in a row ended before they had started.
         """
         self._workers.remove(worker)
-        code = worker.end()
+        code = worker.end(patience=patience)
         if worker.started:
             return {_OUT_OF_MEMORY: MEMORY_LIMIT, -signal.SIGALRM: TIME_LIMIT}.get(code, WORKER_DIED)
         self._failed_starts += 1
@@ -200,7 +207,8 @@ def serve(function: Callable[[Any], Any], trial: Any, expected: Any) -> None:
     memory, time_limit = int(sys.argv[2]) * 2**20, float(sys.argv[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    if sys.platform != "darwin":  # which refuses a limit below what every process has mapped from the start
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
         if function(trial) != expected:
             os._exit(_OUT_OF_MEMORY)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -365,6 +366,42 @@ def test_workers_are_no_more_than_the_cores_this_process_may_use() -> None:
     finally:
         os.sched_setaffinity(0, allowed)
     assert MathVerifier().workers == min(8, len(allowed))
+
+
+def module_of_tasks(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, main: str) -> str:
+    imports = "import contextlib, resource, sys, time\nfrom ipvrm_lightning.rollouts.worker_pool import serve\n"
+    (folder / f"{name}.py").write_text(f"{imports}def main():\n{textwrap.indent(textwrap.dedent(main), '    ')}")
+    monkeypatch.syspath_prepend(folder)
+    return name
+
+
+def test_the_exit_code_is_that_of_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one that takes a second to end after it has hung up."""
+    main = """
+        with contextlib.suppress(ValueError):
+            serve(int, "no number", 0)
+        time.sleep(1)
+        sys.exit(3)
+    """
+    module = module_of_tasks(tmp_path, monkeypatch, "slow_end", main)
+    pool = WorkerPool(module=module, size=1, time_limit=9.0, memory_limit=512)
+    with pytest.raises(RuntimeError, match="3 workers in a row did not start, exit code 3"):
+        pool.run(["1"])
+
+
+def test_macos_has_no_memory_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker in which the system behaves as XNU does."""
+    main = """
+        def refuse(what, limits):
+            if what == resource.RLIMIT_AS:
+                raise ValueError("current limit exceeds maximum limit")
+        sys.platform, resource.setrlimit = "darwin", refuse
+        serve(int, "1", 1)
+    """
+    module = module_of_tasks(tmp_path, monkeypatch, "on_macos", main)
+    pool = WorkerPool(module=module, size=1, time_limit=9.0, memory_limit=512)
+    assert pool.run(["7"]) == [Outcome(7, None)]
+    pool.close()
 
 
 def test_bad_settings_are_named() -> None:
