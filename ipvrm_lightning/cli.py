@@ -77,6 +77,8 @@ def _run(arguments: list[str]) -> None:
 
         print(f"ipvrm_lightning {__version__}")
         return
+    if sys.platform == "win32":
+        raise ValueError("not on Windows itself: install and run it in WSL2 (https://learn.microsoft.com/windows/wsl)")
     if arguments[0] not in COMMANDS and arguments[0] not in LIGHTNING and not arguments[0].startswith("-"):
         raise ArgumentError(None, f"no such command; there are {', '.join((*LIGHTNING, *COMMANDS))}")
     check_config_files(arguments)

@@ -117,7 +117,7 @@ def reader_left() -> bool:
     output = sys.stdout.fileno()
     poll = select.poll()
     poll.register(output, 0)
-    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
         return False
     # what is left in the buffer goes nowhere, or Python would complain of it when it ends
     os.dup2(os.open(os.devnull, os.O_WRONLY), output)

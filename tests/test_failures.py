@@ -3,9 +3,11 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,15 @@ def test_a_word_that_is_no_number_is_said_to_be_so() -> None:
     assert line == 'ipvrm fit: key "optimizer": key "lr": Expected a <class \'float\'>; Given value: abc (see --help)'
 
 
+def test_windows_is_told_what_to_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "nowhere.yaml"])
+    told = "ipvrm fit: not on Windows itself: install and run it in WSL2 (https://learn.microsoft.com/windows/wsl)\n"
+    assert (ended.value.code, capsys.readouterr().err) == (1, told)
+    main(["--version"])
+
+
 def test_a_fit_that_was_told_to_stop_has_not_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop() -> None:
         raise SIGTERMException
@@ -132,10 +143,17 @@ def test_a_thread_ends_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().err == "writer ended: OSError: [Errno 28] No space left\n"
 
 
+def socket_pair() -> tuple[int, int]:
+    """A pipe in which one that was hung up is told by POLLHUP: on Linux a socket, on macOS any."""
+    reading, writing = socket.socketpair()
+    return reading.detach(), writing.detach()
+
+
+@pytest.mark.parametrize("pipe", [os.pipe, socket_pair])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_has_seen_enough_is_no_failure(unbuffered: str) -> None:
+def test_a_reader_that_has_seen_enough_is_no_failure(unbuffered: str, pipe: Callable[[], tuple[int, int]]) -> None:
     """As in `ipvrm --help | head -1`."""
-    reading, writing = os.pipe()
+    reading, writing = pipe()
     os.close(reading)
     done = subprocess.run(
         [sys.executable, "-m", "ipvrm_lightning", "--help"],
