@@ -38,6 +38,12 @@ def end_token_ids(
 
 
 def response_text(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
-    """A response without the token that ended it, to the character: some tokenizers would tidy spaces up."""
+    """A response without the token that ended it, to the character: some tokenizers would tidy spaces up.
+
+    Read behind a special token: SentencePiece tokenizers leave out the first space of a text, and a response is not the
+    first of its text.
+    """
     ids = rollout.input_ids[:-1] if rollout.finished else rollout.input_ids
-    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    before = tokenizer.all_special_ids[:1]
+    first, whole = (str(tokenizer.decode(read, clean_up_tokenization_spaces=False)) for read in (before, before + ids))
+    return whole.removeprefix(first)
