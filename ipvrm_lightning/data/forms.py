@@ -14,6 +14,7 @@ from ipvrm_lightning.data.schema import (
     check_list,
     check_outcome,
     check_prompt,
+    check_tools,
     prompt_key,
     split_conversation,
 )
@@ -152,6 +153,7 @@ def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, num
     grouped, paired = columns[1] in ("responses", "completions"), "chosen" in columns
     try:
         check_characters(row)
+        check_tools(row)
         for column in columns:
             if column not in row:
                 raise DataError("missing column", field=column, found=sorted(row))

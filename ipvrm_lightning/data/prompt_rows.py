@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ipvrm_lightning.data.reading import Report, read_rows
-from ipvrm_lightning.data.schema import DataError, Prompt, check_characters, check_prompt
+from ipvrm_lightning.data.schema import DataError, Prompt, check_characters, check_prompt, check_tools
 
 PROMPT_COLUMNS = ("prompt", "problem", "question")
 #: A dot leads into a column that is a mapping.
@@ -89,6 +89,7 @@ def check_prompt_row(row: Mapping[str, Any], columns: Columns, source: str, numb
     """
     try:
         check_characters(row)
+        check_tools(row)
         prompt = check_prompt(_field(row, columns.prompt), columns.prompt)
         truth = check_ground_truth(_field(row, columns.truth), columns.truth)
     except DataError as error:

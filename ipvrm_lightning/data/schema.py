@@ -174,23 +174,44 @@ def check_prompt(value: Any, field: str) -> Prompt:
     """Text or messages that an answer can follow.
 
     Raises:
-        DataError: as `check_text` and `check_messages`.
+        DataError: as `check_text` and `check_messages`, or the assistant has the last word.
     """
-    return check_text(value, field) if isinstance(value, str) else check_messages(value, field)
+    return check_text(value, field) if isinstance(value, str) else _asking(check_messages(value, field), field)
+
+
+def _asking(messages: list[Message], field: str) -> list[Message]:
+    if messages[-1]["role"] == "assistant":
+        problem = "the prompt ends with the assistant's message; put the beginning of the answer into the response"
+        raise DataError(problem, field=field, found=messages[-1]["content"])
+    return messages
+
+
+def check_tools(row: Mapping[str, Any]) -> None:
+    """No definitions of tools beside the messages, as a list or in JSON: a template would be told nothing of them.
+
+    Raises:
+        DataError: there are some.
+    """
+    tools = row.get("tools")
+    listed = isinstance(tools, Sequence) and any(isinstance(tool, Mapping) for tool in tools)
+    if listed or (isinstance(tools, str) and tools.lstrip().startswith("[{")):
+        problem = "tool definitions would be left out; write them into the system message, as the model read them"
+        raise DataError(problem, field="tools", found=tools)
 
 
 def split_conversation(value: Any, field: str) -> tuple[list[Message], str]:
     """A conversation as prompt and last answer.
 
     Raises:
-        DataError: it does not end with the assistant, has no prompt, or the answer is empty.
+        DataError: it does not end with the assistant, has no prompt or one that the assistant ends, or the answer is
+            empty.
     """
     messages = check_messages(value, field)
     if messages[-1]["role"] != "assistant":
         raise DataError("conversation does not end with the assistant", field=field, found=messages[-1]["role"])
     if len(messages) == 1:
         raise DataError("conversation has no prompt before the answer", field=field, found=messages)
-    return messages[:-1], check_text(messages[-1]["content"], field, what="response")
+    return _asking(messages[:-1], field), check_text(messages[-1]["content"], field, what="response")
 
 
 def as_messages(prompt: Prompt) -> list[Message]:

@@ -71,6 +71,8 @@ BAD = {
     "not a number": ({"prompt": "q", "answer": float("nan")}, "answer", "nan"),
     "no prompt": ({"prompt": "", "answer": "2"}, "prompt", "''"),
     "role": ({"prompt": [{"role": "me", "content": "q"}], "answer": "2"}, "prompt[0].role", "'me'"),
+    "opened": ({"prompt": [*MESSAGES, {"role": "assistant", "content": "It"}], "answer": "2"}, "prompt", "'It'"),
+    "tools": ({"prompt": "q", "answer": "2", "tools": [{"name": "add"}]}, "tools", "'add'"),
     "missing": ({"prompt": "q"}, "answer", "['prompt']"),
 }
 

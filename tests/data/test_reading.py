@@ -172,6 +172,33 @@ def test_what_a_message_holds_beside_its_content_is_not_dropped(tmp_path: Path, 
     assert len(list(read_rollouts(write(tmp_path, [row]), Report()))) == 1
 
 
+OPENED = [USER, {"role": "assistant", "content": "Let me see: "}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": OPENED, "completion": "7", "label": 1},
+        {"prompt": OPENED, "responses": ["7"], "scores": [1]},
+        {"conversation": [*OPENED, {"role": "assistant", "content": "7"}], "label": 1},
+    ],
+)
+def test_a_prompt_that_ends_with_an_answer_is_refused(tmp_path: Path, row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"row 1, .*ends with the assistant's message; put the beginning of the answer"):
+        list(read_rollouts(write(tmp_path, [row]), Report()))
+    answered = [*OPENED, USER, {"role": "assistant", "content": "7"}]
+    assert len(list(read_rollouts(write(tmp_path, [{"conversation": answered, "label": 1}]), Report()))) == 1
+
+
+@pytest.mark.parametrize("tools", [[{"type": "function", "function": {"name": "add"}}], '[{"name": "add"}]'])
+def test_definitions_of_tools_are_not_dropped(tmp_path: Path, tools: Any) -> None:
+    row = {"prompt": [USER], "completion": "7", "label": 1}
+    with pytest.raises(DataError, match="row 1, field 'tools': tool definitions would be left out"):
+        list(read_rollouts(write(tmp_path, [{**row, "tools": tools}]), Report()))
+    for none in (None, [], "", "[]", ["python"], "python"):  # the last two name what was used, and define nothing
+        assert len(list(read_rollouts(write(tmp_path, [{**row, "tools": none}]), Report()))) == 1
+
+
 def test_skipped_rows_are_counted_by_reason_wherever_it_stands(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "responses": ["a"] * n + [""], "scores": [0] * (n + 1)} for n in range(3)]
     report = Report("skip")
