@@ -46,8 +46,12 @@ def score_command(chosen: argparse.Namespace) -> None:
         ValueError: a model that is not what it should be, or an output file of something else.
     """
     own = () if chosen.out is None else (chosen.out, settings_file(chosen.out))
-    asked = read_requests(chosen.solutions, leave_out=own) if chosen.solutions else [_single(chosen)]
     description = described(chosen)
+    template = description.layout.step_template
+    if chosen.solutions:
+        asked = read_requests(chosen.solutions, step_template=template, leave_out=own)
+    else:
+        asked = [_single(chosen, template)]
     encoder = open_encoder(description, max_length=chosen.max_length)
     solutions = list(_encoded(encoder, asked))
 
@@ -72,11 +76,11 @@ def score_command(chosen: argparse.Namespace) -> None:
     print(f"{len(solutions)} solutions, {len(pending)} of them scored in this run\nin {chosen.out}")
 
 
-def _single(chosen: argparse.Namespace) -> Asked:
+def _single(chosen: argparse.Namespace, step_template: str) -> Asked:
     """The solution on the command line, or on standard input."""
     # editors may begin a file with a byte order mark, which would be a token of step 1
     text = sys.stdin.read().removeprefix("\ufeff") if chosen.solution == STANDARD_INPUT else chosen.solution
-    return Asked(check_request(chosen.problem, split_solution(text), "solution"), "command line", 1)
+    return Asked(check_request(chosen.problem, split_solution(text, step_template), "solution"), "command line", 1)
 
 
 def described(chosen: argparse.Namespace) -> Description:

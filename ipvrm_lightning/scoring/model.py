@@ -134,7 +134,8 @@ class PrefixValueModel:
         Raises:
             DataError: the solution cannot be scored as it is.
         """
-        return self.score_many([ScoreRequest(problem, as_steps(steps))], tokens=tokens)[0]
+        template = self.encoder.layout.step_template
+        return self.score_many([ScoreRequest(problem, as_steps(steps, template))], tokens=tokens)[0]
 
     def score_many(self, requests: Sequence[ScoreRequest], *, tokens: bool = False) -> list[SolutionScore]:
         """Score solutions, sorted by length among themselves; answers come in the order of the requests.
@@ -184,7 +185,9 @@ class PrefixValueModel:
         """
         if by not in (known := get_args(RankBy)):
             raise ValueError(f"by must be one of {', '.join(known)}, found {by!r}")
-        return ranked(self.score_many([ScoreRequest(problem, as_steps(candidate)) for candidate in candidates]), by)
+        template = self.encoder.layout.step_template
+        requests = [ScoreRequest(problem, as_steps(candidate, template)) for candidate in candidates]
+        return ranked(self.score_many(requests), by)
 
     @torch.no_grad()
     def score_encoded(self, solutions: Sequence[EncodedSolution], *, tokens: bool = False) -> list[SolutionScore]:

@@ -31,14 +31,27 @@ class Asked(NamedTuple):
     row: int
 
 
-def split_solution(text: str) -> list[str]:
-    """Steps of a solution given as one text: what blank lines part."""
-    return [step.strip() for step in _BLANK_LINES.split(text.replace("\r\n", "\n").strip()) if step.strip()]
+def split_solution(text: str, step_template: str = "{step}") -> list[str]:
+    """Steps of a solution given as one text: what blank lines part.
+
+    Args:
+        text: the solution.
+        step_template: of the layout; what it puts around a step is taken off where it stands around all of them, for it
+            would stand there twice.
+    """
+    parts = [step.strip() for step in _BLANK_LINES.split(text.replace("\r\n", "\n").strip()) if step.strip()]
+    bare = []
+    for number, part in enumerate(parts, 1):
+        before, _, after = step_template.replace("{number}", str(number)).partition("{step}")
+        if not (part.startswith(before) and part.endswith(after)):
+            return parts
+        bare.append(part.removeprefix(before).removesuffix(after))
+    return bare if all(map(str.strip, bare)) else parts
 
 
-def as_steps(given: Sequence[str] | str) -> Sequence[str]:
-    """Steps as they are, a text as the steps that blank lines part."""
-    return split_solution(given) if isinstance(given, str) else given
+def as_steps(given: Sequence[str] | str, step_template: str = "{step}") -> Sequence[str]:
+    """Steps as they are, a text as `split_solution` parts it."""
+    return split_solution(given, step_template) if isinstance(given, str) else given
 
 
 def check_request(problem: Any, steps: Any, id: str | None = None) -> ScoreRequest:
@@ -57,13 +70,16 @@ def check_request(problem: Any, steps: Any, id: str | None = None) -> ScoreReque
     return ScoreRequest(check_prompt(problem, "problem"), texts, id)
 
 
-def read_requests(paths: Sequence[str], *, leave_out: Collection[Path] = ()) -> list[Asked]:
+def read_requests(
+    paths: Sequence[str], *, step_template: str = "{step}", leave_out: Collection[Path] = ()
+) -> list[Asked]:
     """Rows with `problem` and `steps`, or `solution` whose steps are parted by blank lines; other columns are left.
 
     A row without an `id` is called after its file and number, or its path and number where that is taken.
 
     Args:
         paths: JSON, JSONL or parquet files, folders of them, or `-` for JSON or JSONL on standard input.
+        step_template: see `split_solution`.
         leave_out: files in those folders that are none of solutions, such as the scores of an earlier run.
 
     Raises:
@@ -74,7 +90,7 @@ def read_requests(paths: Sequence[str], *, leave_out: Collection[Path] = ()) -> 
     for source, number, row in _rows(paths, {path.resolve() for path in leave_out}):
         name = f"{Path(source).stem}-{number}"
         try:
-            request = _request(row, f"{source}-{number}" if name in places else name)
+            request = _request(row, f"{source}-{number}" if name in places else name, step_template)
             if (first := places.get(str(request.id))) is not None:
                 raise DataError(f"the id of {first[0]}, row {first[1]}", field="id", found=request.id)
         except DataError as error:
@@ -86,7 +102,7 @@ def read_requests(paths: Sequence[str], *, leave_out: Collection[Path] = ()) -> 
     return asked
 
 
-def _request(row: Mapping[str, Any], name: str) -> ScoreRequest:
+def _request(row: Mapping[str, Any], name: str, step_template: str) -> ScoreRequest:
     for field in ("problem", "steps" if "steps" in row else "solution"):
         if field not in row:
             problem = "missing column; rows have problem and steps, or problem and solution"
@@ -94,7 +110,7 @@ def _request(row: Mapping[str, Any], name: str) -> ScoreRequest:
     check_characters(row)
     steps = row.get("steps")
     if steps is None:
-        steps = split_solution(check_text(row.get("solution"), "solution", what="solution"))
+        steps = split_solution(check_text(row.get("solution"), "solution", what="solution"), step_template)
     return check_request(row["problem"], steps, str(row["id"]) if row.get("id") is not None else name)
 
 

@@ -71,7 +71,7 @@ def create_app(
         app.add_exception_handler(kind, _tell)
 
     async def score(asked: ScoreBody | RankBody, request: Request, *, tokens: bool = False) -> list[SolutionScore]:
-        work = batcher.score(asked.requests(), asked.place, tokens=tokens)
+        work = batcher.score(asked.requests(model.encoder.layout.step_template), asked.place, tokens=tokens)
         return await _within(limits.timeout, request, work)
 
     @app.get(OPEN_PATH)

@@ -68,9 +68,10 @@ class ScoreBody(_Strict):
     solutions: list[Solution] = Field(min_length=1, max_length=MAX_SOLUTIONS)
     tokens: bool = Field(default=False, description="values and TD advantages of every token, too")
 
-    def requests(self) -> list[ScoreRequest]:
-        """As the scorer takes them."""
-        return [ScoreRequest(one.problem, as_steps(one.solution or one.steps or []), one.id) for one in self.solutions]
+    def requests(self, step_template: str) -> list[ScoreRequest]:
+        """As the scorer takes them, texts parted into steps for its layout."""
+        given = [(one, as_steps(one.solution or one.steps or [], step_template)) for one in self.solutions]
+        return [ScoreRequest(one.problem, steps, one.id) for one, steps in given]
 
     def place(self, error: DataError, position: int) -> DataError:
         """The error of a solution, with the field as it stands in this body."""
@@ -86,9 +87,9 @@ class RankBody(_Strict):
         default="final_value", description="value of the whole solution, lowest step score, or mean of them"
     )
 
-    def requests(self) -> list[ScoreRequest]:
-        """As the scorer takes them."""
-        return [ScoreRequest(self.problem, as_steps(one)) for one in self.candidates]
+    def requests(self, step_template: str) -> list[ScoreRequest]:
+        """As the scorer takes them, texts parted into steps for its layout."""
+        return [ScoreRequest(self.problem, as_steps(one, step_template)) for one in self.candidates]
 
     def place(self, error: DataError, position: int) -> DataError:
         """The error of a candidate, with the field as it stands in this body."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ipvrm_lightning.cli import main
+from ipvrm_lightning.data.steps import join_steps
 from ipvrm_lightning.functional import PROTOCOLS
 from ipvrm_lightning.score_cli import OBJECTIVES, build_parser
 from ipvrm_lightning.score_cli import PROTOCOLS as OFFERED
@@ -244,6 +245,33 @@ def test_what_the_parser_offers_is_there() -> None:
 def test_blank_lines_part_steps() -> None:
     assert split_solution("\n a\nb \n\n\n c\r\n \r\nd\n") == ["a\nb", "c", "d"]
     assert split_solution(" \n ") == []
+
+
+def test_what_the_layout_writes_around_a_step_is_taken_off_where_it_stands() -> None:
+    template = "Step {number}: {step}"
+    steps = ["a = 1\nb", "Step 2: c", "10"]
+    assert split_solution(join_steps(steps)[0], template) == steps
+    assert split_solution("(1) a.\n\n(2) b.", "({number}) {step}.") == ["a", "b"]
+    # one that has it not, or has it with another number: none is a number of the layout's
+    for text in ("Step 1: a\n\nb", "Step 1: a\n\nStep 3: b", "Step 2: a", "Step 1:\n\nStep 2: b"):
+        assert split_solution(text, template) == text.split("\n\n")
+    assert split_solution("Step 1: a", "{step}") == ["Step 1: a"]
+
+
+def test_numbers_of_a_solution_are_not_written_twice(
+    judged: Judged, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The layout of the export is "({number}) {step}"."""
+    file = tmp_path / "numbered.jsonl"
+    numbered = "(1) add\n\n(2) so 2"
+    rows = [{"problem": "1?", "solution": numbered}, {"problem": "1?", "steps": ["add", "so 2"]}]
+    rows.append({"problem": "1?", "steps": ["(1) add", "(2) so 2"]})  # given as steps: as they are
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score("--model", judged.export, str(file), "--format", "jsonl", "--device", "cpu")
+    score("--model", judged.export, "--problem", "1?", "--solution", numbered, "--format", "jsonl", "--device", "cpu")
+    one, two, given, alone = (json.loads(line)["final_value"] for line in capsys.readouterr().out.splitlines())
+    assert [one, alone] == pytest.approx([two, two], abs=1e-6)
+    assert given != pytest.approx(two, abs=1e-6)
 
 
 def test_rows_of_several_files_have_ids_of_their_own(tmp_path: Path) -> None:

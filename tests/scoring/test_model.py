@@ -117,12 +117,13 @@ def test_tokens_spell_the_solution_and_add_up(judged: Judged, scorer: PrefixValu
 
 
 def test_candidates_are_ranked(scorer: PrefixValueModel) -> None:
-    candidates = [["add", "so 2"], "add\n\nso 2", ["it is 3"], "first\n \n\nsecond\n\nthird"]
+    candidates = [["add", "so 2"], "(1) add\n\n(2) so 2", ["it is 3"], "first\n \n\nsecond\n\nthird"]
     by_value = scorer.rank("1 + 1?", candidates)
     assert [one.value for one in by_value] == sorted((one.score.final_value for one in by_value), reverse=True)
     assert sorted(one.index for one in by_value) == [0, 1, 2, 3]
     same = [one.value for one in by_value if one.index < 2]
     assert same[0] == pytest.approx(same[1], abs=1e-6)
+    assert scorer.score("1 + 1?", candidates[1]).final_value == pytest.approx(same[0], abs=1e-6)
     assert len({one.index: one for one in by_value}[3].score.steps) == 3
     for by, reduce in (("min_step", min), ("mean_step", lambda values: math.fsum(values) / len(values))):
         ranked = scorer.rank("1 + 1?", candidates, by=by)  # type: ignore[arg-type]

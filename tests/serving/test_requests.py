@@ -38,7 +38,9 @@ def assert_same(given: Any, expected: Any) -> None:
 
 def test_answers_are_those_of_the_model(client: Client, direct: PrefixValueModel) -> None:
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 ≤ 日本?"}]
-    answer = client.score({**FINE, "id": "first"}, {"problem": chat, "solution": "a é\n\n\nb"}, tokens=True)
+    answer = client.score(
+        {**FINE, "id": "first"}, {"problem": chat, "solution": "Step 1: a é\n\n\nStep 2: b"}, tokens=True
+    )
     asked = [ScoreRequest(FINE["problem"], FINE["steps"], "first"), ScoreRequest(chat, ["a é", "b"])]
     assert answer.status == 200
     assert_same(answer.json, {"scores": [one.to_dict() for one in direct.score_many(asked, tokens=True)]})
