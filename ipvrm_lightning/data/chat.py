@@ -47,17 +47,20 @@ class Rendered(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Token ids, where the response starts, and which characters of the response each of its tokens covers.
+    """Token ids, where the response starts, and where in the response each of its tokens stands.
 
     Args:
         input_ids: prompt and response with its ending.
         response_start: first token that reaches past the prompt's text, at least 1.
         first_characters: per response token, its first character counted from the start of the response.
+        first_letters: the same without spaces in front, where a token has more than spaces: some tokenizers count those
+            to a token, others do not.
     """
 
     input_ids: list[int]
     response_start: int
     first_characters: list[int]
+    first_letters: list[int]
 
 
 def uses_chat_template(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> bool:
@@ -286,28 +289,33 @@ def _encode_alike(tokenizer: PreTrainedTokenizerBase, texts: list[Rendered], cha
     whole = [text.prompt + text.response + (text.ending if chat and text.finished else "") for text in texts]
     results: list[Encoded | DataError] = []
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    for text, (ids, spans) in zip(texts, _tokenize(tokenizer, whole, chat=chat), strict=True):
+    for text, characters, (ids, spans) in zip(texts, whole, _tokenize(tokenizer, whole, chat=chat), strict=True):
         closed = chat and bool(text.ending)
         if text.finished and not closed:
             ids.append(tokenizer.eos_token_id)
             spans.append((len(text.prompt + text.response), len(text.prompt + text.response) + 1))
-        results.append(_locate(ids, spans, len(text.prompt), special))
+        results.append(_locate(ids, spans, characters, len(text.prompt), special))
     return results
 
 
-def _locate(ids: list[int], spans: list[tuple[int, int]], prompt_length: int, special: set[int]) -> Encoded | DataError:
+def _locate(
+    ids: list[int], spans: list[tuple[int, int]], text: str, prompt_length: int, special: set[int]
+) -> Encoded | DataError:
     start = next((i for i, (_, end) in enumerate(spans) if end > prompt_length), len(ids))
     if start < len(ids) and spans[start][0] < prompt_length and ids[start] in special:
         start += 1  # the prompt's own token, one that swallows the white space behind it
     if not 1 <= start < len(ids):
         return DataError(f"no token of the prompt stands before the response (starts at token {start})", field="prompt")
     previous = spans[start - 1][1]
-    characters = []
+    characters, letters = [], []
     for first, last in spans[start:]:
         # Some byte-level tokenizers trim white space from offsets: a token of nothing else has an empty span.
-        characters.append((first if first < last else min(previous, first)) - prompt_length)
+        begin = first if first < last else min(previous, first)
+        behind = text[begin:last].lstrip(" ")
+        characters.append(begin - prompt_length)
+        letters.append((last - len(behind) if behind else begin) - prompt_length)
         previous = last
-    return Encoded(ids, start, characters)
+    return Encoded(ids, start, characters, letters)
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, **layout: Any) -> Encoded:

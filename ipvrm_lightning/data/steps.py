@@ -47,7 +47,9 @@ def join_steps(
 
 
 def assign_steps(encoded: Encoded, starts: Sequence[int], response_length: int) -> list[int]:
-    """Step of each response token: the one its first character lies in, separators counting to the step before.
+    """Step of each response token: the one its first letter lies in, separators counting to the step before.
+
+    A token's first letter is its first character that is no space; a token of spaces alone goes where it begins.
 
     Args:
         encoded: one tokenisation of the whole text.
@@ -60,7 +62,7 @@ def assign_steps(encoded: Encoded, starts: Sequence[int], response_length: int) 
     Raises:
         DataError: a step has no token of its own; names it.
     """
-    characters = np.asarray(encoded.first_characters)
+    characters = np.asarray(encoded.first_letters)
     steps = np.maximum(np.searchsorted(np.asarray(starts), characters, side="right") - 1, 0)
     inside = steps[characters < response_length]
     missing = np.setdiff1d(np.arange(len(starts)), inside)
@@ -86,7 +88,7 @@ def encode_steps(
     """Tokens of a solution given as steps, and the step of each response token.
 
     A step spans its text with the "Step i: " before it and the separator after it, so every response token but the
-    ending lies in exactly one; a token goes where its first character lies.
+    ending lies in exactly one; a token goes where its first character that is no space lies.
 
     Args:
         tokenizer: a fast one.

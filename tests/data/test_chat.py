@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
 
 from ipvrm_lightning.data.chat import encode_example, render, render_prompt
 from ipvrm_lightning.data.schema import DataError
@@ -176,6 +177,23 @@ def _bytes(token: int) -> bytes:
 def test_trimmed_offsets_give_the_same_steps() -> None:
     steps = ["To find 3", "  so 4", "The answer is 7."]
     assert encode_steps(TRIMMED, "q", steps) == encode_steps(CHAT, "q", steps)
+
+
+@pytest.mark.parametrize("tokenizer", [CHAT, TRIMMED], ids=["spaces in offsets", "trimmed"])
+@pytest.mark.parametrize(("steps", "separator"), [(["It is", "we 3", "is é"], " "), (["It is", " we 3", " is é"], "")])
+def test_a_word_that_holds_the_space_before_it_is_of_its_own_step(
+    tokenizer: PreTrainedTokenizerFast, steps: list[str], separator: str
+) -> None:
+    encoded = encode_steps(tokenizer, "q", steps, step_template="{step}", separator=separator)
+    tokens = ["I", "t", "Ġis", "Ġwe", "Ġ3", "Ġis", "Ġ", "Ã", "©", "<|im_end|>"]
+    assert tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.response_start :]) == tokens
+    assert encoded.step_ids == [0, 0, 0, 1, 1, 2, 2, 2, 2, -1]
+
+
+def test_spaces_alone_go_where_they_begin() -> None:
+    for tokenizer in (CHAT, TRIMMED):  # "7.", " ", "So": the separator is a token of its own
+        encoded = encode_steps(tokenizer, "q", ["7.", "So"], step_template="{step}", separator=" ")
+        assert encoded.step_ids == [0, 0, 0, 1, 1, -1]
 
 
 def test_steps_are_joined_as_text_even_with_braces() -> None:
