@@ -1,31 +1,23 @@
 """Prompt and response text to token ids and a response start.
 
 A response follows what the template gives as generation prompt, as it did when it was sampled: an empty thinking block
-that some templates put before answers without one is part of neither. One text, one tokenisation, character offsets:
-re-tokenising prefixes gives other tokens at the seams, silently. Where a token straddles the end of the prompt it
-counts as response.
+that some templates put before answers without one is part of neither, and other text that they put there is refused.
+One text, one tokenisation, character offsets: re-tokenising prefixes gives other tokens at the seams, silently. Where a
+token straddles the end of the prompt it counts as response.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ipvrm_lightning.data.schema import DataError, Message, Prompt, as_messages
+from ipvrm_lightning.data.schema import DataError, Prompt, as_messages
+from ipvrm_lightning.data.templates import answered_turn, check_open, generation_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PromptFormat = Literal["auto", "chat", "plain"]
-
-_PROBE = "probe of the template"
-#: How templates write today's date, and the day it is here: prompts that change overnight could not be gone on with.
-_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-_THE_DAY = date(2024, 7, 26)  # Llama 3's templates fall back to it
 
 
 class Rendered(NamedTuple):
@@ -33,7 +25,7 @@ class Rendered(NamedTuple):
 
     Args:
         prompt: everything before the response.
-        response: the response, as in the data.
+        response: the response, as in the data but for what of its ending it holds.
         ending: end of turn or end of sequence, with what the template puts before it; nothing after it.
         chat: rendered by a template, which writes its special tokens into the text itself.
         finished: the response ended by itself; one that was cut off is encoded without an ending.
@@ -102,15 +94,17 @@ def render(
         finished: whether the response ended by itself; False where it was cut off.
 
     Raises:
-        DataError: the template fails, rewrites prompt or response, or the format cannot hold this prompt.
+        DataError: the template fails, rewrites prompt or response or puts text between them, or the format cannot hold
+            this prompt.
     """
     if uses_chat_template(tokenizer, prompt_format):
         messages = as_messages(with_system_prompt(prompt, system_prompt))
-        return _render_chat(tokenizer, messages, response, chat_template_kwargs)._replace(finished=finished)
+        turn = answered_turn(tokenizer, messages, response, chat_template_kwargs, finished=finished)
+        return Rendered(*turn, chat=True, finished=finished)
     text = _plain_text(prompt, system_prompt)
     if tokenizer.eos_token is None:
         raise DataError("the tokenizer has no end-of-sequence token to close a response with")
-    _check_open(response, tokenizer.eos_token)
+    check_open(response, (tokenizer.eos_token,))
     return Rendered(text, response, tokenizer.eos_token, chat=False, finished=finished)
 
 
@@ -136,7 +130,7 @@ def render_prompt(
     """
     if uses_chat_template(tokenizer, prompt_format):
         messages = as_messages(with_system_prompt(prompt, system_prompt))
-        return _apply(tokenizer, messages, chat_template_kwargs, add_generation_prompt=True)
+        return generation_prompt(tokenizer, messages, chat_template_kwargs)
     return _plain_text(prompt, system_prompt)
 
 
@@ -154,85 +148,6 @@ def _plain_text(prompt: Prompt, system_prompt: str | None) -> str:
     if system_prompt is not None:
         raise DataError("a system prompt needs a tokenizer with a chat template", field="system_prompt")
     return prompt
-
-
-def _render_chat(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[Message],
-    response: str,
-    chat_template_kwargs: Mapping[str, Any] | None,
-) -> Rendered:
-    before = _apply(tokenizer, messages, chat_template_kwargs, add_generation_prompt=True)
-    whole = _apply(tokenizer, [*messages, {"role": "assistant", "content": response}], chat_template_kwargs)
-    if not whole.startswith(before):
-        characters = enumerate(zip(before, whole, strict=False))
-        where = next((i for i, (a, b) in characters if a != b), min(len(before), len(whole)))
-        raise DataError(
-            "the chat template rewrites the prompt once an answer follows it, so the prompt is no prefix of the whole;"
-            f" they part at character {where}",
-            field="chat_template",
-            found=f"{before[where : where + 20]!r} against {whole[where : where + 20]!r}",
-        )
-    head, ending = _answer_frame(tokenizer, str(tokenizer.chat_template), json.dumps(chat_template_kwargs))
-    _check_open(response, ending)
-    if not whole[len(before) :].startswith((head + response + ending, response + ending)):
-        raise DataError(
-            "the chat template changes the response (strips or rewrites it), so tokens would not be those of the data",
-            field="chat_template",
-            found=whole[len(before) :],
-        )
-    return Rendered(before, response, ending, chat=True)
-
-
-def _apply(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[Message],
-    chat_template_kwargs: Mapping[str, Any] | None,
-    **options: Any,
-) -> str:
-    options = {**(chat_template_kwargs or {}), **options}
-    try:
-        template = _undated(tokenizer.get_chat_template())
-        return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options))
-    except Exception as error:  # a template is a program: it raises what it likes
-        problem = f"the chat template refuses these messages ({type(error).__name__}: {error})"
-        raise DataError(problem, field="prompt", found=messages) from error
-
-
-@lru_cache(maxsize=16)
-def _undated(template: str) -> str:
-    return _TODAY.sub(lambda found: repr(_THE_DAY.strftime(found[2])), template)
-
-
-def _check_open(response: str, ending: str) -> None:
-    if ending.strip() and ending.strip() in response:
-        raise DataError("the text holds the token that ends a response", field="response", found=response)
-
-
-@lru_cache(maxsize=16)
-def _answer_frame(tokenizer: PreTrainedTokenizerBase, template: str, options: str) -> tuple[str, str]:
-    """What the template puts before and after an answer, the latter cut behind its first special token.
-
-    `template` is part of the cache key: a tokenizer may be given another. `options` are `chat_template_kwargs` in JSON.
-    """
-    user = {"role": "user", "content": _PROBE}
-    answer = "answer of the probe"
-    before = _apply(tokenizer, [user], json.loads(options), add_generation_prompt=True)
-    whole = _apply(tokenizer, [user, {"role": "assistant", "content": answer}], json.loads(options))
-    if not whole.startswith(before):
-        return "", ""  # the row's own check says where
-    head, found, tail = whole[len(before) :].rpartition(answer)
-    if not found:
-        raise DataError("the chat template leaves the answer out", field="chat_template", found=whole)
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    special |= set(tokenizer.all_special_tokens)
-    ends = [(tail.index(token), -len(token), token) for token in special if token and token in tail]
-    if ends:
-        position, _, token = min(ends)
-        return head, tail[: position + len(token)]
-    if tokenizer.eos_token is None:
-        raise DataError("neither the chat template nor the tokenizer has a token that ends a turn")
-    return head, ""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered]) -> list[Encoded | DataError]:

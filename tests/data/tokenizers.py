@@ -25,6 +25,25 @@ THINKING = (
     "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+#: As Qwen3.5: the prompt opens a thinking block, which an answer without thoughts finds empty.
+HALF_OPEN = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' %}<think>\n"
+    "{% if '</think>' not in m['content'] %}{{ '\n</think>\n\n' }}{% endif %}{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+#: As functionary: the model itself names whom its answer is for.
+HEADED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}>>>{% if m['role'] == 'assistant' %}all\n{% endif %}"
+    "{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant>>>{% endif %}"
+)
+#: As Command A: one token ends the answer and one the turn, and the next turn may follow at once.
+TWO_ENDS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}<|end_response|>{% endif %}<|im_end|>{% endfor %}"
+    "{{ '<|im_start|>assistant\n' }}"
+)
 #: As Llama 3.2: the day stands in the prompt.
 DATED = (
     "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
