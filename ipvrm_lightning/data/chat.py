@@ -8,13 +8,16 @@ token straddles the end of the prompt it counts as response.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ipvrm_lightning.data.schema import DataError, Prompt, as_messages
 from ipvrm_lightning.data.templates import answered_turn, check_open, generation_prompt
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 PromptFormat = Literal["auto", "chat", "plain"]
@@ -39,20 +42,44 @@ class Rendered(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Token ids, where the response starts, and where in the response each of its tokens stands.
+    """Token ids, where the response starts, and where in the text its tokens stand.
 
     Args:
         input_ids: prompt and response with its ending.
         response_start: first token that reaches past the prompt's text, at least 1.
-        first_characters: per response token, its first character counted from the start of the response.
-        first_letters: the same without spaces in front, where a token has more than spaces: some tokenizers count those
-            to a token, others do not.
+        text: that was tokenised.
+        prompt_length: characters of the prompt in it.
+        encoding: the tokenizer's own.
+        read: tokens of the text; an end of sequence may follow.
     """
 
     input_ids: list[int]
     response_start: int
-    first_characters: list[int]
-    first_letters: list[int]
+    text: str
+    prompt_length: int
+    encoding: Encoding
+    read: int
+
+    @property
+    def first_characters(self) -> list[int]:
+        """Per response token, its first character counted from the start of the response."""
+        return [first - self.prompt_length for first, _ in self._spans()]
+
+    @property
+    def first_letters(self) -> list[int]:
+        """The same without spaces in front, if a token has more: some tokenizers count those to it, others do not."""
+        letters = []
+        for first, last in self._spans():
+            behind = self.text[first:last].lstrip(" ")
+            letters.append((last - len(behind) if behind else first) - self.prompt_length)
+        return letters
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        spans = self.encoding.offsets[self.response_start - 1 : self.read]
+        for (_, previous), (first, last) in pairwise(spans):
+            # Some byte-level tokenizers trim white space from offsets: a token of nothing else has an empty span.
+            yield first if first < last else min(previous, first), last
+        yield from [(len(self.text), len(self.text) + 1)] * (len(self.input_ids) - self.read)
 
 
 def uses_chat_template(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> bool:
@@ -179,58 +206,54 @@ def encode_prompts(
 
 def _tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, chat: bool
-) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-    """Token ids and character spans of each text, without what the tokenizer itself puts at the end."""
+) -> Iterator[tuple[list[int], Encoding]]:
+    """Token ids of each text, without what the tokenizer itself puts at the end, and all that it says of them."""
     if not texts:
         return
     tokens = tokenizer(
         list(texts),
         add_special_tokens=not chat,
-        return_offsets_mapping=True,
         return_attention_mask=False,
         return_token_type_ids=False,
         truncation=False,
         verbose=False,
     )
-    for ids, offsets in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
-        ids, spans = list(ids), [(int(start), int(end)) for start, end in offsets]
-        if not chat:
-            while ids and spans[-1] == (0, 0):
-                ids.pop(), spans.pop()
-        yield ids, spans
+    assert tokens.encodings is not None  # of a fast one
+    for ids, encoding in zip(tokens["input_ids"], tokens.encodings, strict=True):
+        while not chat and ids and _end(encoding, len(ids) - 1) == 0:
+            ids.pop()
+        yield ids, encoding
+
+
+def _end(encoding: Encoding, token: int) -> int:
+    """Where a token of the text ends, 0 for those that the tokenizer puts around it."""
+    span = encoding.token_to_chars(token)
+    return 0 if span is None else span[1]
 
 
 def _encode_alike(tokenizer: PreTrainedTokenizerBase, texts: list[Rendered], chat: bool) -> list[Encoded | DataError]:
     whole = [text.prompt + text.response + (text.ending if chat and text.finished else "") for text in texts]
     results: list[Encoded | DataError] = []
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    for text, characters, (ids, spans) in zip(texts, whole, _tokenize(tokenizer, whole, chat=chat), strict=True):
-        closed = chat and bool(text.ending)
-        if text.finished and not closed:
+    for text, characters, (ids, encoding) in zip(texts, whole, _tokenize(tokenizer, whole, chat=chat), strict=True):
+        read = len(ids)
+        if text.finished and not (chat and text.ending):
             ids.append(tokenizer.eos_token_id)
-            spans.append((len(text.prompt + text.response), len(text.prompt + text.response) + 1))
-        results.append(_locate(ids, spans, characters, len(text.prompt), special))
+        start = _response_start(ids, encoding, read, len(text.prompt), special)
+        if 1 <= start < len(ids):
+            results.append(Encoded(ids, start, characters, len(text.prompt), encoding, read))
+        else:
+            problem = f"no token of the prompt stands before the response (starts at token {start})"
+            results.append(DataError(problem, field="prompt"))
     return results
 
 
-def _locate(
-    ids: list[int], spans: list[tuple[int, int]], text: str, prompt_length: int, special: set[int]
-) -> Encoded | DataError:
-    start = next((i for i, (_, end) in enumerate(spans) if end > prompt_length), len(ids))
-    if start < len(ids) and spans[start][0] < prompt_length and ids[start] in special:
+def _response_start(ids: list[int], encoding: Encoding, read: int, prompt_length: int, special: set[int]) -> int:
+    """The first token that reaches past the prompt: found in few looks, for offsets are slow to make of every token."""
+    start = bisect_right(range(read), prompt_length, key=lambda token: _end(encoding, token))
+    if start < read and ids[start] in special and (encoding.token_to_chars(start) or (0, 0))[0] < prompt_length:
         start += 1  # the prompt's own token, one that swallows the white space behind it
-    if not 1 <= start < len(ids):
-        return DataError(f"no token of the prompt stands before the response (starts at token {start})", field="prompt")
-    previous = spans[start - 1][1]
-    characters, letters = [], []
-    for first, last in spans[start:]:
-        # Some byte-level tokenizers trim white space from offsets: a token of nothing else has an empty span.
-        begin = first if first < last else min(previous, first)
-        behind = text[begin:last].lstrip(" ")
-        characters.append(begin - prompt_length)
-        letters.append((last - len(behind) if behind else begin) - prompt_length)
-        previous = last
-    return Encoded(ids, start, characters, letters)
+    return start
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, **layout: Any) -> Encoded:
