@@ -11,7 +11,7 @@ from ipvrm_lightning.data.forms import Rollout
 from ipvrm_lightning.data.reading import OnBadRows, Report
 from ipvrm_lightning.data.rollouts import OverLength, build_pairs, read_rollouts, tokenize_rollouts
 from ipvrm_lightning.data.schema import check_choice, check_limit
-from ipvrm_lightning.data.splits import Sources
+from ipvrm_lightning.data.splits import Sources, Splits
 from ipvrm_lightning.data.tokenized import TokenizedDataModule
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class TrajectoryDataModule(TokenizedDataModule):
             return
         report = Report(self.on_bad_rows)
         splits = self.sources.read(read_rollouts, report, fitting=fitting)
-        train_set = self._training_part(splits.train, report) if fitting else None
+        train_set = self._training_part(splits, report) if fitting else None
         val_set = self._tokenize(splits.validation, report)
         test_set = val_set if splits.test is None else self._tokenize(splits.test, report)
         if self.sources.test is not None and not len(test_set):
@@ -133,11 +133,13 @@ class TrajectoryDataModule(TokenizedDataModule):
         self.report = dict(report.counts)
         report.warn(type(self).__name__)
 
-    def _training_part(self, rollouts: list[Rollout], report: Report) -> TrajectoryDataset:
+    def _training_part(self, splits: Splits[Rollout], report: Report) -> TrajectoryDataset:
         if self.keep == "all":
-            _warn_of_one_outcome(rollouts)
-        train_set = self._tokenize(rollouts, report)
+            _warn_of_one_outcome(splits.train)
+        train_set = self._tokenize(splits.train, report)
         if not len(train_set):
+            if self.sources.validation is None and splits.validation:
+                report.counts["held out for validation (validation_fraction)"] += len(splits.validation)
             raise ValueError(f"no usable training example in {self.sources.train}; left out: {dict(report.counts)}")
         return self._only_pairs(train_set, report) if self.pairwise else train_set
 

@@ -285,6 +285,8 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         TrajectoryDataModule(train=path).train_dataloader()
     with pytest.raises(ValueError, match="no usable training example"):
         module(path, max_length=3)
+    with pytest.raises(ValueError, match=r"left out: {'held out for validation \(validation_fraction\)': 6}$"):
+        module(path, validation_fraction=0.999)  # two prompts of three responses
     with pytest.raises(ValueError, match="validation_fraction"):
         TrajectoryDataModule(train=path, validation_fraction=1.0)
 
