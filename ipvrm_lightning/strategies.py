@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -68,7 +69,7 @@ def check_fit(strategy: Any, module: Any) -> None:
 
 
 def check_trainer(settings: Any, module: Any) -> None:
-    """Refuse settings that are the module's own, and a precision that Lightning takes for another on a CPU.
+    """Refuse settings that the module leaves no place for, and a precision that Lightning takes for another on a CPU.
 
     Args:
         settings: of the trainer, as the config has them.
@@ -90,6 +91,13 @@ def check_trainer(settings: Any, module: Any) -> None:
         own = "gradient_clip_val" if hasattr(module, "gradient_clip_val") else "update.gradient_clip_val"
         raise ValueError(
             f"trainer.gradient_clip_val: use model.init_args.{own}, which clips the whole batch's gradient"
+        )
+    callbacks = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
+    averaging = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
+    if averaging and isinstance(settings.strategy, FullyShard):
+        raise ValueError(
+            f"trainer.callbacks: {averaging[0]} copies the model, which cannot be where it is divided over processes:"
+            " use configs/strategy/ddp.yaml, or leave it out"
         )
 
 

@@ -198,6 +198,20 @@ def test_what_the_module_does_itself_is_not_asked_of_the_trainer(
     assert told in line
 
 
+def test_averages_of_divided_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for strategy, refused in (("fsdp2", True), ("ddp", False)):
+        with pytest.raises(SystemExit):
+            main(
+                [
+                    *("fit", *stack("sft_qwen.yaml", f"strategy/{strategy}.yaml"), "--trainer.accelerator", "cpu"),
+                    *("--trainer.default_root_dir", str(tmp_path), "--trainer.devices", "1"),
+                    *("--trainer.callbacks+=EMAWeightAveraging", "--model.language_model.name", str(tmp_path)),
+                ]
+            )
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert ("trainer.callbacks: EMAWeightAveraging copies the model" in line) == refused, line
+
+
 def test_trial_runs_have_a_folder_where_no_experiment_looks() -> None:
     folders = {
         name: yaml.safe_load((CONFIGS / name).read_text())["trainer"]["default_root_dir"]
