@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from ipvrm_lightning.callbacks.gathering import from_all_processes
+from ipvrm_lightning.whole_files import write_lines_atomically
 
 
 class PredictionFile(BasePredictionWriter):
-    """Writes predictions to `<run folder>/predictions.jsonl`, batch by batch; one file per process."""
+    """Writes predictions to `<run folder>/predictions.jsonl`, in the order of the data.
+
+    Batch by batch each process adds to a `predictions.rank<process>.jsonl`. At the end the first one makes one file of
+    them and removes them; they stay where the run is killed, or where it does not see those of other machines.
+    """
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
+        self._folder = Path()
+        self._lines: list[_Line] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew: without a logger, the folder may hold what an earlier command has left."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._lines = []
+        self._folder = folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all processes
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             for earlier in (folder / "predictions.jsonl", *folder.glob("predictions.rank*.jsonl")):
                 earlier.unlink(missing_ok=True)
@@ -38,11 +50,43 @@ class PredictionFile(BasePredictionWriter):
         """Write the records of one batch, with the dataset's metadata beside them, unless it is a trial run."""
         if getattr(trainer, "fast_dev_run", False):
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = "predictions.jsonl" if trainer.world_size == 1 else f"predictions.rank{trainer.global_rank}.jsonl"
+        self._folder.mkdir(parents=True, exist_ok=True)
         dataset = trainer.datamodule.test_sets[dataloader_idx]  # type: ignore[attr-defined]
-        with (folder / name).open("a", encoding="utf-8") as file:
+        with self._part(trainer.global_rank).open("ab") as file:
             for record in prediction:
+                self._lines.append(_Line(dataloader_idx, record["index"], trainer.global_rank, file.tell()))
                 record = {**dataset.metadata(record["index"]), **record}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make one file of those of all processes; called on each of them, when it has written its own."""
+        lines = sorted(line for part in from_all_processes(self._lines) for line in part)
+        if not lines or not trainer.is_global_zero:
+            return
+        parts = {rank: self._part(rank) for rank in {line.rank for line in lines}}
+        if all(part.is_file() for part in parts.values()):
+            write_lines_atomically(self._folder / "predictions.jsonl", _texts(lines, parts))
+            for part in parts.values():
+                part.unlink()
+        else:
+            rank_zero_info("Machines share no folder: each has its part of the predictions, predictions.rank*.jsonl")
+
+    def _part(self, rank: int) -> Path:
+        return self._folder / f"predictions.rank{rank}.jsonl"
+
+
+class _Line(NamedTuple):
+    """Where a prediction is, in which process's file and after how many bytes; they sort in the order of the data."""
+
+    dataloader: int
+    row: int
+    rank: int
+    offset: int
+
+
+def _texts(lines: Sequence[_Line], parts: Mapping[int, Path]) -> Iterator[str]:
+    with ExitStack() as stack:
+        files = {rank: stack.enter_context(part.open("rb")) for rank, part in parts.items()}
+        for line in lines:
+            files[line.rank].seek(line.offset)
+            yield files[line.rank].readline().decode()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ipvrm_lightning.callbacks.predictions import PredictionFile
 from ipvrm_lightning.metrics import report_to_json
 from ipvrm_lightning.modules import IPVRMModule
 from ipvrm_lightning.modules.distrl_settings import RewardModel
@@ -100,3 +102,36 @@ def test_judging_on_two_processes_gives_the_report_of_one(tmp_path: Path) -> Non
         trainer.test(IPVRMModule(language_model=tiny(lora=True)), datamodule=InMemoryData(max_tokens=60), verbose=False)
         reports.append(json.loads(file.read_text()))
     assert reports[0] == reports[1]
+
+
+class LosesItsFile(Callback):
+    """The second process's file is on another machine."""
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_rank == 1:
+            folder = Path(trainer.default_root_dir)
+            (folder / "predictions.rank1.jsonl").rename(folder / "elsewhere.jsonl")
+
+
+def predict(folder: Path, *callbacks: Callback, **options: Any) -> None:
+    trainer = quiet_trainer(folder, callbacks=[*callbacks, PredictionFile()], **options)
+    module = IPVRMModule(language_model=tiny(lora=True))
+    trainer.predict(module, datamodule=InMemoryData(max_tokens=60), return_predictions=False)
+
+
+def test_predictions_of_two_processes_are_one_file_in_the_order_of_the_data(tmp_path: Path) -> None:
+    found = []
+    for folder, options in ((tmp_path / "one", {}), (tmp_path / "two", {"strategy": "ddp_spawn", "devices": 2})):
+        predict(folder, **options)
+        assert [file.name for file in folder.iterdir()] == ["predictions.jsonl"]
+        found.append([json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()])
+    one, two = found
+    assert [record["index"] for record in two] == [*range(12), *range(40)]  # of two test sets
+    for first, second in zip(one, two, strict=True):
+        assert first.keys() == second.keys() and first["token_ids"] == second["token_ids"]
+        assert first["values"] == pytest.approx(second["values"], abs=1e-5)
+
+
+def test_predictions_stay_where_machines_share_no_folder(tmp_path: Path) -> None:
+    predict(tmp_path, LosesItsFile(), strategy="ddp_spawn", devices=2)
+    assert {file.name for file in tmp_path.iterdir()} == {"predictions.rank0.jsonl", "elsewhere.jsonl"}
