@@ -214,8 +214,12 @@ class IPVRMCLI(LightningCLI):
         if subcommand != "fit" and trainable and not self._get(self.config, "ckpt_path"):
             what = "policy" if hasattr(self.model, "evaluation") else "model"
             rank_zero_info(f"This is the {what} as it starts. The newest checkpoint: --ckpt_path last")
-        with names_full_disk(self._get(self.config, "trainer.default_root_dir") or "outputs"):
-            super()._run_subcommand(subcommand)
+        try:
+            with names_full_disk(self._get(self.config, "trainer.default_root_dir") or "outputs"):
+                super()._run_subcommand(subcommand)
+        except BaseException:
+            _end_started_processes(self.trainer)
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it is: Lightning would let a checkpoint's hyper-parameters override it."""
@@ -232,6 +236,16 @@ class IPVRMCLI(LightningCLI):
             if trains and not holds_training(path):
                 raise ValueError(f"{path} holds weights alone (save_weights_only): training cannot go on from it")
             rank_zero_info(f"Checkpoint: {origin(path, stored)}")
+
+
+def _end_started_processes(trainer: Trainer) -> None:
+    """End the processes that Lightning has started on this machine, which would wait for this one for ever."""
+    started: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
+    for process in started:
+        process.kill()
+    for process in started:
+        process.wait()
+    started.clear()  # else Lightning, which watches them, ends this process before it has said what failed
 
 
 def _loggers(root: Path, run: str, resumed: Path | None, chosen: Any) -> list[Any]:

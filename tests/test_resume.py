@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, Trainer
 
 from ipvrm_lightning.worlds.arithmetic import ArithmeticWorld
 
@@ -133,3 +136,44 @@ def test_a_run_that_has_ended_or_another_config_is_not_continued(tmp_path: Path,
         assert process.returncode == 0, messages[-2000:]
         assert "going on" not in messages
     assert len(list(tmp_path.glob("runs/*-fit/checkpoints/last.ckpt"))) == 3
+
+
+class Uneven(Callback):
+    """From the third step on, the second process is late, and the first one fails where that is asked for."""
+
+    def __init__(self, late: float, fails: bool = False) -> None:
+        self.late, self.fails = late, fails
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step < 2:
+            return
+        if trainer.global_rank == 1:
+            time.sleep(self.late)
+        elif self.fails:
+            raise ValueError("made to fail")
+
+
+def start_uneven(folder: Path, world: ArithmeticWorld, **uneven: Any) -> subprocess.Popen[bytes]:
+    """Two processes, and no checkpoint by the clock."""
+    callback = {"class_path": "tests.test_resume.Uneven", "init_args": uneven}
+    options = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--checkpoint_minutes", "60")
+    extra = overlay(world, "ipvrm_arithmetic.yaml", folder)
+    return start("ipvrm_arithmetic.yaml", extra, *options, f"--trainer.callbacks+={json.dumps(callback)}")
+
+
+def messages_at_the_end(process: subprocess.Popen[bytes], timeout: float) -> str:
+    """What the run said; none of its processes may be left by then."""
+    try:
+        messages = process.communicate(timeout=timeout)[1].decode()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+        return messages
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_no_process_outlives_a_run_that_fails(tmp_path: Path, micro_world: ArithmeticWorld) -> None:
+    process = start_uneven(tmp_path, micro_world, late=600.0, fails=True)
+    messages = messages_at_the_end(process, timeout=300)
+    assert process.returncode == 1 and messages.splitlines()[-1] == "ipvrm fit: made to fail"
