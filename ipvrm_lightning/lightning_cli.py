@@ -22,6 +22,7 @@ from ipvrm_lightning.callbacks.random_state import RandomState
 from ipvrm_lightning.callbacks.responses import ResponseFile
 from ipvrm_lightning.callbacks.resume_point import ResumePoint, logged_until
 from ipvrm_lightning.callbacks.run_record import RunRecord
+from ipvrm_lightning.callbacks.stop_signal import StopSignal
 from ipvrm_lightning.callbacks.tables import ResultsTable
 from ipvrm_lightning.callbacks.tokens import TokenFile
 from ipvrm_lightning.callbacks.whole_epochs import WholeEpochs
@@ -74,7 +75,7 @@ class IPVRMCLI(LightningCLI):
                 "use_distributed_sampler": False,
                 "callbacks": [
                     *(ResultsTable(), PredictionFile(), ResponseFile()),
-                    *(RandomState(), WholeEpochs(), AtomicCheckpoints()),
+                    *(RandomState(), WholeEpochs(), AtomicCheckpoints(), StopSignal()),
                 ],
             },
             save_config_kwargs={"overwrite": True},

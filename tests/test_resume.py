@@ -173,6 +173,19 @@ def messages_at_the_end(process: subprocess.Popen[bytes], timeout: float) -> str
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def test_a_run_of_two_processes_stops_after_the_same_step(tmp_path: Path, micro_world: ArithmeticWorld) -> None:
+    process = start_uneven(tmp_path, micro_world, late=0.5)
+    while len(rows(tmp_path)) < 3:
+        assert process.poll() is None, process.communicate()[1].decode()[-2000:]
+        time.sleep(0.01)
+    time.sleep(0.25)  # the first waits for the second
+    process.terminate()
+    messages = messages_at_the_end(process, timeout=30)
+    assert process.returncode == 143, messages[-2000:]
+    done = len(rows(tmp_path))
+    assert 4 <= done <= 6 and names(tmp_path) == [f"resume-{done}.ckpt"]
+
+
 def test_no_process_outlives_a_run_that_fails(tmp_path: Path, micro_world: ArithmeticWorld) -> None:
     process = start_uneven(tmp_path, micro_world, late=600.0, fails=True)
     messages = messages_at_the_end(process, timeout=300)

@@ -16,8 +16,9 @@ from ipvrm_lightning.callbacks.whole_epochs import epoch_is_over
 class ResumePoint(Callback):
     """Saves `checkpoints/resume-<step>.ckpt` every so often, and removes the one before once the new one is whole.
 
-    Lightning's `ModelCheckpoint` leaves `train_time_interval` out of account where a module steps its own optimisers.
-    A step that a validation follows is passed over: a run that went on from there would leave the validation out.
+    A run that is told to stop (SIGTERM) saves one as well. Lightning's `ModelCheckpoint` leaves `train_time_interval`
+    out of account where a module steps its own optimisers. A step that a validation follows is passed over: a run that
+    went on from there would leave the validation out.
 
     When training has ended, `checkpoints/last.ckpt` holds the final weights: `ModelCheckpoint` writes its last one only
     where it also keeps one of its best, so that the end of a run may be in none. Of callbacks it is the first to act
@@ -55,9 +56,9 @@ class ResumePoint(Callback):
         loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
         assert fetcher is not None  # in training
         validates = loop.batch_progress.is_last_batch or loop._should_check_val_fx(fetcher)
-        due = time.monotonic() - self._saved >= 60 * self.minutes
+        due = trainer.received_sigterm or time.monotonic() - self._saved >= 60 * self.minutes
         # by the first process's clock, by which validation may go too: all save, or none
-        if not trainer.strategy.broadcast(due and not validates):
+        if not trainer.strategy.reduce_boolean_decision(trainer.is_global_zero and due and not validates, all=False):
             return
         target = _checkpoints(trainer) / f"resume-{trainer.global_step}.ckpt"
         trainer.save_checkpoint(target)
