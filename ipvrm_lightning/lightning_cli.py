@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ipvrm_lightning.callbacks.optimizer_settings import OptimizerSettings
 from ipvrm_lightning.callbacks.predictions import PredictionFile
 from ipvrm_lightning.callbacks.random_state import RandomState
 from ipvrm_lightning.callbacks.responses import ResponseFile
@@ -75,7 +76,7 @@ class IPVRMCLI(LightningCLI):
                 "use_distributed_sampler": False,
                 "callbacks": [
                     *(ResultsTable(), PredictionFile(), ResponseFile()),
-                    *(RandomState(), WholeEpochs(), AtomicCheckpoints(), StopSignal()),
+                    *(RandomState(), OptimizerSettings(), WholeEpochs(), AtomicCheckpoints(), StopSignal()),
                 ],
             },
             save_config_kwargs={"overwrite": True},
