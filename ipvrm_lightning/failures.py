@@ -31,7 +31,8 @@ _EXPECTED_NAMES = frozenset({"MisconfigurationException", "OutOfMemoryError"})
 #: Lines of jsonargparse that say nothing about the mistake.
 _NOISE = re.compile(
     r"Does not validate against any|Subtypes: |Errors:$|Expected a <class 'NoneType'>"
-    r"|Given value type|Given value: (?:NestedArg|Namespace|\{)"
+    r"|Given value type|Given value: (?:NestedArg|Namespace|\{|\[)"
+    r"|Not a valid subclass of \w+\. Got value: \[|Subclass types expect one of|a class path \(str\)|a dict with"
     r"|Expected a path but .* either not accessible or invalid"
 )
 #: What it says of a word that is no number, where an object could stand as well; and of one that names no class.
@@ -39,6 +40,10 @@ _NO_NUMBER = re.compile(r"(Expected a <class '(?:int|float|bool)'>); Expected a 
 _NO_CLASS = re.compile(r"Expected a dot import path string: ([^;]*)(?:; Given value: \1)?")
 _CALLABLE = re.compile(r"Type \S+\[.*?\] expects a function or a callable class: ")
 _GOT_CLASS = re.compile(r"\. Got value: Namespace\(.*")
+#: A class that imports what is not there; Lightning's own say it by a requirement.
+_NOT_INSTALLED = re.compile(
+    r"Problem with given class_path '((?:\w+\.)*)(\w+)': (?:Requirement '([^']+)' not met|No module named '(\w+)).*"
+)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -156,7 +161,16 @@ def mistakes(message: str) -> str:
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = [_GOT_CLASS.sub("", line.rstrip(".")) for line in lines if not _NOISE.match(line)]
     text = re.sub(r":\W*; ", ": ", "; ".join(kept)).replace("Parser key ", "key ").rstrip(": ")
+    text = _NOT_INSTALLED.sub(_not_installed, text)
     return _NO_CLASS.sub(_no_class, _NO_NUMBER.sub(r"\1", _CALLABLE.sub("", text)))
+
+
+def _not_installed(found: re.Match[str]) -> str:
+    """Which package a class needs; a module that is the class's own is one that was not found."""
+    place, kind, requirement, module = found.groups()
+    if module is not None and place.startswith(f"{module}."):
+        return found[0]
+    return f"{kind} needs {requirement or module}, which is not installed"
 
 
 def _no_class(found: re.Match[str]) -> str:

@@ -7,17 +7,21 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentParser
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning_utilities.core.imports import RequirementCache
 
 from ipvrm_lightning.cli import COMMANDS, main
 from ipvrm_lightning.failures import (
     exit_status,
     failure_line,
     library_errors,
+    mistakes,
     names_full_disk,
     one_line,
     tell_in_one_line,
@@ -84,6 +88,38 @@ def test_a_word_that_names_no_class_is_said_to_be_so(said: str, told: str) -> No
     word = said.split()[7].rstrip(".")
     line = failure_line("fit", argparse.ArgumentError(None, f'Parser key "x":\n{said}'))
     assert line == f'ipvrm fit: key "x": {word} is no class here; {told} (see --help)'
+
+
+class NeedsModule(DummyLogger):
+    def __init__(self) -> None:
+        super().__init__()
+        import there_is_none  # type: ignore[import-not-found]  # noqa: F401
+
+
+class NeedsVersion(DummyLogger):
+    """As Lightning's own loggers say it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        raise ModuleNotFoundError(str(RequirementCache("there-is-none>=0.12.10")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"), [(NeedsModule, "there_is_none"), (NeedsVersion, "there-is-none>=0.12.10")]
+)
+def test_a_package_that_is_missing_is_named(kind: type, package: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--logger", type=Logger | Iterable[Logger] | bool | None)  # type: ignore[arg-type]
+    own = {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}
+    chosen = [own, {"class_path": f"{__name__}.{kind.__name__}"}]
+    with pytest.raises(ValueError) as refused:
+        parser.instantiate_classes(parser.parse_object({"logger": chosen}))
+    assert mistakes(str(refused.value)) == f"{kind.__name__} needs {package}, which is not installed"
+
+
+def test_a_module_that_is_not_found_is_not_asked_for() -> None:
+    message = "Problem with given class_path 'my_module.Mine':\n  No module named 'my_module'"
+    assert mistakes(message) == "Problem with given class_path 'my_module.Mine': No module named 'my_module'"
 
 
 def test_a_word_that_is_no_number_is_said_to_be_so() -> None:
