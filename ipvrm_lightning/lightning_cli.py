@@ -29,6 +29,7 @@ from ipvrm_lightning.callbacks.tokens import TokenFile
 from ipvrm_lightning.callbacks.whole_epochs import WholeEpochs
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
 from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_output_folder
+from ipvrm_lightning.config_notes import config_notes
 from ipvrm_lightning.failures import mistakes, names_full_disk
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in, origin, read_checkpoint
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
@@ -38,6 +39,7 @@ from ipvrm_lightning.run_folders import (
     config_fingerprint,
     hold,
     holds_training,
+    logged_settings,
     new_run_name,
     unfinished_run,
 )
@@ -136,7 +138,8 @@ class IPVRMCLI(LightningCLI):
         config = self.config[command]
         check_class_paths(config.clone().as_dict())
         root = Path(config.trainer.default_root_dir or "outputs")
-        fingerprint = config_fingerprint(json.loads(self._parser(command).dump(config, format="json")))
+        values = json.loads(self._parser(command).dump(config, format="json"))
+        fingerprint = config_fingerprint(values)
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest_checkpoint(root, what="--ckpt_path last"))
         has_folder = config.trainer.logger is not False and not config.trainer.fast_dev_run
@@ -149,7 +152,9 @@ class IPVRMCLI(LightningCLI):
             run = resumed.parent.parent.name if resumed else new_run_name(root, command)
             run = os.environ.setdefault("IPVRM_RUN", run)
             config.trainer.logger = _loggers(root, run, resumed, config.trainer.logger)
-        callbacks: list[Any] = [RunRecord(config=fingerprint)]
+        for note in config_notes(values) if command == "fit" else ():
+            rank_zero_info(note)
+        callbacks: list[Any] = [RunRecord(config=fingerprint, settings=logged_settings(values))]
         if command == "fit" and config.trainer.enable_checkpointing is not False:
             callbacks += self._checkpoint_callbacks(config, continues=resumed is not None)
         if command == "test" and config.keep_tokens:
@@ -207,7 +212,7 @@ class IPVRMCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # of a constructor, within what the parser says of each type it has tried
             raise ValueError(mistakes(str(error))) from error
-        except (TypeError, AttributeError, KeyError, RuntimeError) as error:
+        except (TypeError, AttributeError, KeyError, RuntimeError, ImportError) as error:
             raise ValueError(f"this config cannot be built: {error}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:

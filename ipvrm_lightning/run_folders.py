@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -18,6 +19,8 @@ from ipvrm_lightning.whole_files import write_atomically
 RECORD = "run.json"
 #: Settings that say how a run is started, not what it computes.
 _HOW = ("ckpt_path", "config", "resume", "checkpoint_minutes")
+#: Names of arguments, of callbacks of one's own say, that no service is to be told.
+_SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|(api|access|private)_?key)$", re.IGNORECASE)
 
 
 def new_run_name(root: Path, command: str) -> str:
@@ -35,6 +38,25 @@ def config_fingerprint(config: dict[str, Any]) -> str:
     """
     kept = {name: value for name, value in config.items() if name not in _HOW}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def logged_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What loggers are told of a config: all but how the run is started, who logs it, and secrets.
+
+    Args:
+        config: as plain values.
+    """
+    trainer = {name: value for name, value in (config.get("trainer") or {}).items() if name != "logger"}
+    kept = {name: value for name, value in config.items() if name not in _HOW}
+    return _without_secrets({**kept, "trainer": trainer})
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_secrets(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_secrets(one) for name, one in value.items() if not _SECRET.search(name)}
 
 
 def unfinished_run(root: Path, fingerprint: str) -> Path | None:

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.exporting.source import find_run
@@ -98,6 +101,40 @@ def test_a_run_is_whole_whatever_the_logger_and_belongs_to_one_process(
     assert json.loads((run / "run.json").read_text())["ended"] and list(tmp_path.glob("*-fit")) == [run]
 
 
+class Notifier(Callback):
+    """Of one's own, with a key to a service."""
+
+    def __init__(self, api_key: str, channel: str) -> None:
+        super().__init__()
+
+
+def test_loggers_are_told_the_config_and_no_secret(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ipvrm_lightning.lightning_cli.rank_zero_info", said.append)
+    told = {"class_path": f"{__name__}.Notifier", "init_args": {"api_key": "hunter2", "channel": "runs"}}
+    options: dict[str, Any] = {"callbacks": [told]}
+    command("fit", "--model.optimizer.lr", "0.003", **options)
+    assert [line.partition(" ")[0] for line in said] == ["objective", "optimizer"]
+    (run,) = tmp_path.glob("*-fit")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "ended": None}))
+    command("fit", "--model.optimizer.lr", "0.003", **options)  # goes on
+    assert list(tmp_path.glob("*-fit")) == [run]
+    text = (run / "hparams.yaml").read_text()
+    settings = yaml.safe_load(text)
+    assert "hunter2" in (run / "config.yaml").read_text() and "hunter2" not in text
+    assert settings.keys() == {"seed_everything", "model", "data", "trainer"} and "logger" not in settings["trainer"]
+    assert settings["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.003
+    assert settings["trainer"]["callbacks"][0]["init_args"] == {"channel": "runs"}
+    board = EventAccumulator(str(run)).Reload()
+    start = HParamsPluginData.FromString(board.PluginTagToContent("hparams")["_hparams_/session_start_info"])
+    told_board = start.session_start_info.hparams
+    assert told_board["model/init_args/optimizer/init_args/lr"].number_value == 0.003
+    assert told_board["data/init_args/train"].string_value.endswith("rollouts.jsonl")
+
+
 def test_a_run_that_kept_weights_alone_is_started_anew(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +149,8 @@ def test_a_run_that_kept_weights_alone_is_started_anew(
     (run / "run.json").write_text(json.dumps({**record, "ended": None}))
     assert checkpoint_to_resume(run) is None and newest_in(run / "checkpoints") is not None
     command("fit", **options)
-    assert said == [f"{run} has not ended, but its checkpoints hold weights alone (save_weights_only): a new run"]
+    lines = [line for line in said if not line.startswith(("objective", "optimizer"))]
+    assert lines == [f"{run} has not ended, but its checkpoints hold weights alone (save_weights_only): a new run"]
     assert len(list(tmp_path.glob("*-fit"))) == 2
     alone = newest_in(run / "checkpoints")
     with pytest.raises(SystemExit):

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -26,10 +27,12 @@ class RunRecord(Callback):
 
     Args:
         config: fingerprint of the run's config, by which a run that was killed is found again.
+        settings: what the config says, for every logger of a fit, by which services sort and compare runs.
     """
 
-    def __init__(self, config: str | None = None) -> None:
+    def __init__(self, config: str | None = None, settings: dict[str, Any] | None = None) -> None:
         self.config = config
+        self.settings = settings or {}
         self._held: IO[str] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -41,6 +44,11 @@ class RunRecord(Callback):
         if stage == "fit" and trainer.loggers and self._held is None:
             self._held = self._first(trainer, hold)
         self._first(trainer, partial(write_record, facts={**run_facts(), "config": self.config, "ended": None}))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the settings to the loggers, on the first process."""
+        for logger in trainer.loggers if trainer.is_global_zero and self.settings else ():
+            logger.log_hyperparams(deepcopy(self.settings))  # some keep it, and change what they keep
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that the run has ended: the same command starts a new one."""
