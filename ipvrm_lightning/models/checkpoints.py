@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ipvrm_lightning.failures import library_errors
+from ipvrm_lightning.models.exported import CONFIG_NAME
 
 
 def check_same_parameters(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], *, what: str) -> None:
@@ -200,10 +201,15 @@ def newest_checkpoint(root: Path, *, what: str) -> Path:
         what: what asks for it, for the error.
 
     Raises:
-        FileNotFoundError: there is none; names the folder.
+        FileNotFoundError: there is none, or the folder is an export; names the folder.
     """
     folders = [root / "checkpoints", *root.glob("*/checkpoints")]  # without a logger, runs have no folder of their own
     found = [path for folder in folders if (path := newest_in(folder)) is not None]
+    if not found and (root / CONFIG_NAME).is_file():
+        raise FileNotFoundError(
+            f"{what}: {root} is what `ipvrm export` wrote; give the checkpoint that it was made from, or the folder of"
+            " its run or runs"
+        )
     if not found:
         raise FileNotFoundError(f"{what}: no checkpoint under {root}/*/checkpoints; run `ipvrm fit` first")
     return max(found, key=lambda path: path.stat().st_mtime_ns)

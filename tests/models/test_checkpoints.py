@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
-from ipvrm_lightning.models.checkpoints import check_same_settings, optimizer_class
+from ipvrm_lightning.models.checkpoints import check_same_settings, newest_checkpoint, optimizer_class
 from ipvrm_lightning.objectives import IPVRM, ImplicitPRM
 
 
@@ -24,6 +25,14 @@ def test_the_first_difference_is_named_class_before_numbers() -> None:
         check_same_settings(own, {"objective": ImplicitPRM().describe()}, what="the checkpoint")
     with pytest.raises(ValueError, match=r"reward.update is absent there and before here"):
         check_same_settings({"reward": {"update": "before"}}, {"reward": None}, what="the checkpoint")
+
+
+def test_an_export_in_place_of_a_run_is_told_from_a_folder_without_runs(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^reward.checkpoint: no checkpoint under .*; run `ipvrm fit` first$"):
+        newest_checkpoint(tmp_path, what="reward.checkpoint")
+    (tmp_path / "ipvrm_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"is what `ipvrm export` wrote; give the checkpoint that it was made"):
+        newest_checkpoint(tmp_path, what="reward.checkpoint")
 
 
 def test_optimizer_class_is_that_of_what_the_factory_makes() -> None:
