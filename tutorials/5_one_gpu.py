@@ -137,7 +137,7 @@ print("On a GPU:\n")
 show("fit", [*EXPERIMENT, *on_a_gpu("Qwen/Qwen3-8B-Base", "rollouts.jsonl")])
 show("test", [*EXPERIMENT, "--model.language_model.init_args.name Qwen/Qwen3-8B-Base",
               "--config configs/data/processbench.yaml --ckpt_path last"])  # fmt: skip
-show("export", ["outputs/ipvrm_qwen --out my-reward-model"])
+show("export", ["outputs/ipvrm_qwen --out my-reward-model --results outputs/ipvrm_qwen/RUN/results.json"])
 
 # %% [markdown]
 # Now the rehearsal. Before the first step one pass over all data computes the reference log-probabilities and keeps
@@ -158,8 +158,8 @@ assert abs(losses[0] - 5.0067) < 1e-2  # softplus(margin): before the first upda
 # %% [markdown]
 # Judge it on the solutions. `configs/data/processbench.yaml` reads ProcessBench from the hub; here it is given a
 # file. Then export: an ordinary Hugging Face folder with the adapter, a model card, and `ipvrm_config.json`, which
-# says how its log-probabilities read as values. (An adapter on 4-bit weights cannot be merged into them without loss;
-# it is exported alone.)
+# says how its log-probabilities read as values and, by `--results`, has the thresholds of the test run, without which
+# no step is called wrong. (An adapter on 4-bit weights cannot be merged into them without loss; it is exported alone.)
 
 # %%
 evaluation = [
@@ -171,7 +171,8 @@ evaluation = [
 ]
 main(["test", *rehearsed(evaluation), "--data.path", str(OUT / "solutions.jsonl"), "--data.subsets", "null",
       "--ckpt_path", str(checkpoint)])  # fmt: skip
-main(["export", str(checkpoint), "--out", str(OUT / "my-reward-model"), "--overwrite"])
+judged = max((OUT / "runs").glob("*-test"), key=os.path.getmtime)
+main(["export", str(checkpoint), "--out", str(OUT / "my-reward-model"), "--results", str(judged), "--overwrite"])
 print(sorted(path.name for path in (OUT / "my-reward-model").iterdir()))
 
 # %% [markdown]
