@@ -84,6 +84,8 @@ def _run(arguments: list[str]) -> None:
     check_config_files(arguments)
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
+    for logger in QUIET_RECORDS:
+        logging.getLogger(logger).addFilter(_is_of_use)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if arguments[0] in COMMANDS:
         import_module(f"ipvrm_lightning.{COMMANDS[arguments[0]]}").main(arguments[1:])
@@ -98,7 +100,6 @@ def _run_lightning(arguments: list[str]) -> None:
     sys.argv[1:] = arguments
     if os.environ.get("IPVRM_DEBUG") != "1":
         threading.excepthook = tell_in_one_line
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
     from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
     from ipvrm_lightning.lightning_cli import IPVRMCLI
@@ -111,9 +112,9 @@ def _run_lightning(arguments: list[str]) -> None:
         raise SystemExit(128 + signal.SIGTERM) from stopped
 
 
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    """Whether a message of Lightning's is none that advertises another package."""
-    return "Tip: For seamless" not in record.getMessage()
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Whether a logger's message is none of those that are left out."""
+    return QUIET_RECORDS[record.name] not in record.getMessage()
 
 
 #: What libraries tell each other, of no use to who runs a command.
@@ -124,9 +125,16 @@ QUIET = (
     ".*does not have many workers.*",
     "The dirpath has changed from.*",  # said by every `ipvrm test`, whose run has a folder of its own
     "Total length of `list` across ranks is zero.*",  # of validation data, where none are asked for
+    "Couldn't infer the batch indices.*",  # in `ipvrm predict`, whose records carry their rows
     # the rate follows the run's steps: one in which nothing was learned, or whose update was skipped, counts
     r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
 )
+
+#: The same by logger: a part of the message.
+QUIET_RECORDS = {
+    "lightning.pytorch.utilities.rank_zero": "Tip: For seamless",  # advertises another package
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # a faster kernel, which is not used here
+}
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 #: Modules whose `main` takes what follows the command; imported when they are run, for `--help` to answer at once.

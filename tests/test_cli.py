@@ -231,7 +231,7 @@ def test_an_overlay_inherits_no_number_of_the_objective_below_it(
 
 
 def test_predict_writes_values_beside_the_metadata(
-    tmp_path: Path, real_inputs: dict[str, str], said: list[str]
+    tmp_path: Path, real_inputs: dict[str, str], said: list[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     main(
         [
@@ -243,6 +243,7 @@ def test_predict_writes_values_beside_the_metadata(
         ]
     )
     assert said == ["This is the model as it starts. The newest checkpoint: --ckpt_path last"]
+    assert not [warning for warning in recwarn if "batch indices" in str(warning.message)]
     (file,) = tmp_path.glob("*-predict/predictions.jsonl")
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert {record["id"] for record in records} == {f"gsm8k-{n}" for n in range(12)}

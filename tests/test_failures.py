@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import socket
@@ -139,6 +140,19 @@ def test_windows_is_told_what_to_use(monkeypatch: pytest.MonkeyPatch, capsys: py
     told = "ipvrm fit: not on Windows itself: install and run it in WSL2 (https://learn.microsoft.com/windows/wsl)\n"
     assert (ended.value.code, capsys.readouterr().err) == (1, told)
     main(["--version"])
+
+
+def test_what_libraries_advertise_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["judge", "nowhere.jsonl"])
+    said = {
+        "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community: %s",
+        "lightning.pytorch.utilities.rank_zero": "A Tip: For seamless cloud uploads and versioning, %s",
+    }
+    for name, message in said.items():
+        logging.getLogger(name).warning(message, "no kernels")
+        logging.getLogger(name).warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"] * 2
 
 
 def test_a_fit_that_was_told_to_stop_has_not_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
