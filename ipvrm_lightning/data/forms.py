@@ -99,17 +99,27 @@ FORMS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], Answers]] = {
 }
 
 
+#: Columns of what `ProcessBenchDataModule` reads.
+_SOLUTIONS = (("problem", "steps", "label"), ("prompt", "completions", "labels"))
+
+
 def recognise(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The form whose columns a row has.
 
     Raises:
-        DataError: it has those of none; lists what was found and what is known.
+        DataError: it has those of none; lists what was found and what is known, or names the data module that knows it.
     """
     for columns in FORMS:
         if set(columns) <= set(row):
             return columns
+    found = f"no known form has the columns {', '.join(sorted(map(str, row)))}"
+    if any(set(columns) <= set(row) for columns in _SOLUTIONS):
+        raise DataError(
+            f"{found}; solutions with a label of their first wrong step are judged by stacking"
+            " configs/data/processbench.yaml, with --data.path FILE --data.subsets null"
+        )
     known = "; ".join("+".join(columns) for columns in FORMS)
-    raise DataError(f"no known form has the columns {', '.join(sorted(map(str, row)))}; known are {known}")
+    raise DataError(f"{found}; known are {known}")
 
 
 def _of_each(value: Any, field: str, count: int, kinds: tuple[type, ...], problem: str) -> list[Any] | None:

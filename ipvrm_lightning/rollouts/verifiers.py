@@ -44,8 +44,8 @@ class Verdict(NamedTuple):
     """
 
     correct: bool
-    answer: str | None
-    problem: str | None
+    answer: str | None = None
+    problem: str | None = None
 
 
 class Verifier(ABC):

@@ -315,3 +315,15 @@ def test_unknown_form_lists_what_is_there_and_what_is_known(tmp_path: Path) -> N
             list(read_rollouts(path, Report(mode)))
         assert str(caught.value).startswith(f"{path}, row 1: no known form has the columns answer, question; known are")
         assert "conversation+label" in str(caught.value) and "prompt+completions+correctness" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"problem": "q", "steps": ["a"], "label": -1, "id": "1"}, {"prompt": "q", "completions": ["a"], "labels": [True]}],
+)
+def test_solutions_with_labelled_steps_are_sent_to_the_overlay_that_judges_them(
+    row: dict[str, object], tmp_path: Path
+) -> None:
+    path = write(tmp_path, [row])
+    with pytest.raises(DataError, match=r"row 1: .*configs/data/processbench.yaml, with --data.path FILE"):
+        list(read_rollouts(path, Report("error")))

@@ -440,4 +440,5 @@ def test_verdicts_of_a_verifier_of_ones_own_are_checked(verdicts: Callable[[], A
         judge(Says(verdicts), [submit("", "")] * 2, ["a", "b"])
     right = [Verdict(True, "1", None)] * 2
     assert judge(Says(lambda: right), [submit("", "")] * 2, ["a", "b"]) == right
+    assert judge(Says(lambda: [Verdict(True)] * 2), [submit("", "")] * 2, ["a", "b"]) == [Verdict(True, None, None)] * 2
     assert judge(Says(verdicts), [], []) == []
