@@ -167,6 +167,12 @@ class IPVRMModule(WindowedModule):
         if self._uses_reference:
             self.reference.release()
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget an earlier validation."""
+        super().on_validation_epoch_start()
+        self.val_prefix_accuracy.reset()
+        self.val_calibration.reset()
+
     def validation_step(self, batch: TrajectoryBatch, batch_idx: int) -> None:
         """Log loss and prefix accuracy on rollouts with outcomes, and collect their values.
 
@@ -193,7 +199,6 @@ class IPVRMModule(WindowedModule):
         self.log("val/auroc", report.final_auroc, sync_dist=True, prog_bar=True)
         self.log("val/ece", report.final_ece, sync_dist=True)
         self.log("val/brier", report.final_brier, sync_dist=True)
-        self.val_calibration.reset()
 
     def on_test_epoch_start(self) -> None:
         """Forget an earlier test run."""

@@ -194,6 +194,10 @@ class WindowedModule(LightningModule):
                 " use a TokenizedDataModule (ipvrm_lightning.data)"
             )
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget a validation that was stopped halfway, or ran in inference mode, whose tensors a fit cannot change."""
+        self.val_loss.reset()
+
     def log_validation_loss(self, loss: Tensor, batch: TrajectoryBatch) -> None:
         """Log `val/loss`, the mean over the unit of all batches and processes.
 

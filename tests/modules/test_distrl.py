@@ -266,6 +266,8 @@ def test_judging_before_training_changes_nothing(tmp_path: Path) -> None:
     quiet_trainer(tmp_path).validate(model, datamodule=TinyPrompts(), verbose=False)
     found, _ = run(tmp_path, model)
     assert_same(expected, found)
+    # and a run that validates may follow
+    quiet_trainer(tmp_path, limit_train_batches=1).fit(model, datamodule=TinyPrompts())
 
 
 def test_a_run_stopped_between_steps_goes_on_bit_for_bit(tmp_path: Path) -> None:

@@ -115,6 +115,29 @@ def test_auroc_counts_the_pairs_in_the_right_order_whatever_the_batches(tmp_path
     assert logged == pytest.approx(expected, abs=1e-6) and len(set(logged)) == 1
 
 
+class StopValidation(Callback):
+    def on_validation_batch_end(self, *_: object) -> None:
+        raise RuntimeError("stopped halfway")
+
+
+@pytest.mark.parametrize("kind", [IPVRMModule, SFTModule])
+def test_a_validation_says_nothing_of_an_earlier_one_and_training_may_follow_it(
+    kind: type[IPVRMModule | SFTModule], tmp_path: Path
+) -> None:
+    module, data = kind(language_model=tiny(), optimizer=SGD), InMemoryData(max_tokens=60)
+
+    def validated(**options: object) -> dict[str, float]:
+        (found,) = quiet_trainer(tmp_path, **options).validate(module, datamodule=data, verbose=False)
+        return dict(found)
+
+    validated()
+    quiet_trainer(tmp_path).fit(module, datamodule=data)
+    expected = validated()
+    with pytest.raises(RuntimeError, match="stopped halfway"):
+        validated(callbacks=[StopValidation()])
+    assert validated() == expected
+
+
 def test_cached_reference_trains_to_the_same_weights(tmp_path: Path) -> None:
     states = []
     for reference in (FrozenCopy(), CachedReference(source=FrozenCopy(), cache_dir=str(tmp_path / "cache"))):
