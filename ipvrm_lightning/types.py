@@ -89,8 +89,9 @@ class Example:
         step_label: index of the first wrong step, -1 for none, None unknown.
         true_values: one per response token, NaN where unknown.
         metadata: what reports need, primitives only. Where outcomes are judged that is `prompt`, the prompt's key, and
-            for majority votes `answer`, the final answer; where steps are, `id`, `subset`, `problem` (its key) and
-            `step_lengths` (characters of each step). Tables of tokens, and errors in training, name `id` and `subset`.
+            for majority votes `answer`, the final answer; where steps are, `id`, `subset`, `problem` (its key),
+            `step_lengths` (characters of each step) and, where it is known, `shared_problem` (as `ScoredSolution` has
+            it). Tables of tokens, and errors in training, name `id` and `subset`.
     """
 
     input_ids: list[int]
@@ -152,6 +153,8 @@ class ScoredSolution:
         final_answer_correct: whether the final answer is right, None unknown.
         final_value: value of the whole response, the objective's `prefix_logits` at its end; None where the scorer has
             none.
+        shared_problem: key of its problem in every subset, where the same problem has another `problem` in another
+            subset; None where `problem` is that key.
     """
 
     id: str
@@ -162,3 +165,9 @@ class ScoredSolution:
     step_lengths: list[int]
     final_answer_correct: bool | None = None
     final_value: float | None = None
+    shared_problem: str | None = None
+
+    @property
+    def resampled_as(self) -> str:
+        """The problem it is drawn with where problems are resampled."""
+        return self.problem if self.shared_problem is None else self.shared_problem

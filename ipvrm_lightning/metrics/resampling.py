@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,11 @@ def stable_hash(text: str, seed: int = 0) -> int:
     """A 63-bit hash of a text and a seed, the same in every process and on every machine."""
     digest = hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def seed_of(names: Sequence[str], seed: int) -> int:
+    """The seed of what is drawn for the subsets of these names, so that subsets draw independently of each other."""
+    return stable_hash("\n".join(names), seed) % 2**32
 
 
 def assign_folds(keys: Sequence[str], *, folds: int, seed: int) -> Tensor:
@@ -58,6 +63,35 @@ def bootstrap_weights(keys: Sequence[str], *, resamples: int, seed: int) -> Tens
         1, drawn, torch.ones_like(drawn, dtype=torch.float64)
     )
     return weights[:, torch.tensor([position[key] for key in keys], dtype=torch.long)]
+
+
+def joint_bootstrap_weights(keys: Mapping[str, Sequence[str]], *, resamples: int, seed: int) -> dict[str, Tensor]:
+    """Resamples of several subsets at once, in which a key counts as often in each subset that has it.
+
+    Keys are drawn among those that the same subsets have, so that every resample of a subset keeps its size. A subset
+    that shares none would draw as it does alone, with `seed_of` its name, and is left out.
+
+    Args:
+        keys: subset to one key per item, the subsets in sorted order.
+        resamples: number of resamples R.
+        seed: of the draws.
+
+    Returns:
+        Subset to counts, float64, [R, n].
+    """
+    owners: dict[str, tuple[str, ...]] = {}
+    for name, own in keys.items():
+        for key in set(own):
+            owners[key] = (*owners.get(key, ()), name)
+    sharing = {name for names in owners.values() if len(names) > 1 for name in names}
+    drawn: dict[str, Tensor] = {}
+    for names in set(owners.values()):
+        if sharing.isdisjoint(names):
+            continue
+        among = [key for key, those in owners.items() if those == names]
+        weights = bootstrap_weights(among, resamples=resamples, seed=seed_of(names, seed))
+        drawn |= dict(zip(among, weights.T, strict=True))
+    return {name: torch.stack([drawn[key] for key in keys[name]], dim=1) for name in keys if name in sharing}
 
 
 def percentile_interval(draws: Tensor, confidence: float) -> Interval:

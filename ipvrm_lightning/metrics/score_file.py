@@ -66,6 +66,8 @@ def check_solution(solution: ScoredSolution, where: str) -> None:
     for name in ("id", "subset", "problem"):
         if not is_text(getattr(solution, name)):
             raise ValueError(f"{where}: {name}: expected text, found {getattr(solution, name)!r}")
+    if solution.shared_problem is not None and not is_text(solution.shared_problem):
+        raise ValueError(f"{where}: shared_problem: expected text or null, found {solution.shared_problem!r}")
     _check_steps(solution, where)
     if not _is_integer(solution.label) or not -1 <= solution.label < len(solution.step_lengths):
         raise ValueError(

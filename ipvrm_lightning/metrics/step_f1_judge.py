@@ -9,7 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipvrm_lightning.metrics.resampling import assign_folds, bootstrap_weights, percentile_interval, stable_hash
+from ipvrm_lightning.metrics.resampling import (
+    assign_folds,
+    bootstrap_weights,
+    joint_bootstrap_weights,
+    percentile_interval,
+    seed_of,
+)
 from ipvrm_lightning.metrics.score_file import in_stable_order
 from ipvrm_lightning.metrics.step_f1_report import (
     JudgeSettings,
@@ -24,38 +30,52 @@ from ipvrm_lightning.types import ScoredSolution
 
 class _Judged(NamedTuple):
     result: ThresholdedResult
-    draws: Tensor  # F1 on each bootstrap resample, [R]
+    draws: Tensor  # F1 on each resample of all subsets together, [R]
 
 
 class _JudgedSubset(NamedTuple):
     report: SubsetReport
+    problems: set[str]
     protocols: dict[str, dict[str, _Judged]]
     longest_step: dict[str, _Judged]
     random_f1: dict[str, Tensor]  # oracle and cross-fitted F1 of each random seed, [seeds]
 
 
 class _SubsetJudge:
-    """Folds and resamples of one subset, shared by all of its scorers so that their intervals are paired."""
+    """Folds and resamples of one subset, shared by all of its scorers so that their intervals are paired.
 
-    def __init__(self, name: str, solutions: Sequence[ScoredSolution], settings: JudgeSettings) -> None:
-        keys = [solution.problem for solution in solutions]
+    Args:
+        name: of the subset.
+        solutions: all of it.
+        settings: how to judge.
+        together: its weights in the resamples of all subsets together; None where its own resamples are that too,
+            because no other subset has any of its problems.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        solutions: Sequence[ScoredSolution],
+        settings: JudgeSettings,
+        together: Tensor | None = None,
+    ) -> None:
         # a seed of the subset's own: judging another subset beside it changes nothing here
-        self.seed = stable_hash(name, settings.seed) % 2**32
+        self.seed = seed_of((name,), settings.seed)
         self.settings = settings
         self.labels = [solution.label for solution in solutions]
         self.has_error = torch.tensor([label >= 0 for label in self.labels])
         answer_is_right = torch.tensor([solution.final_answer_correct is True for solution in solutions])
         self.right_answer_with_error = self.has_error & answer_is_right
-        self.fold_of = assign_folds(keys, folds=settings.folds, seed=self.seed)
+        self.fold_of = assign_folds([one.problem for one in solutions], folds=settings.folds, seed=self.seed)
+        keys = [one.resampled_as for one in solutions]
         self.weights = bootstrap_weights(keys, resamples=settings.resamples, seed=self.seed)
-        self.everything = torch.ones(1, len(keys), dtype=torch.float64)
+        self.together = self.weights if together is None else together
+        self.everything = torch.ones(1, len(solutions), dtype=torch.float64)
 
     def by_origin(self, scores: Sequence[Sequence[float]], fixed: float | None = None) -> dict[str, _Judged]:
         """Judge one scorer with every origin of the threshold."""
         search = ThresholdSearch(scores, self.labels)
-        oracle = search.best(self.everything).threshold
-        # the threshold is fitted anew on each resample, as it was on the data
-        judged = {"oracle": self._judge(search, oracle, search.best(self.weights).f1)}
+        judged = {"oracle": self._judge(search, search.best(self.everything).threshold, oracle=True)}
         judged["cross_fitted"] = self._judge(search, self.cross_fit(search))
         if fixed is not None:
             judged["fixed"] = self._judge(search, torch.tensor([fixed], dtype=torch.float64))
@@ -78,12 +98,17 @@ class _SubsetJudge:
         others = (self.fold_of != folds[:, None]).double()
         return search.best(others).threshold[self.fold_of]
 
-    def _judge(self, search: ThresholdSearch, thresholds: Tensor, draws: Tensor | None = None) -> _Judged:
+    def _judge(self, search: ThresholdSearch, thresholds: Tensor, *, oracle: bool = False) -> _Judged:
         right = search.right_at(thresholds)
         # with a single problem there is no other one to choose a threshold on: no number then
         known = bool(thresholds.isfinite().all())
-        if draws is None:
-            draws = self._f1(right, self.weights) if known else torch.full((len(self.weights),), math.nan)
+
+        def resampled(weights: Tensor) -> Tensor:
+            if oracle:  # the threshold is fitted anew on each resample, as it was on the data
+                return search.best(weights).f1
+            return self._f1(right, weights) if known else torch.full((len(weights),), math.nan)
+
+        draws = resampled(self.weights)
         result = ThresholdedResult(
             f1=float(self._f1(right, self.everything)) if known else math.nan,
             threshold=float(thresholds.mean()),
@@ -92,7 +117,7 @@ class _SubsetJudge:
             right_answer_accuracy=_share(right, self.right_answer_with_error) if known else math.nan,
             f1_interval=percentile_interval(draws, self.settings.confidence),
         )
-        return _Judged(result, draws)
+        return _Judged(result, draws if self.together is self.weights else resampled(self.together))
 
     def _f1(self, right: Tensor, weights: Tensor) -> Tensor:
         accuracies = [
@@ -141,24 +166,27 @@ def _results(judged: Mapping[str, _Judged]) -> dict[str, ThresholdedResult]:
     return {origin: one.result for origin, one in judged.items()}
 
 
-def _judge_subset(name: str, solutions: Sequence[ScoredSolution], settings: JudgeSettings) -> _JudgedSubset:
-    judge = _SubsetJudge(name, solutions, settings)
+def _judge_subset(
+    name: str, solutions: Sequence[ScoredSolution], settings: JudgeSettings, together: Tensor | None
+) -> _JudgedSubset:
+    judge = _SubsetJudge(name, solutions, settings, together)
     protocols = {
         protocol: judge.by_origin([one.step_scores[protocol] for one in solutions], settings.fixed_for(protocol))
         for protocol in solutions[0].step_scores
     }
     longest_step = judge.by_origin([[-float(length) for length in one.step_lengths] for one in solutions])
     random_f1 = judge.random_floor([len(one.step_lengths) for one in solutions])
+    problems = {one.resampled_as for one in solutions}
     report = SubsetReport(
         solutions=len(solutions),
         with_error=int(judge.has_error.sum()),
         right_answer_with_error=int(judge.right_answer_with_error.sum()),
-        problems=len({one.problem for one in solutions}),
+        problems=len(problems),
         protocols={protocol: _results(judged) for protocol, judged in protocols.items()},
         random=_random_floor(random_f1),
         longest_step=_results(longest_step),
     )
-    return _JudgedSubset(report, protocols, longest_step, random_f1)
+    return _JudgedSubset(report, problems, protocols, longest_step, random_f1)
 
 
 def _mean_over_subsets(parts: Sequence[Mapping[str, _Judged]], confidence: float) -> dict[str, ThresholdedResult]:
@@ -186,7 +214,7 @@ def _average(subsets: Sequence[_JudgedSubset], settings: JudgeSettings) -> Subse
         solutions=sum(report.solutions for report in reports),
         with_error=sum(report.with_error for report in reports),
         right_answer_with_error=sum(report.right_answer_with_error for report in reports),
-        problems=sum(report.problems for report in reports),
+        problems=len(set().union(*(subset.problems for subset in subsets))),
         protocols={
             protocol: _mean_over_subsets([subset.protocols[protocol] for subset in subsets], settings.confidence)
             for protocol in subsets[0].protocols
@@ -230,7 +258,9 @@ def judge_solutions(solutions: Iterable[ScoredSolution], settings: JudgeSettings
     parts: dict[str, list[ScoredSolution]] = {}
     for solution in ordered:
         parts.setdefault(solution.subset, []).append(solution)
-    judged = {name: _judge_subset(name, part, settings) for name, part in parts.items()}
+    keys = {name: [one.resampled_as for one in part] for name, part in parts.items()}
+    together = joint_bootstrap_weights(keys, resamples=settings.resamples, seed=settings.seed)
+    judged = {name: _judge_subset(name, part, settings, together.get(name)) for name, part in parts.items()}
     return StepF1Report(
         subsets={name: one.report for name, one in judged.items()},
         average=_average(list(judged.values()), settings),

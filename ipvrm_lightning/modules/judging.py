@@ -139,6 +139,7 @@ def _solutions(
             step_lengths=record["step_lengths"],
             final_answer_correct=record.get("final_answer_correct"),
             final_value=float(finals[row]),
+            shared_problem=record.get("shared_problem"),
         )
         for row, record in enumerate(metadata)
     ]

@@ -5,7 +5,13 @@ import random
 import pytest
 import torch
 
-from ipvrm_lightning.metrics.resampling import assign_folds, bootstrap_weights, percentile_interval
+from ipvrm_lightning.metrics.resampling import (
+    assign_folds,
+    bootstrap_weights,
+    joint_bootstrap_weights,
+    percentile_interval,
+    seed_of,
+)
 
 
 def test_folds_keep_problems_together_are_even_and_ignore_the_order() -> None:
@@ -27,6 +33,19 @@ def test_a_resample_draws_as_many_keys_as_there_are_and_whole_ones() -> None:
     assert weights.shape == (50, 4)
     assert torch.equal(weights[:, 1], weights[:, 2])
     assert torch.equal(weights[:, [0, 1, 3]].sum(1), torch.full((50,), 3.0, dtype=torch.float64))
+
+
+def test_a_key_of_several_subsets_counts_as_often_in_each() -> None:
+    keys = {"a": ["x", "y", "z", "x"], "b": ["y", "x", "w", "v"], "c": ["u", "t"]}
+    found = joint_bootstrap_weights(keys, resamples=50, seed=3)
+    # no other subset has a key of c, which draws as it does alone
+    assert set(found) == {"a", "b"} and all(weights.shape == (50, 4) for weights in found.values())
+    a, b = found["a"], found["b"]
+    assert torch.equal(a[:, 0], b[:, 1]) and torch.equal(a[:, 1], b[:, 0]) and torch.equal(a[:, 0], a[:, 3])
+    assert torch.equal(a[:, :2].sum(1), torch.full((50,), 2.0, dtype=torch.float64))
+    assert torch.equal(b[:, 2:], bootstrap_weights(["w", "v"], resamples=50, seed=seed_of(("b",), 3)))
+    assert (a[:, 2] == 1).all()
+    assert joint_bootstrap_weights({"a": ["x"], "b": ["y"]}, resamples=5, seed=0) == {}
 
 
 def test_the_interval_holds_the_middle_share() -> None:

@@ -147,6 +147,34 @@ def test_another_subset_beside_it_changes_no_number_of_a_subset(make_solutions: 
     assert alone.subsets["alpha"] == judge(solutions).subsets["alpha"]
 
 
+@pytest.mark.parametrize("renamed", [False, True])
+def test_subsets_of_the_same_problems_do_not_narrow_the_interval_of_their_average(
+    renamed: bool, make_solutions: Make
+) -> None:
+    # four copies say no more than one: the mean of equal numbers varies as each of them does
+    copies = [
+        replace(one, subset=name, problem=f"{name} {one.problem}", shared_problem=one.problem)
+        if renamed
+        else replace(one, subset=name)
+        for one in make_solutions(200, subsets=("a",))
+        for name in "abcd"
+    ]
+    report = judge(copies, resamples=2000, random_seeds=2)
+    assert report.average.problems == report.subsets["a"].problems == 40
+    for origin in ("oracle", "cross_fitted"):
+        narrow, whole = (one.protocols["step_sum"][origin].f1_interval for one in (report.average, report.subsets["a"]))
+        assert narrow.high - narrow.low == pytest.approx(whole.high - whole.low, rel=0.15)
+
+
+def test_another_name_for_a_problem_moves_no_fold(make_solutions: Make) -> None:
+    solutions = make_solutions(120)
+    named = [replace(one, shared_problem=f"the {one.problem}") for one in solutions]
+    for before, after in zip(judge(solutions).subsets.values(), judge(named).subsets.values(), strict=True):
+        for protocol in PROTOCOLS:
+            old, new = before.protocols[protocol]["cross_fitted"], after.protocols[protocol]["cross_fitted"]
+            assert (new.f1, new.threshold) == (old.f1, old.threshold)
+
+
 def test_states_of_two_metrics_merged_equal_one_metric(make_solutions: Make) -> None:
     solutions = make_solutions(60)
     first, second = StepF1(), StepF1()

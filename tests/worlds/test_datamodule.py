@@ -50,6 +50,14 @@ def test_test_sets_go_with_their_loaders_and_names(data: ArithmeticDataModule) -
     assert not set(data.test_sets[0].groups) & set(data.train_set.groups)
 
 
+def test_a_problem_is_the_same_in_every_format(data: ArithmeticDataModule) -> None:
+    known = [[dataset.metadata(row) for row in range(len(dataset))] for dataset in data.test_sets[:3]]
+    for one, *others in zip(*known, strict=True):
+        assert {other["shared_problem"] for other in others} == {one["shared_problem"]}
+        assert len({one["problem"], *(other["problem"] for other in others)}) == 3
+    assert len({one["shared_problem"] for one in known[0]}) == len({one["problem"] for one in known[0]})
+
+
 def test_a_policy_that_solved_nothing_is_named(
     micro_world: ArithmeticWorld, data: ArithmeticDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,10 @@ def _metadata(row: dict[str, Any], name: str, problem: str, steps: list[str]) ->
 
 
 def _solutions(row: dict[str, Any], name: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
-    yield _stepwise(row, name, tokenizer, step_label=row["label"])
+    example = _stepwise(row, name, tokenizer, step_label=row["label"])
+    # the same problem stands in each format, in other words: what follows the format's name in its id says which
+    example.metadata["shared_problem"] = row["id"].removeprefix(f"{name}-")
+    yield example
 
 
 def _prefixes(row: dict[str, Any], name: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
