@@ -52,7 +52,8 @@ def best_of_n(scores: Tensor, outcomes: Tensor, group_ids: Tensor, *, n: int | N
     lower = new_block.nonzero().squeeze(-1) - (sizes.cumsum(0) - sizes)[owner]
     drawn = sizes[owner] if n is None else torch.full_like(lower, n)
     share = _share_of_subsets(lower + count, drawn, sizes[owner]) - _share_of_subsets(lower, drawn, sizes[owner])
-    return float((share * mean).sum() / len(sizes))
+    # shares add up to 1 for each problem but for rounding
+    return min(1.0, float((share * mean).sum() / len(sizes)))
 
 
 @torch.no_grad()
@@ -138,7 +139,10 @@ def _totals(values: Tensor, inverse: Tensor, groups: int) -> Tensor:
 
 def _share_of_subsets(members: Tensor, drawn: Tensor, size: Tensor) -> Tensor:
     """C(members, drawn) / C(size, drawn): the share of subsets that lie within `members` of `size`."""
+
+    def log_sequences(among: Tensor) -> Tensor:
+        return torch.lgamma(among + 1) - torch.lgamma((among - n).clamp_min(0) + 1)
+
     inside, n, whole = members.double(), drawn.double(), size.double()
-    logs = torch.lgamma(inside + 1) - torch.lgamma((inside - n).clamp_min(0) + 1)
-    logs = logs - torch.lgamma(whole + 1) + torch.lgamma(whole - n + 1)
-    return torch.where(inside >= n, logs.exp(), 0.0)
+    # a difference of two equal numbers where all of `size` are members: 1, with no rounding
+    return torch.where(inside >= n, (log_sequences(inside) - log_sequences(whole)).exp(), 0.0)

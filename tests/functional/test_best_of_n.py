@@ -47,6 +47,17 @@ def test_subsets_against_counting_them(n: int) -> None:
     assert F.oracle(outcomes, groups, n=n) == pytest.approx(sum(any_right) / 2)
 
 
+@pytest.mark.parametrize("size", [3, 6, 7, 16, 64, 100, 129])
+def test_nothing_is_below_0_or_above_1(size: int) -> None:
+    scores, right, wrong = torch.randperm(size), torch.ones(size), torch.zeros(size)
+    one = torch.zeros(size, dtype=torch.long)
+    for n in range(1, size + 1):
+        assert F.oracle(wrong, one, n=n) == 0 and F.oracle(right, one, n=n) == 1
+        assert F.best_of_n(scores, wrong, one, n=n) == 0
+        found = F.best_of_n(scores, right, one, n=n)
+        assert found <= 1 and found == pytest.approx(1, abs=1e-12)
+
+
 def test_one_of_one_is_pass_at_1_and_all_of_all_the_default() -> None:
     assert F.best_of_n(SCORES, OUTCOMES, GROUPS, n=1) == pytest.approx(F.pass_at_1(OUTCOMES, GROUPS))
     assert F.oracle(OUTCOMES, GROUPS, n=1) == pytest.approx(F.pass_at_1(OUTCOMES, GROUPS))
