@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -107,3 +108,20 @@ def percentile_interval(draws: Tensor, confidence: float) -> Interval:
     tail = (1 - confidence) / 2
     low, high = torch.quantile(known, torch.tensor([tail, 1 - tail], dtype=known.dtype)).tolist()
     return Interval(low, high)
+
+
+def basic_interval(estimate: float, draws: Tensor, confidence: float) -> Interval:
+    """The basic bootstrap interval of a share: percentiles mirrored at the estimate, within [0, 1].
+
+    For a statistic that errs to one side, as the best of many does: its percentiles err twice, once on the data and
+    once more on the resamples; mirrored, the second error takes the first one off (Davison & Hinkley 1997, Eq. 5.6).
+
+    Args:
+        estimate: the statistic on the data.
+        draws: the same on each resample, NaN where it was undefined (left out), [R].
+        confidence: probability it should cover, such as 0.95.
+    """
+    low, high = percentile_interval(draws, confidence)
+    if math.isnan(low):
+        return Interval(low, high)
+    return Interval(max(0.0, 2 * estimate - high), min(1.0, 2 * estimate - low))

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ipvrm_lightning.metrics.resampling import (
+    Interval,
     assign_folds,
+    basic_interval,
     bootstrap_weights,
     joint_bootstrap_weights,
     percentile_interval,
@@ -108,14 +110,14 @@ class _SubsetJudge:
                 return search.best(weights).f1
             return self._f1(right, weights) if known else torch.full((len(weights),), math.nan)
 
-        draws = resampled(self.weights)
+        f1, draws = float(self._f1(right, self.everything)) if known else math.nan, resampled(self.weights)
         result = ThresholdedResult(
-            f1=float(self._f1(right, self.everything)) if known else math.nan,
+            f1=f1,
             threshold=float(thresholds.mean()),
             correct_accuracy=_share(right, ~self.has_error) if known else math.nan,
             error_accuracy=_share(right, self.has_error) if known else math.nan,
             right_answer_accuracy=_share(right, self.right_answer_with_error) if known else math.nan,
-            f1_interval=percentile_interval(draws, self.settings.confidence),
+            f1_interval=_interval(f1, draws, self.settings.confidence, oracle=oracle),
         )
         return _Judged(result, draws if self.together is self.weights else resampled(self.together))
 
@@ -151,6 +153,11 @@ def thresholds_of_solutions(
         if (fixed := settings.fixed_for(protocol)) is not None:
             chosen[protocol]["fixed"] = [fixed] * len(solutions)
     return chosen
+
+
+def _interval(f1: float, draws: Tensor, confidence: float, *, oracle: bool) -> Interval:
+    """The best of all thresholds is better on a resample than on the data, as it is there than on new problems."""
+    return basic_interval(f1, draws, confidence) if oracle else percentile_interval(draws, confidence)
 
 
 def _share(right: Tensor, among: Tensor) -> float:
@@ -197,13 +204,14 @@ def _mean_over_subsets(parts: Sequence[Mapping[str, _Judged]], confidence: float
         def mean(name: str, judged: list[_Judged] = judged) -> float:
             return sum(getattr(one.result, name) for one in judged) / len(judged)
 
+        f1, draws = mean("f1"), torch.stack([one.draws for one in judged]).mean(0)
         averaged[origin] = ThresholdedResult(
-            f1=mean("f1"),
+            f1=f1,
             threshold=judged[0].result.threshold if origin == "fixed" else math.nan,
             correct_accuracy=mean("correct_accuracy"),
             error_accuracy=mean("error_accuracy"),
             right_answer_accuracy=mean("right_answer_accuracy"),
-            f1_interval=percentile_interval(torch.stack([one.draws for one in judged]).mean(0), confidence),
+            f1_interval=_interval(f1, draws, confidence, oracle=origin == "oracle"),
         )
     return averaged
 

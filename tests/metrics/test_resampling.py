@@ -7,6 +7,7 @@ import torch
 
 from ipvrm_lightning.metrics.resampling import (
     assign_folds,
+    basic_interval,
     bootstrap_weights,
     joint_bootstrap_weights,
     percentile_interval,
@@ -53,3 +54,13 @@ def test_the_interval_holds_the_middle_share() -> None:
     assert percentile_interval(draws, 0.9) == pytest.approx((5.0, 95.0))
     nothing = percentile_interval(torch.full((5,), float("nan")), 0.9)
     assert nothing.low != nothing.low
+
+
+def test_the_basic_interval_is_the_percentiles_mirrored_at_the_estimate_within_0_and_1() -> None:
+    draws = torch.linspace(0.4, 0.8, 101, dtype=torch.float64)
+    assert percentile_interval(draws, 0.9) == pytest.approx((0.42, 0.78))
+    assert basic_interval(0.5, draws, 0.9) == pytest.approx((0.22, 0.58))
+    assert basic_interval(0.3, draws, 0.9) == pytest.approx((0.0, 0.18))
+    assert basic_interval(0.75, draws, 0.9) == pytest.approx((0.72, 1.0))
+    nothing = basic_interval(0.5, torch.full((5,), float("nan")), 0.9)
+    assert nothing.low != nothing.low and nothing.high != nothing.high

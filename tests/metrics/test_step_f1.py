@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ipvrm_lightning.functional import best_threshold
 from ipvrm_lightning.metrics import JudgeSettings, StepF1, StepF1Report, judge_solutions, recompute, report_to_json
+from ipvrm_lightning.metrics.resampling import bootstrap_weights, seed_of
 from ipvrm_lightning.metrics.score_file import write_scores
 from ipvrm_lightning.metrics.step_f1_judge import thresholds_of_solutions
 from ipvrm_lightning.types import ScoredSolution
@@ -173,6 +175,23 @@ def test_another_name_for_a_problem_moves_no_fold(make_solutions: Make) -> None:
         for protocol in PROTOCOLS:
             old, new = before.protocols[protocol]["cross_fitted"], after.protocols[protocol]["cross_fitted"]
             assert (new.f1, new.threshold) == (old.f1, old.threshold)
+
+
+def test_the_oracle_interval_takes_off_what_the_best_of_many_thresholds_gains_by_chance(make_solutions: Make) -> None:
+    solutions = make_solutions(200, subsets=("only",))
+    weights = bootstrap_weights([one.problem for one in solutions], resamples=200, seed=seed_of(("only",), 0)).long()
+    labels = [one.label for one in solutions]
+    draws = []
+    for row in weights.tolist():
+        chosen = [index for index, count in enumerate(row) for _ in range(count)]
+        found = best_threshold([solutions[i].step_scores["step_sum"] for i in chosen], [labels[i] for i in chosen])
+        draws.append(found.f1)
+    report = judge(solutions)
+    oracle = report.subsets["only"].protocols["step_sum"]["oracle"]
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(torch.tensor(draws, dtype=torch.float64), ends).tolist()
+    assert oracle.f1_interval == pytest.approx((2 * oracle.f1 - high, 2 * oracle.f1 - low), abs=1e-9)
+    assert report.average.protocols["step_sum"]["oracle"].f1_interval == oracle.f1_interval
 
 
 def test_states_of_two_metrics_merged_equal_one_metric(make_solutions: Make) -> None:
