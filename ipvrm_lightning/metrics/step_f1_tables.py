@@ -34,7 +34,7 @@ def _subset_table(name: str, report: SubsetReport, settings: JudgeSettings) -> T
         f"Step F1 on {escape(name)}: {report.solutions} solutions of {report.problems} problems, "
         f"{report.with_error} with a wrong step",
         ["scorer", "threshold"],
-        ["F1", f"{100 * settings.confidence:g} % interval", "correct", "error", "right\nanswer", "value"],
+        ["F1", f"{100 * settings.confidence:g} %\ninterval", "correct", "error", "right\nanswer", "value"],
         f"Percent. {report.right_answer_with_error} solutions have a right answer though a step is wrong.",
     )
     for protocol, results in report.protocols.items():

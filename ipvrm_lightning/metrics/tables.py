@@ -9,9 +9,12 @@ from typing import Any, Protocol
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from ipvrm_lightning.metrics.resampling import Interval
+
+_NARROWEST_TEXT = 8
 
 
 class Report(Protocol):
@@ -92,10 +95,10 @@ def share_text(share: float, interval: Interval) -> str:
 
 
 def make_table(title: str, text_columns: list[str], number_columns: list[str], caption: str | None = None) -> Table:
-    """An empty table: text to the left, numbers to the right."""
+    """An empty table: text to the left, numbers to the right. Where it is too wide, text is folded and no number is."""
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     for column in text_columns:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, overflow="fold")
     for column in number_columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -110,11 +113,26 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """
     console = console or output_console()
     for table in report.tables():
-        console.print(table)
+        _fit(table, console)
+        console.print(table, crop=False)
+
+
+def _fit(table: Table, console: Console) -> None:
+    """In a narrow terminal: less room between columns, text folded, and numbers whole, if need be beyond the edge."""
+    anything = console.options.update(max_width=10_000)
+    if Measurement.get(console, anything, table).maximum <= console.width:
+        return
+    table.pad_edge, table.collapse_padding = False, True
+    least = 0
+    for column in table.columns:
+        widest = max(Measurement.get(console, anything, cell).maximum for cell in (column.header, *column.cells))
+        least += 2 + (widest if column.no_wrap else min(widest, _NARROWEST_TEXT))
+    if least > console.width:  # a terminal goes on in its next line, so that nothing is lost
+        table.width = least
 
 
 def output_console() -> Console:
-    """Standard output; a file or pipe gets lines of 100 characters, so that no row is broken."""
+    """Standard output; a file or pipe gets lines of 100 characters, so that hardly a row is broken."""
     console = Console()
     return console if console.is_terminal else Console(width=100)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from argparse import ArgumentError
@@ -29,10 +30,26 @@ from ipvrm_lightning.types import ScoredSolution
 Make = Callable[..., list[ScoredSolution]]
 
 
-def shown(report: Report) -> str:
+def shown(report: Report, width: int = 120) -> str:
     text = io.StringIO()
-    print_report(report, Console(file=text, width=120))
+    print_report(report, Console(file=text, width=width))
     return text.getvalue()
+
+
+def test_every_number_is_whole_in_a_narrow_terminal(make_solutions: Make) -> None:
+    names = ("alpha", "a benchmark of a long name")
+    settings = JudgeSettings(fixed_threshold=-0.00123456, random_seeds=2)
+    best = BestOfN(sizes=(1, 2))
+    best.update({"final_value": torch.tensor([1.0, 0.0])}, torch.tensor([1, 0]), ["p", "p"])
+    for report in (judge_solutions(make_solutions(60, subsets=names), settings), best.compute()):
+        rows = [line.split("  ") for line in shown(report, 300).splitlines() if "Percent" not in line]
+        numbers = [cell.strip() for row in rows for cell in row if re.fullmatch(r" *[-\[]?[0-9].*", cell)]
+        assert len(numbers) > 5
+        for width in (40, 60, 80):
+            whole, narrow = (" ".join(shown(report, wide).split()) for wide in (300, width))
+            assert "…" not in narrow
+            assert [narrow.count(cell) for cell in numbers] == [whole.count(cell) for cell in numbers]
+    assert max(map(len, shown(judge_solutions(make_solutions(60, subsets=names), settings), 80).splitlines())) <= 80
 
 
 def test_every_step_f1_table_carries_its_floors_and_the_origin_of_thresholds(make_solutions: Make) -> None:
