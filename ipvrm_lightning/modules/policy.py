@@ -22,6 +22,9 @@ from ipvrm_lightning.rollouts.verifiers import Verifier
 from ipvrm_lightning.strategies import check_fit
 from ipvrm_lightning.types import PromptBatch, PromptExample
 
+#: Where a data source's name stands in the log, for the numbers over all prompts.
+ALL = "all"
+
 
 class PolicyModule(LightningModule):
     """A policy, judged by the outcomes of its responses: `validate` and `test` report avg@k and pass@k.
@@ -64,11 +67,12 @@ class PolicyModule(LightningModule):
         """Refuse a strategy, weights or answers that cannot be worked with, before a model is built.
 
         Raises:
-            ValueError: says which pair cannot work, what is wrong with the weights, or names the prompt.
+            ValueError: says which pair cannot work, what is wrong with the weights, or names the prompt or data source.
         """
         check_fit(self.trainer.strategy, self)
         if stage == "fit":
             self.language_model.check_stored()
+        self._check_sources()
         self.verifier.check(self._prompts())
 
     def configure_model(self) -> None:
@@ -149,6 +153,16 @@ class PolicyModule(LightningModule):
         parts = [getattr(data, name, []) for name in ("train_prompts", "val_prompts", "test_prompts")]
         return [prompt for part in parts for prompt in part]
 
+    def _check_sources(self) -> None:
+        """Refuse a data source whose numbers those over all prompts would hide."""
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        for name in ("val_prompts", "test_prompts"):
+            sources = {prompt.data_source for prompt in getattr(data, name, [])}
+            if ALL in sources and len(sources) > 1:
+                raise ValueError(
+                    f"{name}: a data source is named {ALL!r}, as the numbers over all prompts are: rename it"
+                )
+
     def _forget(self) -> None:
         self.judge.reset()
         self.evaluated = []
@@ -180,8 +194,8 @@ def scalars(report: AverageAtKReport, prefix: str) -> dict[str, float]:
         prefix: of the names.
     """
     values = {}
-    for name, result in {**report.sources, "all": report.micro}.items():
-        if len(report.sources) == 1 and name != "all":
+    for name, result in {**report.sources, ALL: report.micro}.items():
+        if len(report.sources) == 1 and name != ALL:
             continue
         values[f"{prefix}{name}/avg@{result.max_responses}"] = result.average.share
         values |= {f"{prefix}{name}/pass@{k}": found.share for k, found in result.pass_at.items() if k > 1}

@@ -380,6 +380,33 @@ def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:
     )
 
 
+class Sources(TinyPrompts):
+    """Prompts of data sources of these names in turn."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        named = [
+            replace(prompt, data_source=self.names[i % len(self.names)]) for i, prompt in enumerate(self.val_prompts)
+        ]
+        self.val_prompts = self.test_prompts = named
+
+
+def test_a_data_source_whose_numbers_would_be_hidden_is_refused(tmp_path: Path) -> None:
+    model = module()
+    with pytest.raises(ValueError, match="val_prompts: a data source is named 'all', as the numbers over all prompts"):
+        quiet_trainer(tmp_path).validate(model, datamodule=Sources("all", "amc"), verbose=False)
+    assert model.roles is None
+    (found,) = quiet_trainer(tmp_path).validate(model, datamodule=Sources("math", "amc"), verbose=False)
+    names = ("avg@2", "pass@2", "cut_off", "response_tokens")
+    assert set(found) == {f"val/{source}/{name}" for source in ("all", "amc", "math") for name in names}
+    (found,) = quiet_trainer(tmp_path).validate(model, datamodule=Sources("all"), verbose=False)
+    assert set(found) == {f"val/all/{name}" for name in names}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
