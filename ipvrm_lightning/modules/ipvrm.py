@@ -187,8 +187,9 @@ class IPVRMModule(WindowedModule):
             raise ValueError("validation needs rollouts with outcomes, and this batch has none")
         if self.objective.trainable and not self.objective.pairwise:
             self.log_validation_loss(self.objective(scores, mask, batch), batch)
-        agrees = ((logits > 0) == (outcomes[:, None] > 0.5))[mask]
-        self.val_prefix_accuracy.update(agrees.float())
+        # 1 where the sign tells the outcome, 0 where it tells the other, a half where the value is 0
+        agreement = (1 + logits.sign() * (2 * outcomes[:, None] - 1)) / 2
+        self.val_prefix_accuracy.update(agreement[mask])
         self.val_calibration.update(logits, mask, outcomes)
         self.log("val/prefix_accuracy", self.val_prefix_accuracy, batch_size=1)
 
@@ -214,7 +215,8 @@ class IPVRMModule(WindowedModule):
         dataset = self.data.test_sets[dataloader_idx]
         metadata = [dataset.metadata(i) for i in batch.index.tolist()]
         logits = self.objective.prefix_logits(scores, mask)
-        self.judge.update(scores, logits, mask, batch, metadata, beta=self.objective.beta)
+        beta = self.objective.beta
+        self.judge.update(scores, logits, mask, batch, metadata, beta=beta, test_set=dataloader_idx)
         return {"td_advantages": self.objective.beta * scores, "values": logits}
 
     def on_test_epoch_end(self) -> None:

@@ -13,6 +13,9 @@ from ipvrm_lightning.metrics.best_of_n import rollout_scores
 from ipvrm_lightning.models.token_scores import steps_by_protocol
 from ipvrm_lightning.types import ScoredSolution, TrajectoryBatch
 
+#: More than a data set has, so that no two sets share a number.
+_ROWS = 2**40
+
 
 class Judge(nn.Module):
     """Metrics of a test run.
@@ -41,6 +44,7 @@ class Judge(nn.Module):
         metadata: list[dict[str, Any]],
         *,
         beta: float,
+        test_set: int = 0,
     ) -> None:
         """Add a batch.
 
@@ -51,6 +55,7 @@ class Judge(nn.Module):
             batch: what is known of each row.
             metadata: of each row.
             beta: scale of the scores.
+            test_set: number of the data set that the batch is of: rows and problems are numbered anew in each.
 
         Raises:
             ValueError: the batch carries nothing to judge by.
@@ -62,7 +67,9 @@ class Judge(nn.Module):
             self.step_f1.update(_solutions(steps, finals, batch.step_labels, metadata))
         elif batch.true_values is not None:
             self.fed.add("prefix_truth")
-            self.prefix_truth.update(logits, batch.true_values, solution_ids=batch.index, group_ids=batch.group_ids)
+            groups, first = batch.group_ids, test_set * _ROWS
+            ids = {"solution_ids": batch.index + first, "group_ids": None if groups is None else groups + first}
+            self.prefix_truth.update(logits, batch.true_values, **ids)
         elif batch.outcomes is not None:
             self.fed |= {"best_of_n", "calibration"}
             self.calibration.update(logits, mask, batch.outcomes)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from ipvrm_lightning import functional
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
+from ipvrm_lightning.metrics.prefix_truth import PrefixTruthReport
 from ipvrm_lightning.models import AdaptersOff, CachedReference, FrozenCopy, LoRA, RandomLanguageModel
 from ipvrm_lightning.modules import IPVRMModule, SFTModule
 from ipvrm_lightning.modules.schedule import Schedule
@@ -136,6 +138,54 @@ def test_a_validation_says_nothing_of_an_earlier_one_and_training_may_follow_it(
     with pytest.raises(RuntimeError, match="stopped halfway"):
         validated(callbacks=[StopValidation()])
     assert validated() == expected
+
+
+def test_a_value_of_0_tells_half_of_an_outcome(tmp_path: Path) -> None:
+    # the model is its own reference: every value is 0
+    module = IPVRMModule(language_model=tiny(), optimizer=SGD)
+    (found,) = quiet_trainer(tmp_path).validate(module, datamodule=InMemoryData(), verbose=False)
+    assert found["val/prefix_accuracy"] == 0.5
+
+
+class TwoTruths(InMemoryData):
+    """Two test sets whose true values rise and fall along each response, the second about a higher level."""
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self.test_sets = []
+        for seed, level in ((3, 0.2), (4, 0.8)):
+            examples = []
+            for one in make_examples(12, seed=seed):
+                truths = [level + 0.2 * math.sin(token) for token in range(one.response_length)]
+                examples.append(replace(one, outcome=None, true_values=truths))
+            self.test_sets.append(TrajectoryDataset(examples))
+
+
+class OneTruth(TwoTruths):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self.test_sets = [self.test_sets[self.number]]
+
+
+def test_rows_of_two_test_sets_with_true_values_are_not_mixed(tmp_path: Path) -> None:
+    module = IPVRMModule(language_model=tiny(), objective=EndoRM())
+
+    def truth(data: InMemoryData) -> PrefixTruthReport:
+        quiet_trainer(tmp_path).test(module, datamodule=data, verbose=False)
+        report = module.test_report["prefix_truth"]
+        assert isinstance(report, PrefixTruthReport)
+        return report
+
+    first, second, both = truth(OneTruth(0)), truth(OneTruth(1)), truth(TwoTruths())
+    for within, count in (("within_solution", "solutions"), ("within_problem", "problems")):
+        counts = [getattr(one, count) for one in (first, second, both)]
+        assert counts[2] == counts[0] + counts[1]
+        sums = [getattr(one, within) * getattr(one, count) for one in (first, second, both)]
+        assert sums[2] == pytest.approx(sums[0] + sums[1], abs=1e-9)
 
 
 def test_cached_reference_trains_to_the_same_weights(tmp_path: Path) -> None:
