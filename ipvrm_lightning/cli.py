@@ -32,7 +32,7 @@ commands:
   score     values and first errors of solutions     ipvrm score --model my-reward-model solutions.jsonl
   serve     the same over HTTP                       ipvrm serve --model my-reward-model --port 8000
   report    one HTML page to look at a run           ipvrm report outputs/ipvrm_qwen
-  compare   runs of several settings and seeds      ipvrm compare outputs/sweep
+  compare   runs of several settings and seeds       ipvrm compare outputs/sweep
   judge     recompute step F1 from a scores.jsonl, without a model
   completion  a script that makes bash, zsh or fish complete all this
 

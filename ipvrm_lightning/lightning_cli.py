@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import NonNegativeInt
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -133,20 +133,13 @@ class IPVRMCLI(LightningCLI):
         return parser
 
     def before_instantiate_classes(self) -> None:
-        """Give the run its folder, or find the one to go on in; resolve `--ckpt_path last`."""
+        """Settle what configs leave open: the checkpoint, the run's folder, and the callbacks of the command."""
         command = str(self.subcommand)
         config = self.config[command]
         check_class_paths(config.clone().as_dict())
-        root = Path(config.trainer.default_root_dir or "outputs")
         values = json.loads(self._parser(command).dump(config, format="json"))
-        fingerprint = config_fingerprint(values)
-        if config.get("ckpt_path") == "last":
-            config.ckpt_path = str(newest_checkpoint(root, what="--ckpt_path last"))
-        has_folder = config.trainer.logger is not False and not config.trainer.fast_dev_run
-        resumed = self._checkpoint_to_resume(config, root, fingerprint) if command == "fit" and has_folder else None
-        if command == "fit" and config.trainer.logger is False and not config.trainer.fast_dev_run:
-            rank_zero_info("trainer.logger: false: the run has no folder of its own, and to go on it needs --ckpt_path")
-        self._check_checkpoint(config, trains=command == "fit")
+        root, fingerprint = Path(config.trainer.default_root_dir or "outputs"), config_fingerprint(values)
+        resumed = self._choose_checkpoint(config, root, fingerprint)
         check_output_folder(root)
         if config.trainer.logger is not False:
             run = resumed.parent.parent.name if resumed else new_run_name(root, command)
@@ -154,41 +147,46 @@ class IPVRMCLI(LightningCLI):
             config.trainer.logger = _loggers(root, run, resumed, config.trainer.logger)
         for note in config_notes(values) if command == "fit" else ():
             rank_zero_info(note)
-        callbacks: list[Any] = [RunRecord(config=fingerprint, settings=logged_settings(values))]
-        if command == "fit" and config.trainer.enable_checkpointing is not False:
-            callbacks += self._checkpoint_callbacks(config, continues=resumed is not None)
-        if command == "test" and config.keep_tokens:
-            callbacks.append(TokenFile(max_tokens=config.keep_tokens))
-        self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], *callbacks]
+        self.trainer_defaults["callbacks"] = [
+            *self.trainer_defaults["callbacks"],
+            RunRecord(config=fingerprint, settings=logged_settings(values)),
+            *self._callbacks_of_command(config, continues=resumed is not None),
+        ]
 
-    @staticmethod
-    def _checkpoint_to_resume(config: Namespace, root: Path, fingerprint: str) -> Path | None:
-        """Where to go on; sets `ckpt_path`.
+    def _choose_checkpoint(self, config: Namespace, root: Path, fingerprint: str) -> Path | None:
+        """Set `ckpt_path` where the command left it open, and refuse what cannot be loaded before anything is built.
+
+        Returns:
+            The checkpoint of a run that goes on in its own folder, None for a run of its own.
 
         Raises:
-            ValueError: the run is still going on.
+            ValueError: pickles are asked for, the checkpoint does not do, or the run is still going on.
         """
-        if config.get("ckpt_path") or config.resume == "never":
-            return None
-        run = unfinished_run(root, fingerprint)
-        if run is None:
-            return None
-        hold(run, "look").close()
-        found = checkpoint_to_resume(run)
-        if found is not None:
-            config.ckpt_path = str(found)
-            rank_zero_info(f"This run has not ended: going on from {found}. A new one: --resume never")
-            # said of the run's own folders, in which nothing is deleted
-            warnings.filterwarnings("ignore", message=r"(Experiment logs|Checkpoint) directory .* is not empty")
-        elif newest_in(run / "checkpoints") is not None:
-            rank_zero_info(
-                f"{run} has not ended, but its checkpoints hold weights alone (save_weights_only): a new run"
-            )
-        return found
+        if config.get("weights_only") is False:
+            raise ValueError("weights_only: false would run whatever code a checkpoint holds; no checkpoint needs it")
+        config.weights_only = True  # Lightning leaves it off for addresses
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = str(newest_checkpoint(root, what="--ckpt_path last"))
+        trains, resumed = self.subcommand == "fit", None
+        if trains and config.trainer.logger is False and not config.trainer.fast_dev_run:
+            rank_zero_info("trainer.logger: false: the run has no folder of its own, and to go on it needs --ckpt_path")
+        elif trains and not (config.trainer.fast_dev_run or config.get("ckpt_path") or config.resume == "never"):
+            resumed = _checkpoint_to_resume(root, fingerprint)
+            config.ckpt_path = None if resumed is None else str(resumed)
+        path = Path(config.get("ckpt_path") or "")
+        if path.is_file():
+            stored = read_checkpoint(path, mmap=True)
+            if trains and not holds_training(path):
+                raise ValueError(f"{path} holds weights alone (save_weights_only): training cannot go on from it")
+            rank_zero_info(f"Checkpoint: {origin(path, stored)}")
+        return resumed
 
-    @staticmethod
-    def _checkpoint_callbacks(config: Namespace, *, continues: bool) -> list[Any]:
-        """Checkpoints by the clock, and at the end of a run whose config asks for none."""
+    def _callbacks_of_command(self, config: Namespace, *, continues: bool) -> list[Callback]:
+        """Of a fit: checkpoints by the clock, and at the end where the config asks for none. Of a test: its tokens."""
+        if self.subcommand == "test" and config.keep_tokens:
+            return [TokenFile(max_tokens=config.keep_tokens)]
+        if self.subcommand != "fit" or config.trainer.enable_checkpointing is False:
+            return []
         chosen = config.trainer.callbacks or []
         kinds = [resolve_name(one.class_path) for one in (chosen if isinstance(chosen, list) else [chosen])]
         asked = any(isinstance(kind, type) and issubclass(kind, ModelCheckpoint) for kind in kinds)
@@ -231,18 +229,25 @@ class IPVRMCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it is: Lightning would let a checkpoint's hyper-parameters override it."""
 
-    @staticmethod
-    def _check_checkpoint(config: Namespace, *, trains: bool) -> None:
-        """Refuse a checkpoint that cannot be loaded before anything is built, and pickles altogether."""
-        if config.get("weights_only") is False:
-            raise ValueError("weights_only: false would run whatever code a checkpoint holds; no checkpoint needs it")
-        config.weights_only = True  # Lightning leaves it off for addresses
-        path = Path(config.get("ckpt_path") or "")
-        if path.is_file():
-            stored = read_checkpoint(path, mmap=True)
-            if trains and not holds_training(path):
-                raise ValueError(f"{path} holds weights alone (save_weights_only): training cannot go on from it")
-            rank_zero_info(f"Checkpoint: {origin(path, stored)}")
+
+def _checkpoint_to_resume(root: Path, fingerprint: str) -> Path | None:
+    """Where a run with this config goes on that has not ended, None where a new one starts.
+
+    Raises:
+        ValueError: it is still going on.
+    """
+    run = unfinished_run(root, fingerprint)
+    if run is None:
+        return None
+    hold(run, "look").close()
+    found = checkpoint_to_resume(run)
+    if found is not None:
+        rank_zero_info(f"This run has not ended: going on from {found}. A new one: --resume never")
+        # said of the run's own folders, in which nothing is deleted
+        warnings.filterwarnings("ignore", message=r"(Experiment logs|Checkpoint) directory .* is not empty")
+    elif newest_in(run / "checkpoints") is not None:
+        rank_zero_info(f"{run} has not ended, but its checkpoints hold weights alone (save_weights_only): a new run")
+    return found
 
 
 def _end_started_processes(trainer: Trainer) -> None:
