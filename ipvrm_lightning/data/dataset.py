@@ -125,7 +125,7 @@ class TrajectoryDataset(Dataset[Example]):
     def _hash(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         for values in (self._ids, self._offsets, self.response_starts, self.outcomes):
-            digest.update(b"none" if values is None else np.ascontiguousarray(values))
+            digest.update(b"none" if values is None else np.ascontiguousarray(values).data)
         return digest.hexdigest()
 
 
