@@ -18,6 +18,8 @@ from sympy import Equality, Interval, Union
 from ipvrm_lightning.rollouts.answers import is_proper, plain
 from ipvrm_lightning.rollouts.worker_pool import serve
 
+#: A mixed number, "3 1/2", that is the whole answer; more digits could be a group of thousands.
+_MIXED = re.compile(r"^([\s$]*-?\d+)\s+([1-9]\d?)/([1-9]\d?)(?=[\s$]*$)"), r"\1\\frac{\2}{\3}"
 _REWRITES = [
     (re.compile(r"(?<![\w.])(-?\d+\.?\d*|-?\.\d+)[eE]([+-]?)0*(\d+)(?!\w)"), r"\1 \\times 10^{\2\3}"),
     # separators of thousands
@@ -26,8 +28,7 @@ _REWRITES = [
     (re.compile(r"(?<=\d)\.(?=[-+*/^)\s]|$)"), ""),
     (re.compile(r"√\s*(?:\(([^()]*)\)|(\w+))"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset"),
-    # a mixed number, "3 1/2", that is the whole answer; more digits could be a group of thousands
-    (re.compile(r"^([\s$]*-?\d+)\s+([1-9]\d?)/([1-9]\d?)(?=[\s$]*$)"), r"\1\\frac{\2}{\3}"),
+    _MIXED,
 ]
 _SYMBOLS = str.maketrans(
     {
@@ -110,10 +111,16 @@ def judge(task: tuple[str, str | None]) -> Judgement:
     if not expected or answer is None:
         return Judgement(bool(expected), False, None)
     found = _read(answer)
-    same_text = "".join(plain(answer).split()) == "".join(plain(truth).split())
+    same_text = _unspaced(answer) == _unspaced(truth)
     same_value = verify(expected, found, allow_set_relation_comp=_must_be_interval(expected[0]), timeout_seconds=None)
     correct = same_text or (same_value and not _differ(expected[0], found[0]))
     return Judgement(True, correct, str(found[-1]) if found else plain(answer))
+
+
+def _unspaced(text: str) -> str:
+    """Text without white space, but for that of a mixed number: 3 1/2 is not 31/2."""
+    pattern, replacement = _MIXED
+    return "".join(pattern.sub(replacement, plain(text)).split())
 
 
 def main() -> None:

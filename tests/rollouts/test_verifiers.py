@@ -189,6 +189,8 @@ def test_right_answers_in_other_words(verifier: MathVerifier, response: str, tru
         (r"\boxed{0}", r"\varnothing"),
         (r"\boxed{\{\varnothing\}}", r"\emptyset"),
         (r"\boxed{3 1/2}", "1.5"),
+        (r"\boxed{3 1/2}", "31/2"),
+        (r"\boxed{31/2}", "3 1/2"),
         (r"\boxed{3 1/2}", "3"),
         (r"\boxed{-3 1/2}", "-2.5"),
         (r"\boxed{10 123/4}", "40.75"),
