@@ -9,8 +9,9 @@ processes.
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from ipvrm_lightning.data.planning import (
     rows_of,
 )
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
+
+Loaded = TypeVar("Loaded")
 
 
 class _Plan(NamedTuple):
@@ -75,11 +78,7 @@ class WindowLoader:
         position = self.sampler.begin()
         plans = [self._plan(window) for window in self.sampler.windows()[position:]]
         windows = _Windows(self.trajectories, plans, self.sampler.pairs)
-        # An own generator: starting an iterator must not draw from the global one.
-        loader: DataLoader[Window] = DataLoader(
-            windows, batch_size=None, num_workers=self.num_workers, generator=torch.Generator().manual_seed(0)
-        )
-        for window in loader:
+        for window in _loaded(windows, self.num_workers):
             self.sampler.advance()
             yield window
         self.sampler.finish()
@@ -158,6 +157,17 @@ class EvalLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[TrajectoryBatch]:
-        generator = torch.Generator().manual_seed(0)
-        batches = _Batches(self.trajectories, self.batches)
-        yield from DataLoader(batches, batch_size=None, num_workers=self.num_workers, generator=generator)
+        yield from _loaded(_Batches(self.trajectories, self.batches), self.num_workers)
+
+
+def _loaded(batches: Dataset[Loaded], num_workers: int) -> DataLoader[Loaded]:
+    # An own generator: starting an iterator must not draw from the global one.
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(
+        batches, batch_size=None, num_workers=num_workers, generator=generator, worker_init_fn=_outlive_sigterm
+    )
+
+
+def _outlive_sigterm(_: int) -> None:
+    """Leave it to the run to stop: a signal to all of its processes would kill workers that it waits for."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import multiprocessing
+import os
 import random
+import signal
 from typing import Any
 
 import numpy as np
@@ -167,6 +170,18 @@ def test_global_random_state_is_left_alone() -> None:
 
 def _loader(num_workers: int) -> WindowLoader:
     return WindowLoader(make_dataset(LENGTHS), batch_size=8, max_tokens=60, seed=3, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_workers_outlive_a_signal_to_stop_that_all_processes_are_sent(evaluating: bool) -> None:
+    dataset = make_dataset(LENGTHS)
+    loader: Any = EvalLoader(dataset, max_tokens=60, num_workers=1) if evaluating else _loader(1)
+    found = iter(loader)
+    first = next(found)  # the worker has started
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGTERM)
+    assert len([first, *found]) == len(loader)
 
 
 @pytest.mark.parametrize(("num_workers", "stop"), [(0, 0), (0, 3), (0, 6), (0, 7), (0, 9), (2, 3), (2, 9)])
