@@ -103,14 +103,14 @@ class WindowedModule(LightningModule):
             self.language_model.check_stored()
 
     def configure_model(self) -> None:
-        """Build the model; called by the strategy, after the data was checked."""
+        """Build the model, and see that it can read the data; called by the strategy, after the data was checked."""
         if self.model is None:
             self.model = placed(self.language_model, self.device_mesh).build_model()
             check_output_head(self.model)
-            sets = self._data_sets()
-            check_vocabulary(self.model, max((dataset.largest_id for dataset in sets), default=-1))
-            check_positions(self.model, max((int(dataset.lengths.max()) for dataset in sets), default=0))
             self.base = base_fingerprint(self.model)
+        sets = self._data_sets()
+        check_vocabulary(self.model, max((dataset.largest_id for dataset in sets), default=-1))
+        check_positions(self.model, max((int(dataset.lengths.max()) for dataset in sets), default=0))
 
     def configure_optimizers(self) -> Any:
         """Optimiser over what is trained, and its schedule."""

@@ -22,6 +22,7 @@ from ipvrm_lightning.types import Window
 from .conftest import QWEN, InMemoryData, make_examples, quiet_trainer, tiny, trained_state
 
 SGD = partial(torch.optim.SGD, lr=0.05)
+SHORT = {**QWEN, "max_position_embeddings": 60}
 OBJECTIVES: dict[str, Objective] = {
     "ipvrm_sequence": IPVRM(),
     "ipvrm_token": IPVRM(reduction="token"),
@@ -51,6 +52,20 @@ def test_size_of_micro_batches_changes_nothing(name: str, tmp_path: Path) -> Non
     for state in states[1:]:
         for key, value in states[0].items():
             torch.testing.assert_close(state[key], value, rtol=0, atol=2e-5)
+
+
+def test_training_data_is_looked_at_when_a_fit_follows_a_validation(tmp_path: Path) -> None:
+    class LongInTraining(InMemoryData):
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            self.train_set = None
+            if stage == "fit":
+                self.train_set = TrajectoryDataset([replace(make_examples(1)[0], input_ids=[5] * 99)] * 16)
+
+    module, data = IPVRMModule(language_model=RandomLanguageModel(config=SHORT), optimizer=SGD), LongInTraining()
+    quiet_trainer(tmp_path).validate(module, datamodule=data, verbose=False)
+    with pytest.raises(ValueError, match=r"sequences of up to 99 tokens .* made for 60"):
+        quiet_trainer(tmp_path).fit(module, datamodule=data)
 
 
 def initial(name: str) -> dict[str, torch.Tensor]:
