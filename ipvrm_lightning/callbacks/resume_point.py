@@ -82,8 +82,17 @@ class ResumePoint(Callback):
 class _LastCheckpoint(Callback):
     """What `ResumePoint` does when training has ended; a callback of its own, to stand before all others."""
 
+    def __init__(self) -> None:
+        self._kept = False
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep them where a run went on that had no step left to do, for which Lightning ends no training."""
+        if not self._kept:
+            self.on_train_end(trainer, pl_module)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the final weights as `last.ckpt`; called on every process, and not where training has failed."""
+        self._kept = True
         last = _checkpoints(trainer) / "last.ckpt"
         trial = bool(getattr(trainer, "fast_dev_run", False))
         written = trial

@@ -32,6 +32,22 @@ def best(**options: Any) -> ModelCheckpoint:
     return ModelCheckpoint(**{"monitor": "step", "mode": "min", "save_last": True, "filename": "best"} | options)
 
 
+def test_a_run_that_was_killed_after_its_last_step_keeps_the_final_weights_when_it_goes_on(tmp_path: Path) -> None:
+    trainer, module = fit(tmp_path, max_steps=2, max_epochs=-1)
+    folder = tmp_path / "checkpoints"
+    (folder / "last.ckpt").rename(folder / "resume-2.ckpt")  # as it was when the clock had saved, and nothing since
+    again = quiet_trainer(
+        tmp_path, callbacks=[ResumePoint(minutes=60.0)], enable_checkpointing=True, max_steps=2, max_epochs=-1
+    )
+    rest = IPVRMModule(language_model=tiny(lora=True), optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    again.fit(rest, datamodule=InMemoryData(), ckpt_path=folder / "resume-2.ckpt")
+    assert (trainer.global_step, again.global_step) == (2, 2)
+    assert not list(folder.glob("resume-*"))
+    stored = torch.load(folder / "last.ckpt", weights_only=True)
+    assert stored["global_step"] == 2
+    assert all(torch.equal(stored["state_dict"][name], value) for name, value in trained_state(module).items())
+
+
 class Fails(Callback):
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.current_epoch == 1:
