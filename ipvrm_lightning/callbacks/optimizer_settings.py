@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 #: A setting of each parameter group of each optimiser.
 Settings = list[list[dict[str, Any]]]
@@ -43,12 +44,14 @@ class OptimizerSettings(Callback):
             said = []
             for group, new, old in zip(optimizer.param_groups, own, stored, strict=True):
                 changed = {name: value for name, value in new.items() if name in old and value != old[name]}
-                said += [f"{name} {value}, in the checkpoint {old[name]}" for name, value in changed.items()]
+                kept = {name for name in changed if _shapes_state(name, old[name])}
+                said += [f"{name} stays {old[name]}, for which the checkpoint has its state" for name in kept]
+                said += [f"{name} {new[name]}, in the checkpoint {old[name]}" for name in changed if name not in kept]
                 if "lr" in changed:
                     _scale(group, new["lr"], old["lr"])
-                group.update({name: value for name, value in changed.items() if name != "lr"})
+                group.update({name: value for name, value in changed.items() if name not in ("lr", *kept)})
+            _follow(trainer, optimizer, moved=bool(said))
             if said:
-                _follow(trainer, optimizer)
                 rank_zero_info(f"{type(optimizer).__name__}: {'; '.join(dict.fromkeys(said))}")
         self._stored = []
 
@@ -61,6 +64,11 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
     return kept if rate is None else {**kept, "lr": rate}
 
 
+def _shapes_state(name: str, value: Any) -> bool:
+    """Whether an optimiser with another value keeps other state: what is switched (`amsgrad`), momentum from none."""
+    return value is None or isinstance(value, bool) or (name == "momentum" and not value)
+
+
 def _scale(group: dict[str, Any], new: float, old: float) -> None:
     """Set a group's rate, at the share of it to which a schedule has come."""
     group["lr"] = new * (group["lr"] / old) if old else new
@@ -68,13 +76,24 @@ def _scale(group: dict[str, Any], new: float, old: float) -> None:
         group["initial_lr"] = new
 
 
-def _follow(trainer: Trainer, optimizer: Optimizer) -> None:
-    """Have the schedules of an optimiser go on from its rates."""
+def _follow(trainer: Trainer, optimizer: Optimizer, *, moved: bool) -> None:
+    """Have the schedules of an optimiser go on from its rates where they were moved.
+
+    One of this package's has another share of them now if the config gives it another shape or more steps.
+    """
     for config in trainer.lr_scheduler_configs:
         for scheduler in _with_parts(config.scheduler):
-            if getattr(scheduler, "optimizer", None) is optimizer and hasattr(scheduler, "base_lrs"):
-                scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-                scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+            if getattr(scheduler, "optimizer", None) is not optimizer or not hasattr(scheduler, "base_lrs"):
+                continue
+            ours = scheduler is config.scheduler and type(scheduler) is LambdaLR
+            if not (ours or moved):
+                continue
+            scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+            if ours:
+                shares = [share(scheduler.last_epoch) for share in scheduler.lr_lambdas]
+                for group, share in zip(optimizer.param_groups, shares, strict=True):
+                    group["lr"] = group["initial_lr"] * share
+            scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def _with_parts(scheduler: Any) -> Iterator[Any]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -121,6 +123,32 @@ def test_a_schedule_goes_on_at_the_new_rate(schedule: Schedule, tmp_path: Path, 
     assert len(said) == 1 and said[0].startswith("AdamW: lr ")
 
 
+def test_another_schedule_has_its_own_rate_from_the_first_step(tmp_path: Path) -> None:
+    _, rates = run(tmp_path, Schedule(name="cosine"), lr=1e-3)
+    run(tmp_path, Schedule(name="linear", warmup=0.5), lr=1e-3)
+    _, moved = run(tmp_path, Schedule(name="cosine"), start="step=3-v1.ckpt", lr=1e-3)
+    assert moved == rates[SAVED:]
+
+
+def test_what_the_state_does_not_fit_stays_as_it_was(tmp_path: Path, said: list[str]) -> None:
+    whole, _ = run(tmp_path, lr=1e-3)
+    rest, _ = run(tmp_path, start="step=3.ckpt", lr=1e-3, amsgrad=True)
+    assert_same(rest, whole)
+    assert said == ["AdamW: amsgrad stays False, for which the checkpoint has its state"]
+
+
+@pytest.fixture
+def one_process_alone() -> Iterator[None]:
+    """What a strategy of several processes leaves behind in this one: its place among them, and its group."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process_alone")
 def test_shards_are_trained_at_the_rate_of_the_config(tmp_path: Path, said: list[str]) -> None:
     run(tmp_path, lr=1e-3)
     expected, _ = run(tmp_path, start="step=3.ckpt", lr=3e-3)
