@@ -114,7 +114,7 @@ def _measures_of_same_data(runs: Sequence[Run], choice: Choice) -> list[dict[Col
         try:
             check_reports(run.reports, choice, str(run.path))
             found.append(measures(run.reports, choice))
-            known.append(dict(conditions(run.reports, choice)))
+            known.append({**dict(conditions(run.reports, choice)), **_split_of(run)})
         except (KeyError, TypeError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
             raise ValueError(f"{run.path}: not a results.json that `ipvrm test` writes ({what})") from error
@@ -125,6 +125,16 @@ def _measures_of_same_data(runs: Sequence[Run], choice: Choice) -> list[dict[Col
                     f"{_shown(known[-1].get(name))}"
                 )
     return found
+
+
+def _split_of(run: Run) -> dict[str, Any]:
+    """What chose the prompts of a policy's test, of which its report knows no more than the number."""
+    if "average_at_k" not in run.reports:
+        return {}
+    test, validation, seed = (
+        run.settings.get(f"test.data.init_args.{name}") for name in ("test", "validation", "seed")
+    )
+    return {"data.seed, which drew the prompts": None if test or validation else seed}
 
 
 def _equal(one: Any, other: Any) -> bool:

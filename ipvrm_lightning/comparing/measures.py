@@ -90,7 +90,7 @@ def measures(reports: Mapping[str, Any], choice: Choice) -> dict[Column, Measure
     for n, result in _chosen_by(reports, _FINAL).items():
         found[Column("rollouts", f"best of {n}")] = _measured(result["accuracy"], result["interval"])
     if "calibration" in reports:
-        found[Column("rollouts", "AUROC %")] = Measured(_number(reports["calibration"]["final_auroc"]))
+        found[Column("rollouts", "AUROC")] = Measured(_number(reports["calibration"]["final_auroc"]))
         found[Column("rollouts", "ECE", is_share=False)] = Measured(_number(reports["calibration"]["final_ece"]))
     if "average_at_k" in reports:
         policy = reports["average_at_k"]
@@ -118,7 +118,7 @@ def floors(reports: Mapping[str, Any], choice: Choice) -> dict[str, dict[Column,
     for n, result in _chosen_by(reports, _LUCK).items():
         luck[Column("rollouts", f"best of {n}")] = _number(result["accuracy"])
     if "calibration" in reports:
-        luck[Column("rollouts", "AUROC %")] = 0.5
+        luck[Column("rollouts", "AUROC")] = 0.5
     return {RANDOM_SCORES: luck, LONGEST_STEP: length}
 
 
@@ -134,7 +134,8 @@ def conditions(reports: Mapping[str, Any], choice: Choice) -> Iterator[tuple[str
     yield "subsets of step F1", sorted(subsets)
     for name, subset in subsets.items():
         yield f"number of solutions in {name}", subset["solutions"]
-        yield f"number of problems in {name}", subset["problems"]
+        if name in reports["step_f1"]["subsets"]:
+            yield f"number of problems in {name}", subset["problems"]
         yield f"number of solutions with an error in {name}", subset["with_error"]
     # they depend on labels, lengths and folds alone, and so tell apart data of the same size
     for row, values in floors({"step_f1": reports["step_f1"]} if subsets else {}, choice).items():

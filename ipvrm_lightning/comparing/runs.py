@@ -88,20 +88,27 @@ def read_run(path: Path) -> Run:
         note = f"{path}: no {CONFIG} beside it, so its settings are unknown and it has a row of its own"
         return Run(path, reports, {"run": path.absolute().parent.name}, note=note)
     tested = _read_config(beside)
+    conditions = {f"test.{key}": value for key, value in flatten(tested).items() if _is_condition(key)}
     if not tested.get("ckpt_path"):
-        return Run(path, reports, {**flatten(tested), "trained": False})
+        return Run(path, reports, {**flatten(tested), **conditions, "trained": False})
     checkpoint = Path(str(tested["ckpt_path"]))
     named = _folder_of(checkpoint)
     folders = (named, path.absolute().parent.parent / named.name)
     folder = next((one for one in folders if (one / CONFIG).is_file()), None)
     if folder is None:
         note = f"{path}: {named / CONFIG}, of the run that wrote its checkpoint, is not there; settings are the test's"
-        return Run(path, reports, {**flatten(tested), "trained": True}, named.resolve(), note)
+        return Run(path, reports, {**flatten(tested), **conditions, "trained": True}, named.resolve(), note)
     # `ckpt_path` tells checkpoints of one training apart; how a policy is sampled for its test, the test says
-    settings = {**flatten(_read_config(folder / CONFIG)), "ckpt_path": str(checkpoint), "trained": True}
+    trained = flatten(_read_config(folder / CONFIG))
+    settings = {**trained, **conditions, "ckpt_path": str(checkpoint), "trained": True}
     settings |= {key: value for key, value in flatten(tested).items() if key.startswith("model.init_args.evaluation.")}
     moved = f"{path}: {named} is not there; settings are those of {folder / CONFIG}"
     return Run(path, reports, settings, folder.resolve(), None if folder == named else moved)
+
+
+def _is_condition(key: str) -> bool:
+    """Whether a setting of a test decides what it finds of a model."""
+    return key.startswith("data.") or key == "trainer.precision"
 
 
 def _folder_of(checkpoint: Path) -> Path:

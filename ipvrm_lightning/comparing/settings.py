@@ -149,7 +149,7 @@ def _is_known(key: str) -> bool:
     part, _, rest = key.partition(".")
     if part == "trainer":
         return rest in _TRAINER
-    return part in ("model", "data", "seed_everything", "trained", "run") and _last(key) not in _PLACES
+    return part in ("model", "data", "test", "seed_everything", "trained", "run") and _last(key) not in _PLACES
 
 
 def _repeats(key: str) -> bool:

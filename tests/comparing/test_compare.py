@@ -207,6 +207,42 @@ def test_what_a_policy_is_tested_with_is_of_its_test(tmp_path: Path, capsys: pyt
     assert groups(capsys, tmp_path) == {(0.6,): 1, (1.0,): 1}
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "names"),
+    [
+        ({"data": {"init_args": {"system_prompt": "Be brief."}}}, {"data": {"init_args": {}}}, ("Be brief.", None)),
+        ({"trainer": {"precision": "bf16-mixed"}}, {"trainer": {"precision": "32-true"}}, ("bf16-mixed", "32-true")),
+    ],
+)
+def test_runs_that_were_tested_otherwise_do_not_share_a_row(
+    one: dict[str, Any],
+    other: dict[str, Any],
+    names: tuple[Any, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for number, tested in enumerate([one, other]):
+        write_run(tmp_path, f"{number}", config(reward_model()), reward_reports(number), **tested)
+    objective = IPVRM["class_path"]
+    assert groups(capsys, tmp_path) == {(objective, names[0]): 1, (objective, names[1]): 1}
+
+
+def test_prompts_that_a_seed_has_drawn_are_others_with_another_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(folder: Path, **named: str) -> None:
+        for number in range(2):
+            data = {"init_args": {"seed": number, **named}}
+            write_run(folder, f"{number}", config({}, seed=number), policy_reports(number), data=data)
+
+    write(tmp_path / "drawn")
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path / "drawn")])
+    assert "not judged on the same data: data.seed, which drew the prompts: 0 against 1" in capsys.readouterr().err
+    write(tmp_path / "named", test="held_out.jsonl")
+    assert len(groups(capsys, tmp_path / "named")) == 1
+
+
 @pytest.mark.parametrize("columns", [20, 80])
 def test_numbers_are_whole_in_any_terminal(
     study: Path, capsys: pytest.CaptureFixture[str], columns: int, monkeypatch: pytest.MonkeyPatch
