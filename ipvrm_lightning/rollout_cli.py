@@ -21,7 +21,7 @@ from ipvrm_lightning.types import PromptExample
 
 PromptsOf = Literal["train", "validation", "test"]
 #: So many prompts refused before any was answered are no matter of the prompts.
-_REFUSED_AT_FIRST = 10
+_REFUSED_AT_FIRST = 1000
 
 
 class Summary(NamedTuple):

@@ -340,7 +340,10 @@ def test_refused_prompts_leave_the_others_and_are_told_of(tmp_path: Path) -> Non
         assert roll_out(**refusing(tmp_path / "out", server.url, 40)).refused is None
 
 
-def test_a_server_that_refuses_the_first_prompts_is_asked_no_more(tmp_path: Path) -> None:
+def test_a_server_that_refuses_the_first_prompts_is_asked_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipvrm_lightning.rollout_cli._REFUSED_AT_FIRST", 10)
     with serve() as server:
         server.refused = set(range(40))
         with pytest.raises(

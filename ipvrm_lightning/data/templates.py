@@ -105,7 +105,7 @@ def answered_turn(
             found=written,
         )
     # Thoughts that were cut off have no end yet, and an answer that was sampled holds the head itself.
-    sampled = not finished or response.startswith(head) or written.startswith(response + ending)
+    sampled = not finished or head.strip() in response or written.startswith(response + ending)
     if not sampled and not _NO_THOUGHTS.fullmatch(head):
         raise DataError(
             "the chat template puts text between prompt and answer, without which no model has seen an answer: give"

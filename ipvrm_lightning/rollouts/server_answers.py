@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from ipvrm_lightning.rollouts.sources import Response
 
-# the last two are text-generation-inference's
-_FINISHED = ("stop", "eos_token", "stop_sequence")
-_CUT_OFF = "length"
+# as the API has it first; then as text-generation-inference, Together and Mistral do
+_FINISHED = ("stop", "eos_token", "stop_sequence", "eos")
+_CUT_OFF = ("length", "model_length")
 _FILTERED = "content_filter"
 _GIVEN_UP = (None, "", "abort", "error")
 # what a server's parsers take out of the text, as in data.schema: nobody can say what stood between the parts
@@ -61,7 +61,7 @@ def read_answer(body: bytes, api: Literal["completions", "chat"]) -> Response:
         raise EndpointError(f"answered without {what}: is {api} the API of this server?") from None
     if not isinstance(text, str):
         raise EndpointError(f"answered with text that is no string: {str(text)[:100]}")
-    if reason != _CUT_OFF and reason not in _FINISHED:
+    if reason not in (*_FINISHED, *_CUT_OFF):
         raise EndpointError(f"ended a response for a reason that is not known (finish_reason {reason!r})")
     usage = answer.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None

@@ -93,6 +93,17 @@ def test_a_response_follows_the_prompt_that_it_is_sampled_after(kwargs: dict[str
         assert text[:3] == (prompt, response, "<|im_end|>")
 
 
+def test_thoughts_that_the_prompt_opens_are_an_answer_as_it_was_sampled() -> None:
+    """Of a template that closes an empty block before the answer, whatever that holds."""
+    opened = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}").replace(
+        "{{ m['content'] }}", "{{ '<think></think>' if m['role'] == 'assistant' }}{{ m['content'] }}"
+    )
+    text = render(byte_level(opened), "q", "well</think>a")
+    assert (text.prompt.rpartition("\n")[2], text.response, text.ending) == ("<think>", "well</think>a", "<|im_end|>")
+    with pytest.raises(DataError, match="puts text between prompt and answer"):
+        render(byte_level(opened), "q", "a")
+
+
 def test_the_day_changes_no_prompt() -> None:
     prompt = render_prompt(byte_level(DATED), "q")
     assert prompt.startswith("[26 Jul 2024]")

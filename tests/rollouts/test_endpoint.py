@@ -74,7 +74,15 @@ def test_every_prompt_gets_its_group(server: FakeServer, api: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "finished"), [("stop", True), ("eos_token", True), ("stop_sequence", True), ("length", False)]
+    ("reason", "finished"),
+    [
+        ("stop", True),
+        ("eos_token", True),
+        ("stop_sequence", True),
+        ("eos", True),
+        ("length", False),
+        ("model_length", False),
+    ],
 )
 def test_what_the_length_limit_cut_off_is_not_finished(server: FakeServer, reason: str, finished: bool) -> None:
     server.finish_reason = reason
@@ -185,9 +193,9 @@ def test_thoughts_in_a_field_of_their_own_are_not_dropped(
             "ended a response for a reason that is not known (finish_reason 'tool_calls')",
         ),
         (
-            completion("4", "eos"),
+            completion("4", "done"),
             "completions",
-            "ended a response for a reason that is not known (finish_reason 'eos')",
+            "ended a response for a reason that is not known (finish_reason 'done')",
         ),
     ],
 )
