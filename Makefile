@@ -28,14 +28,14 @@ unit: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@python="$(PYTHON)"; \
-	if [ -d .venv ] || { [ -z "$$python" ] && command -v uv >/dev/null; }; then exit 0; fi; \
+	if [ -x $(BIN)/python ] || { [ -z "$$python" ] && command -v uv >/dev/null; }; then exit 0; fi; \
 	$${python:=python3} -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null || \
 	{ echo "$$python is not Python 3.10 to 3.13: name one that is, as in make demo PYTHON=python3.12" >&2; exit 1; }
 	@if command -v uv >/dev/null; then \
-		[ -d .venv ] || uv venv --python '$(or $(PYTHON),$(VERSIONS))' .venv && \
+		[ -x $(BIN)/python ] || { rm -rf .venv && uv venv --python '$(or $(PYTHON),$(VERSIONS))' .venv; } && \
 		uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
 	else \
-		[ -d .venv ] || $(or $(PYTHON),python3) -m venv .venv && \
+		$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv && $(or $(PYTHON),python3) -m venv .venv; } && \
 		$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'; \
 	fi
 	@touch $@

@@ -26,7 +26,8 @@ def folder(tmp_path: Path) -> Path:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(REPOSITORY / name, tmp_path)
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "touch").symlink_to(str(shutil.which("touch")))
+    for name in ("touch", "rm"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
     return tmp_path
 
 
@@ -74,6 +75,18 @@ def test_a_python_that_is_not_there_is_one_line(folder: Path) -> None:
 def test_the_oldest_and_the_newest_are_taken(folder: Path, version: tuple[int, ...]) -> None:
     python(folder, "python3.x", version)
     assert install(folder, "PYTHON=python3.x")[2] == ["python3.x -m venv .venv"]
+
+
+@pytest.mark.parametrize("with_uv", [False, True])
+def test_an_environment_that_was_left_half_made_is_made_anew(folder: Path, with_uv: bool) -> None:
+    """As by a Debian without python3-venv: a folder, and in it nothing that runs."""
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "python").symlink_to("nowhere")
+    python(folder, "python3", (3, 12, 0, "final", 0))
+    if with_uv:
+        program(folder, "uv", "")
+    assert install(folder)[2][0] == ("uv venv --python >=3.10,<3.14 .venv" if with_uv else "python3 -m venv .venv")
+    assert not (folder / ".venv").exists()
 
 
 def test_uv_chooses_among_those_allowed_or_takes_what_is_named(folder: Path) -> None:
