@@ -256,7 +256,7 @@ def _end_started_processes(trainer: Trainer) -> None:
     for process in started:
         process.kill()
     for process in started:
-        process.wait()
+        process.join() if hasattr(process, "join") else process.wait()  # of multiprocessing, of subprocess
     started.clear()  # else Lightning, which watches them, ends this process before it has said what failed
 
 

@@ -37,7 +37,7 @@ def test_the_reward_model_of_a_policy_has_its_own_lines(monkeypatch: pytest.Monk
     ("config", "seeds", "told"),
     [
         ("ipvrm_qwen.yaml", (2, 0), "come from data.seed 0"),
-        ("distrl_qwen.yaml", (2, 1), "come from data.seed 1, responses from model.sampling.seed 0"),
+        ("distrl_qwen.yaml", (2, 1), "come from data.seed 1, responses from model.sampling.seed 1"),
         ("ipvrm_qwen.yaml", (2, 2), None),
         ("ipvrm_qwen.yaml", (0, 2), None),
     ],
