@@ -249,7 +249,7 @@ class DistRLModule(PolicyModule):
     def score(self, dataset: TrajectoryDataset, rows: list[int]) -> ScoredBatch:
         """One forward pass of the behaviour policy, and of the supervised model where something asks for it."""
         batch = self._to_device(collate(dataset, rows))
-        kept = {"top_k": self.update.width, "min_probability": self.update.min_probability}
+        kept: dict[str, Any] = {"top_k": self.update.width, "min_probability": self.update.min_probability}
         with self.roles.use("policy") as model:
             behavior = behavior_scores(model, batch, **kept, **self._scoring)
         scored = ScoredBatch(batch, response_mask(batch), behavior)
