@@ -62,10 +62,12 @@ def reads_weights(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[
 def check_output_head(model: nn.Module) -> None:
     """Compare `output_head` with the model's own logits on a few tokens, so that an unknown head is refused by name.
 
-    A model with `attn_implementation: varlen` is to read packed sequences each by itself besides.
+    So is a model whose attention is not causal: each log-probability would have seen the token it is of. A model with
+    `attn_implementation: varlen` is to read packed sequences each by itself besides.
 
     Raises:
-        ValueError: the model's logits are not what its head gives, or sequences would not be kept apart.
+        ValueError: the model's logits are not what its head gives, depend on later tokens, or sequences would not be
+            kept apart.
     """
     language_model = base_language_model(model)
     head = output_head(model)
@@ -78,16 +80,23 @@ def check_output_head(model: nn.Module) -> None:
     def own_logits() -> Tensor:
         return head_logits(backbone(input_ids=input_ids, use_cache=False).last_hidden_state[0], output_head(model))
 
+    unable = f"{name} cannot run as its config describes it"
+    if hasattr(model, "peft_config"):
+        unable += " with these adapters: if it can without lora, try other names in lora.target_modules"
     with torch.no_grad(), uncompiled(language_model):
         if packs(language_model):
             with library_errors(f"{name} cannot have attn_implementation varlen"):
                 inside(language_model, lambda: check_packing(language_model, backbone))
         was_training = language_model.training
         language_model.eval()
-        with library_errors(f"{name} cannot run as its config describes it"):
-            expected = language_model(input_ids=input_ids, use_cache=False).logits[0].float()
-            actual = inside(language_model, own_logits)
-        language_model.train(was_training)
+        try:
+            with library_errors(unable):
+                expected = language_model(input_ids=input_ids, use_cache=False).logits[0].float()
+            _check_causal(language_model, input_ids, expected)
+            with library_errors(unable):
+                actual = inside(language_model, own_logits)
+        finally:
+            language_model.train(was_training)
     # logits of bfloat16 are rounded by 0.2 % each time that something is done to them, by 0.5 % in the model with most
     tolerance = 1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 0.02
     difference = (expected - actual).abs().max().item()
@@ -95,6 +104,22 @@ def check_output_head(model: nn.Module) -> None:
         raise ValueError(
             f"{name} changes its logits after the output head in a way this package does not"
             f" know (difference {difference:.3g}); its log-probabilities would be wrong"
+        )
+
+
+def _check_causal(language_model: Any, input_ids: Tensor, logits: Tensor) -> None:
+    """Refuse a model whose logits [L, V] of the first half of `input_ids` [1, L] change where the second half does."""
+    half = input_ids.shape[1] // 2
+    others = input_ids.clone()
+    others[0, half:] += 1  # not one alone: it may be padding to the model, and unread
+    found = language_model(input_ids=others % logits.shape[1], use_cache=False).logits[0].float()
+    # nothing else is rounded otherwise, but by experts: which tokens one reads together depends on all of them
+    full_precision = all(p.dtype in (torch.float32, torch.float64) for p in language_model.parameters())
+    change = (found - logits)[:half].norm() / logits[:half].norm()
+    if change > (1e-3 if full_precision else 0.05):  # not so where they are no numbers: another check's concern
+        raise ValueError(
+            f"{type(language_model).__name__}: a token changes what is said of earlier ones: it is no causal language"
+            " model"
         )
 
 

@@ -162,6 +162,38 @@ def test_half_precision_hides_no_unknown_scale(scale: float, dtype: str) -> None
             check_output_head(model)
 
 
+XLM = {"model_type": "xlm", "vocab_size": 97, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "init_std": 0.2}
+NOT_CAUSAL = {
+    "Gemma3ForCausalLM": {"model_type": "gemma3_text", "use_bidirectional_attention": True, "head_dim": 8, **TINY},
+    "BertGenerationDecoder": {"model_type": "bert-generation", **TINY},
+    "XLMWithLMHeadModel": XLM,
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NOT_CAUSAL)
+def test_a_model_that_reads_later_tokens_is_refused(name: str, dtype: str) -> None:
+    config = {"initializer_range": 0.2, **NOT_CAUSAL[name]}
+    model = RandomLanguageModel(config=config, dtype=dtype).build_model()
+    with pytest.raises(ValueError, match=f"^{name}: a token changes what is said of earlier ones: it is no causal"):
+        check_output_head(model)
+    assert model.training, "as it was before the check"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_experts_that_later_tokens_choose_are_no_fault(dtype: str) -> None:
+    config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "initializer_range": 0.2}
+    model = RandomLanguageModel(config={**QWEN, **config, "model_type": "qwen3_moe"}, dtype=dtype).build_model()
+    check_output_head(model)
+
+
+def test_an_architecture_that_adapters_break_is_refused_with_what_to_try() -> None:
+    """Its router gives two tensors, and all-linear puts an adapter on it."""
+    model = RandomLanguageModel(config=CONFIGS["llama4"], lora=LoRA(r=2)).build_model()
+    with pytest.raises(ValueError, match=r"Llama4ForCausalLM cannot run .* these adapters: .* lora\.target_modules"):
+        check_output_head(model)
+
+
 def test_an_adapter_on_the_head_is_refused() -> None:
     lora = LoRA(r=2, target_modules=["q_proj", "lm_head"])
     model = RandomLanguageModel(config=QWEN, lora=lora).build_model()
