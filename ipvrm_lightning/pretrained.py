@@ -79,13 +79,13 @@ def find_file(name: str, filename: str, *, revision: str | None = None) -> Path 
     return None if found is None else Path(found)
 
 
-def load_config(name: str) -> PretrainedConfig:
+def load_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
     """A model's config; see `load_tokenizer`."""
     from transformers import AutoConfig
 
     check_place(name)
     with library_errors(f"{name}: the config cannot be loaded"), _quietly():
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=trust_remote_code)
 
 
 def quantization_of(name: str, *, revision: str | None = None) -> str | None:

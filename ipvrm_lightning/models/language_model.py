@@ -13,6 +13,7 @@ import torch
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.preparation import (
     attention_options,
+    check_four_bits,
     check_quantization,
     check_sharded,
     empty_model,
@@ -176,25 +177,28 @@ class PretrainedLanguageModel(LanguageModelFactory):
         """Load the model.
 
         Raises:
-            ValueError: the folder holds an adapter rather than a model, or no model that can be loaded.
+            ValueError: the folder holds an adapter rather than a model, or no model that can be loaded, or one that 4
+                bits would make larger.
         """
         self._refuse_adapter_folder()
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "revision": self.revision}
         options.update(attention_options(self.attn_implementation))
         options.update(quantization_options(self.gguf_file, self.quantization, self.compute_dtype))
+        if self.quantized:
+            check_four_bits(self._empty(), self.name)
         model = load_model(
             self.name, trust_remote_code=self.trust_remote_code, **{k: v for k, v in options.items() if v is not None}
         )
         return prepared(self, model)
 
     def check_stored(self) -> None:
-        """Refuse a quantised model that `quantization` does not ask for: its weights would silently stay as they are.
+        """Refuse a quantised model: its weights would silently stay as they are; `nf4` may lie in the folder already.
 
         Raises:
             ValueError: names the model and how it is quantised.
         """
-        found = None if self.gguf_file or self.quantized else quantization_of(self.name, revision=self.revision)
-        if found is not None:
+        found = None if self.gguf_file else quantization_of(self.name, revision=self.revision)
+        if found is not None and not (self.quantized and found == "bitsandbytes"):
             raise ValueError(
                 f"{self.name}: its weights are quantised already ({found}) and cannot be trained so:"
                 " give the unquantised model, with quantization: nf4 and lora for 4 bits"
@@ -220,16 +224,14 @@ class PretrainedLanguageModel(LanguageModelFactory):
             ValueError: the weights cannot be read in parts.
         """
         from huggingface_hub import snapshot_download
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import GenerationConfig
 
         from ipvrm_lightning.models.shard_loading import load_safetensors
 
         self._refuse_adapter_folder()
         self.check_sharding()
         self.check_stored()
-        source: dict[str, Any] = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
-        config = AutoConfig.from_pretrained(self.name, **source)
-        model: Any = empty_model(config, self.dtype, self.attn_implementation, trust_remote_code=self.trust_remote_code)
+        model = self._empty()
         folder = Path(self.name)
         if not folder.is_dir():
             folder = Path(
@@ -250,6 +252,12 @@ class PretrainedLanguageModel(LanguageModelFactory):
         if self.chat_template is not None:
             tokenizer.chat_template = self.chat_template
         return tokenizer
+
+    def _empty(self) -> Any:
+        """The model without weights."""
+        config = load_config(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        with library_errors(f"{self.name}: the model cannot be loaded"):
+            return empty_model(config, self.dtype, self.attn_implementation, trust_remote_code=self.trust_remote_code)
 
     def _refuse_adapter_folder(self) -> None:
         folder = Path(self.name)

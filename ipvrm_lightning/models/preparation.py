@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from ipvrm_lightning.models.language_model import DType, LoRA
 
+#: Share of a model's weights that may stay in float32 where the others are in 4 bits: convolutions, for example.
+_LEFT_WIDE = 0.05
+
 
 def check_quantization(quantization: str | None, lora: LoRA | None) -> None:
     """Refuse quantised weights without adapters.
@@ -124,6 +127,29 @@ def uncompiled(model: PreTrainedModel) -> AbstractContextManager[Any]:
         model: a Hugging Face model.
     """
     return torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
+
+
+def check_four_bits(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model most of which 4 bits do not reach: bitsandbytes takes layers, experts lie many in one parameter.
+
+    `prepare_four_bits` would widen these to float32, and a model that was to shrink would grow.
+
+    Args:
+        model: without weights, as `empty_model` gives it.
+        name: of it, for the error.
+
+    Raises:
+        ValueError: says how much would be left, and what to do.
+    """
+    left = {key: parameter.numel() for key, parameter in model.named_parameters() if parameter.ndim > 2}
+    count = sum(left.values())
+    share = count / sum(parameter.numel() for parameter in model.parameters())
+    if share > _LEFT_WIDE:
+        raise ValueError(
+            f"{name}: {share:.0%} of its weights are experts that lie many in one parameter ({max(left, key=left.get)})"  # type: ignore[arg-type]
+            f" and that quantization: nf4 does not reach: in float32 they would take {count * 4 / 1e9:.3g} GB. Train it"
+            " without quantization: lora with dtype: bfloat16"
+        )
 
 
 def prepare_four_bits(model: Any) -> Any:

@@ -110,6 +110,32 @@ def test_a_folder_that_is_quantised_already_is_refused_in_training(lora: LoRA | 
     PretrainedLanguageModel(name=folder, quantization="nf4", lora=LoRA()).check_stored()
 
 
+def test_four_bits_of_weights_in_other_few_bits_are_refused(folder: str) -> None:
+    config = Path(folder, "config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ValueError, match=r"quantised already \(fp8\).* give the unquantised model"):
+        PretrainedLanguageModel(name=folder, quantization="nf4", lora=LoRA()).check_stored()
+
+
+def test_experts_that_four_bits_do_not_reach_are_refused_with_what_they_would_take(tmp_path: Path) -> None:
+    """2 layers, each with 4 experts of 3 matrices of 64 x 128 weights, 196,608 in 4 bytes each."""
+    pytest.importorskip("bitsandbytes")
+    experts = {"num_experts": 4, "moe_intermediate_size": 128, "head_dim": 16, "hidden_size": 64}
+    config = {**QWEN, **experts, "model_type": "qwen3_moe"}
+    model = RandomLanguageModel(config=config).build_model()
+    share = 2 * 4 * 3 * 64 * 128 / sum(p.numel() for p in model.parameters())
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    with pytest.raises(
+        ValueError, match=rf"{share:.0%} of its weights are experts .*nf4.*GB. Train it without"
+    ) as caught:
+        PretrainedLanguageModel(name=str(tmp_path), quantization="nf4", lora=LoRA(r=2)).build_model()
+    assert "0.000786 GB" in str(caught.value) and "experts.gate_up_proj" in str(caught.value)
+    assert torch.equal(torch.rand(3), expected), "the check has drawn numbers"
+
+
 def test_gradients_through_four_bits_are_those_of_the_dequantised_weights(
     tmp_path: Path, batch: TrajectoryBatch
 ) -> None:
