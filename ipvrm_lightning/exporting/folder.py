@@ -33,6 +33,7 @@ from ipvrm_lightning.models.exported import (
 )
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.output_head import freeze_unread_head
+from ipvrm_lightning.models.preparation import restore_config
 from ipvrm_lightning.permissions import follow_umask
 
 
@@ -158,7 +159,7 @@ def _save_model(model: Any, folder: Path, record: ExportedConfig) -> None:
         adapter.base_model_name_or_path, adapter.revision = record.base.name, record.base.revision
         model.save_pretrained(folder, save_embedding_layers=False)
         return
-    model.config.use_cache = True  # training had it off; generation wants it
+    restore_config(model)
     model.save_pretrained(folder)
 
 

@@ -170,6 +170,29 @@ def prepare_four_bits(model: Any) -> Any:
     return model
 
 
+def _for_training(model: Any) -> None:
+    """What a config asks of generation, and of training elsewhere, is off: `restore_config` puts it back."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+    model.config.use_cache = False
+    text = model.config.get_text_config()
+    model.asks_for_routers_loss = bool(getattr(text, "output_router_logits", False))
+    if model.asks_for_routers_loss:  # its mask is of all tokens: where one is read at a time, it fails
+        rank_zero_info("output_router_logits: the routers' auxiliary loss is no part of training here")
+        text.output_router_logits = False
+
+
+def restore_config(model: Any) -> None:
+    """Give a model that `prepare_for_training` has changed the config that it is to be published with.
+
+    Args:
+        model: a Hugging Face model, no wrapper with adapters.
+    """
+    model.config.use_cache = True
+    if model.asks_for_routers_loss:
+        model.config.get_text_config().output_router_logits = True
+
+
 def prepare_for_training(
     model: Any, *, lora: LoRA | None, gradient_checkpointing: bool, compile_blocks: bool, quantized: bool = False
 ) -> PreTrainedModel:
@@ -185,7 +208,7 @@ def prepare_for_training(
     Raises:
         ValueError: blocks are to be compiled and the model does not say what they are, or it cannot have the adapters.
     """
-    model.config.use_cache = False
+    _for_training(model)
     model.blocks_are_compiled = compile_blocks
     if compile_blocks:
         import torch._dynamo  # takes seconds

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguageModel
 from ipvrm_lightning.models.logprobs import check_output_head, response_scores
+from ipvrm_lightning.models.preparation import restore_config
 from ipvrm_lightning.models.reference import AdaptersOff
 from ipvrm_lightning.modules import IPVRMModule
+from ipvrm_lightning.rollouts.sampler import sample_responses
 from ipvrm_lightning.types import TrajectoryBatch
 
 from ..modules.conftest import InMemoryData, quiet_trainer
@@ -206,6 +210,32 @@ def test_real_gguf_weights_give_likely_text(tmp_path: Path) -> None:
         )
         values.append(response_scores(model, batch).log_probs.item())
     assert values[0] > values[1] + 5
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=2, target_modules=["q_proj"])], ids=["full", "lora"])
+def test_a_routers_loss_stays_out_of_training_and_sampling_and_in_what_is_saved(
+    lora: LoRA | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With it, sampling after prompts of several lengths would fail."""
+    config = {
+        **QWEN,
+        "model_type": "qwen3_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    }
+    with caplog.at_level(logging.INFO):
+        model: Any = RandomLanguageModel(config={**config, "output_router_logits": True}, lora=lora).build_model()
+    assert [record.message for record in caplog.records if "output_router_logits: the routers'" in record.message]
+    assert not model.config.output_router_logits
+    responses = sample_responses(model, [[5, 6], [5, 6, 7]], max_new_tokens=3, eos_token_id=2, pad_token_id=0)
+    assert len(responses) == 2
+    model = model.merge_and_unload() if lora else model
+    restore_config(model)
+    assert model.config.output_router_logits and model.config.use_cache
+    model = RandomLanguageModel(config=config).build_model()
+    restore_config(model)
+    assert not model.config.output_router_logits
 
 
 BAD = {
