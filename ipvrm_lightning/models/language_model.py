@@ -38,7 +38,8 @@ class LoRA:
         r: rank.
         alpha: scale; the update is multiplied by alpha / r.
         dropout: dropout on the adapter's input during training.
-        target_modules: layers to adapt: `all-linear`, or names. The output head is never adapted.
+        target_modules: layers to adapt: `all-linear`, or names. The output head is never adapted; what
+            else `all-linear` leaves out (experts of some models) is logged.
         use_dora: decompose weights into magnitude and direction (DoRA).
     """
 

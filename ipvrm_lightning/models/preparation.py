@@ -7,6 +7,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.packing import VARLEN, register_varlen
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Share of a model's weights that may stay in float32 where the others are in 4 bits: convolutions, for example.
 _LEFT_WIDE = 0.05
+#: Share of the weights that `all-linear` may leave out without a word: convolutions and routers.
+_UNADAPTED = 0.01
 
 
 def check_quantization(quantization: str | None, lora: LoRA | None) -> None:
@@ -170,6 +173,32 @@ def prepare_four_bits(model: Any) -> Any:
     return model
 
 
+def _say_what_has_no_adapter(model: Any) -> None:
+    """PEFT leaves out, in models with experts, what lies many in one parameter, or dense and shared layers."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_info
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = model.get_base_model()
+    layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
+    adapted = {id(layer.get_param() if hasattr(layer, "get_param") else layer.weight) for layer in layers}
+    embeddings = [module for module in base.modules() if isinstance(module, nn.Embedding)]
+    outside = {id(getattr(module, "weight", None)) for module in (*embeddings, base.get_output_embeddings())}
+    size = {
+        name: parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)  # two weights of 4 bits in a byte
+        for name, parameter in base.named_parameters()
+        if parameter.ndim > 1 and ".lora_" not in name and id(parameter) not in outside
+    }
+    without = [name for name, parameter in base.named_parameters() if name in size and id(parameter) not in adapted]
+    share = sum(size[name] for name in without) / sum(size.values())
+    if share > _UNADAPTED:
+        largest = sorted(without, key=size.__getitem__, reverse=True)[:3]
+        names = ", ".join(name.replace(".base_layer", "") for name in largest)
+        rank_zero_info(
+            f"lora.target_modules: all-linear leaves {share:.0%} of the matrices' weights without adapter, embeddings"
+            f" and head aside: {names}{', ...' if len(without) > 3 else ''}"
+        )
+
+
 def _for_training(model: Any) -> None:
     """What a config asks of generation, and of training elsewhere, is off: `restore_config` puts it back."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -236,6 +265,8 @@ def prepare_for_training(
         hint = "try lora.dropout: 0, lora.use_dora: false, or other names in lora.target_modules"
         with library_errors(f"{type(model).__name__} cannot have these adapters: {hint}"), seemingly_whole(model):
             model = get_peft_model(model, adapters)
+        if lora.target_modules == "all-linear":
+            _say_what_has_no_adapter(model)
     if gradient_checkpointing:
         if lora is not None:
             model.enable_input_require_grads()

@@ -212,6 +212,44 @@ def test_real_gguf_weights_give_likely_text(tmp_path: Path) -> None:
     assert values[0] > values[1] + 5
 
 
+EXPERTS = {**QWEN, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_local_experts": 4}
+LATENT = {"q_lora_rank": None, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({**QWEN}, None),
+        ({**EXPERTS, "model_type": "qwen3_moe", "num_experts": 4}, None),
+        (
+            {**EXPERTS, "model_type": "gpt_oss", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            "experts",
+        ),
+        (
+            {**EXPERTS, **LATENT, "model_type": "deepseek_v2", "n_routed_experts": 4, "first_k_dense_replace": 1},
+            "layers.0.mlp.gate_proj",
+        ),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
+)
+def test_what_all_linear_leaves_out_is_said(
+    config: dict[str, Any], named: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        model = RandomLanguageModel(config=config, lora=LoRA(r=2)).build_model()
+    lines = [record.message for record in caplog.records if "without adapter" in record.message]
+    if named is None:
+        assert not lines
+        return
+    (line,) = lines
+    assert named in line
+    if config["model_type"] == "gpt_oss":  # all but attention: experts with their biases, and routers
+        sizes = {name: p.numel() for name, p in model.named_parameters() if p.ndim > 1 and "lora_" not in name}
+        attention = sum(size for name, size in sizes.items() if "self_attn" in name)
+        rest = sum(size for name, size in sizes.items() if ".mlp." in name)
+        assert f"leaves {rest / (rest + attention):.0%} of" in line
+
+
 @pytest.mark.parametrize("lora", [None, LoRA(r=2, target_modules=["q_proj"])], ids=["full", "lora"])
 def test_a_routers_loss_stays_out_of_training_and_sampling_and_in_what_is_saved(
     lora: LoRA | None, caplog: pytest.LogCaptureFixture
