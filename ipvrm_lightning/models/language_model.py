@@ -41,6 +41,8 @@ class LoRA:
         target_modules: layers to adapt: `all-linear`, or names. The output head is never adapted; what
             else `all-linear` leaves out (experts of some models) is logged.
         use_dora: decompose weights into magnitude and direction (DoRA).
+        target_parameters: ends of the names of parameters to adapt besides, for experts that lie many in one, such as
+            `experts.gate_up_proj` and `experts.down_proj` of gpt-oss.
     """
 
     r: int = 16
@@ -48,6 +50,7 @@ class LoRA:
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
     use_dora: bool = False
+    target_parameters: list[str] | None = None
 
 
 class LanguageModelFactory(ABC):

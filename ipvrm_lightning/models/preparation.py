@@ -195,7 +195,7 @@ def _say_what_has_no_adapter(model: Any) -> None:
         names = ", ".join(name.replace(".base_layer", "") for name in largest)
         rank_zero_info(
             f"lora.target_modules: all-linear leaves {share:.0%} of the matrices' weights without adapter, embeddings"
-            f" and head aside: {names}{', ...' if len(without) > 3 else ''}"
+            f" and head aside: {names}{', ...' if len(without) > 3 else ''} (lora.target_parameters names what to add)"
         )
 
 
@@ -259,6 +259,7 @@ def prepare_for_training(
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=lora.target_modules,
+            target_parameters=lora.target_parameters,
             use_dora=lora.use_dora,
             task_type="CAUSAL_LM",
         )

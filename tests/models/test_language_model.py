@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguageModel
+from ipvrm_lightning.models.exported import ModelSource
+from ipvrm_lightning.models.frozen import load_frozen
 from ipvrm_lightning.models.logprobs import check_output_head, response_scores
 from ipvrm_lightning.models.preparation import restore_config
 from ipvrm_lightning.models.reference import AdaptersOff
+from ipvrm_lightning.models.roles import SharedBase
 from ipvrm_lightning.modules import IPVRMModule
 from ipvrm_lightning.rollouts.sampler import sample_responses
 from ipvrm_lightning.types import TrajectoryBatch
@@ -248,6 +251,37 @@ def test_what_all_linear_leaves_out_is_said(
         attention = sum(size for name, size in sizes.items() if "self_attn" in name)
         rest = sum(size for name, size in sizes.items() if ".mlp." in name)
         assert f"leaves {rest / (rest + attention):.0%} of" in line
+
+
+def test_experts_can_have_adapters_which_roles_swap_and_a_folder_brings_back(
+    tmp_path: Path, batch: TrajectoryBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    config = {**EXPERTS, "model_type": "gpt_oss", "rope_parameters": rope}
+    RandomLanguageModel(config=config).build_model().save_pretrained(tmp_path / "base")
+    lora = LoRA(r=2, target_parameters=["experts.gate_up_proj", "experts.down_proj"])
+    with caplog.at_level(logging.INFO):
+        roles = SharedBase(PretrainedLanguageModel(name=str(tmp_path / "base"), lora=lora))
+    assert not [record.message for record in caplog.records if "experts.gate_up_proj," in record.message]
+    roles.add_reward()
+    experts = {name for name in roles.trained("policy") if ".experts." in name}
+    assert len(experts) == 2 * 2 * 2, "A and B of two parameters in two layers"
+    assert {name.replace(".default", ".reward") for name in roles.trained("policy")} == set(roles.trained("reward"))
+    plain = response_scores(PretrainedLanguageModel(name=str(tmp_path / "base")).build_model(), batch).log_probs
+    with torch.no_grad():
+        for name in experts:
+            roles.trained("policy")[name].normal_(std=0.5)
+    scores = {}
+    for role in ("policy", "reward", "reference"):
+        with roles.use(role) as model:
+            scores[role] = response_scores(model, batch).log_probs
+    assert torch.equal(scores["reference"], plain) and torch.equal(scores["reward"], plain)
+    assert (scores["policy"] - plain).abs().max() > 1e-3
+    scores["policy"].sum().backward()
+    assert all(roles.trained("policy")[name].grad.abs().sum() > 0 for name in experts)
+    roles.model.save_pretrained(tmp_path / "adapter", selected_adapters=["default"], save_embedding_layers=False)
+    again = load_frozen(ModelSource(str(tmp_path / "base")), adapter=str(tmp_path / "adapter"))
+    assert torch.equal(response_scores(again, batch).log_probs, scores["policy"])
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=2, target_modules=["q_proj"])], ids=["full", "lora"])
