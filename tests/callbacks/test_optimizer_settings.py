@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -137,18 +135,6 @@ def test_what_the_state_does_not_fit_stays_as_it_was(tmp_path: Path, said: list[
     assert said == ["AdamW: amsgrad stays False, for which the checkpoint has its state"]
 
 
-@pytest.fixture
-def one_process_alone() -> Iterator[None]:
-    """What a strategy of several processes leaves behind in this one: its place among them, and its group."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-@pytest.mark.usefixtures("one_process_alone")
 def test_shards_are_trained_at_the_rate_of_the_config(tmp_path: Path, said: list[str]) -> None:
     run(tmp_path, lr=1e-3)
     expected, _ = run(tmp_path, start="step=3.ckpt", lr=3e-3)
