@@ -20,6 +20,8 @@ _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _THE_DAY = date(2024, 7, 26)  # Llama 3's templates fall back to it
 #: What a model that does not think may leave out before its answer: white space, a thinking block without thoughts.
 _NO_THOUGHTS = re.compile(r"\s*(?:<(\S*think\S*)>\s*</\1>\s*)?")
+#: The end of thoughts that the prompt has opened: an answer that was sampled has it behind them.
+_CLOSES = re.compile(r"\s*</\S*think\S*>\s*")
 
 
 class AnswerFrame(NamedTuple):
@@ -105,7 +107,8 @@ def answered_turn(
             found=written,
         )
     # Thoughts that were cut off have no end yet, and an answer that was sampled holds the head itself.
-    sampled = not finished or head.strip() in response or written.startswith(response + ending)
+    holds = response.startswith(head) or bool(_CLOSES.fullmatch(head) and head.strip() in response)
+    sampled = not finished or holds or written.startswith(response + ending)
     if not sampled and not _NO_THOUGHTS.fullmatch(head):
         raise DataError(
             "the chat template puts text between prompt and answer, without which no model has seen an answer: give"
