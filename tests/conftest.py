@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +22,10 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def nothing_handed_on() -> Iterator[None]:
-    """A strategy of several processes leaves its place among them behind, which the next test would take for its."""
-    before = dict(os.environ)
+    """What belongs to a process: a strategy's place among several, the handler of a command that serves."""
+    before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
     yield
+    signal.signal(signal.SIGTERM, handler)
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
