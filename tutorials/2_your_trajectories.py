@@ -73,7 +73,7 @@ model_folder = str(world.folder / "policy")  # yours: "Qwen/Qwen3-0.6B-Base", or
 # %% [markdown]
 # One row of `rollouts.jsonl` is a prompt with several responses and their outcomes (1 right, 0 wrong). Other forms
 # are recognised by their columns (`prompt` + `completion` + `label`, `conversation` + `label`, `chosen` + `rejected`,
-# ...); the README lists them. A prompt is text or a list of chat messages.
+# ...); `docs/data.md` lists them. A prompt is text or a list of chat messages.
 
 # %%
 first = rollouts[0]
