@@ -79,8 +79,8 @@ assert math.isclose(objective(scores, mask, batch_of([1.0, 0.0])).item(), by_han
 # `PairAccuracy` compares responses to the same prompt. Prompt 0 has values 0.9 (right), 0.2 (wrong) and 0.9 (wrong):
 # one pair won, one tied, 1.5 of 2. Prompt 1 has 0.1 (right) and 0.3 (wrong): lost. Together 1.5 / 3 = 0.5.
 #
-# A metric must not depend on how responses are cut into batches. So it keeps what it was given, and counts at the
-# end.
+# A metric must not depend on how responses are cut into batches. So this one keeps what it was given, and counts at
+# the end.
 
 # %%
 metric = PairAccuracy()
@@ -113,7 +113,8 @@ assert not shared, "a prompt is on both sides"
 
 # %% [markdown]
 # A data module of your own should refuse bad rows as clearly as the package's do. `DataError` carries file, row and
-# column into one line. Where it joins steps in its own way, a class attribute `layout` tells `ipvrm export` how.
+# column into one line. Where your module joins steps in its own way, a class attribute `layout` tells `ipvrm export`
+# how.
 
 # %%
 broken = OUT / "broken.csv"

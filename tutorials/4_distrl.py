@@ -7,7 +7,7 @@
 #
 #     python tutorials/4_distrl.py
 #
-# With so few steps the gain, if there is one, is smaller than its interval. What you learn here is where to look.
+# With so few steps the gain, if there is one, is smaller than its interval. You learn here where to look.
 
 # %%
 import csv

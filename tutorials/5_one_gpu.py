@@ -14,11 +14,18 @@
 #
 # **The memory tables are computed**, from parameter counts and the formulas below, which are checked against the tiny
 # model of part 1. Four points were measured on a GPU and lie 7 to 11 % below what is computed
-# (`benchmarks/results/gpu.md`). With `chunk_size` 256, Qwen3-8B with QLoRA and 5,120 tokens a pass took 13.1 GiB
-# (computed: 14.7), and Qwen3-0.6B with all weights, a frozen copy and 10,240 tokens 13.7 GiB (15.4). With
-# `chunk_size` 1,024, which `configs/ipvrm_qwen.yaml` has and the tables below use, they took 14.2 (16.0) and 15.5
-# (16.7).
-# `python benchmarks/gpu.py --variants 'Qwen3-0.6B full' 'Qwen3-8B QLoRA'` measures on yours.
+# (`benchmarks/results/gpu.md`):
+#
+# | | tokens a pass | `chunk_size` | GiB, measured | computed |
+# | --- | --- | --- | --- | --- |
+# | Qwen3-8B with QLoRA | 5,120 | 256 | 13.1 | 14.7 |
+# | Qwen3-0.6B, all weights, a frozen copy | 10,240 | 256 | 13.7 | 15.4 |
+# | Qwen3-8B with QLoRA | 5,120 | 1,024 | 14.2 | 16.0 |
+# | Qwen3-0.6B, all weights, a frozen copy | 10,240 | 1,024 | 15.5 | 16.7 |
+#
+# The tables below use the `chunk_size` of 1,024 that `configs/ipvrm_qwen.yaml` has. To measure on your GPU:
+#
+#     python benchmarks/gpu.py --variants 'Qwen3-0.6B full' 'Qwen3-8B QLoRA'
 
 # %%
 import csv
@@ -46,8 +53,8 @@ CONFIGS = Path(__file__).absolute().parent.parent / "configs"
 # ## Part 1: a rehearsal
 #
 # A run on a rented GPU should not fail after an hour because of a column name. So first run it small, on the CPU,
-# with *your* data. Here a random model of the Qwen3 architecture and made-up rollouts take their place. The numbers
-# it prints mean nothing, since the model knows nothing. That every part runs is what it shows.
+# with *your* data. Here a random model of the Qwen3 architecture and made-up rollouts take their place. The rehearsal
+# shows that every part runs. The numbers it prints mean nothing, since the model knows nothing.
 #
 # The model: a folder with weights, a tokenizer of single bytes, and a chat template of Qwen's kind.
 
@@ -157,9 +164,10 @@ assert abs(losses[0] - 5.0067) < 1e-2  # softplus(margin): before the first upda
 
 # %% [markdown]
 # Judge it on the solutions. `configs/data/processbench.yaml` reads ProcessBench from the hub; here it is given a
-# file. Then export: an ordinary Hugging Face folder with the adapter, a model card, and `ipvrm_config.json`, which
-# says how its log-probabilities read as values and, by `--results`, has the thresholds of the test run, without which
-# no step is called wrong. (An adapter on 4-bit weights cannot be merged into them without loss; it is exported alone.)
+# file. Then export: an ordinary Hugging Face folder with the adapter, a model card, and `ipvrm_config.json`. That file
+# says how its log-probabilities read as values. By `--results` it also has the thresholds of the test run, without
+# which no step is called wrong. (An adapter on 4-bit weights cannot be merged into them without loss; it is exported
+# alone.)
 
 # %%
 evaluation = [
@@ -310,8 +318,8 @@ for card in (8, 16, 24):
 #     ipvrm fit --config configs/ipvrm_qwen.yaml --config configs/strategy/qlora.yaml --config configs/strategy/ddp.yaml
 #
 # **It does not**: FSDP2. Weights, gradients and optimiser states are divided over all GPUs; a layer is gathered while
-# it is needed. Not with 4-bit weights (`ipvrm` refuses the pair in one line); with `lora.yaml`, or with all weights
-# trained.
+# it is needed. Works with `lora.yaml`, or with all weights trained; not with 4-bit weights (`ipvrm` refuses the pair in
+# one line).
 #
 #     ipvrm fit --config configs/ipvrm_qwen.yaml --config configs/strategy/fsdp2.yaml
 #     torchrun --nproc-per-node 8 -m ipvrm_lightning fit --config configs/ipvrm_qwen.yaml \
