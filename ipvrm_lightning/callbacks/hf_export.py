@@ -29,11 +29,12 @@ class HFExport(Callback):
         """
         from ipvrm_lightning.exporting.refusals import check_run
 
+        run = _run_folder(trainer)
         if not _exports(trainer):
             return
         if trainer.checkpoint_callback is None:
             raise ValueError("HFExport needs a ModelCheckpoint")
-        kept = _run_folder(trainer) / "config.yaml"
+        kept = run / "config.yaml"
         if not kept.is_file():
             raise FileNotFoundError(f"HFExport needs the config of the run, which `ipvrm fit` keeps as {kept}")
         check_run(kept, pl_module, merge=self.merge)
@@ -50,7 +51,7 @@ class HFExport(Callback):
         if not _exports(trainer):
             return
         kept: Any = trainer.checkpoint_callback
-        best = None if kept is None else kept.best_model_path or kept.last_model_path
+        best = kept.best_model_path or kept.last_model_path
         if not best:
             raise ValueError("HFExport needs a ModelCheckpoint that has kept a checkpoint")
         # a `dirpath` of its own may lie outside the run's folder
@@ -59,6 +60,7 @@ class HFExport(Callback):
 
 
 def _run_folder(trainer: Trainer) -> Path:
+    """Every process is to ask for it: Lightning broadcasts it."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 

@@ -117,6 +117,23 @@ def test_the_callback_refuses_a_run_without_config_or_checkpoints(tmp_path: Path
         HFExport().on_fit_start(trainer, LightningModule())
 
 
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_fit_end"])
+def test_every_process_asks_for_the_run_s_folder(hook: str, tmp_path: Path) -> None:
+    """Lightning broadcasts it: a process that did not ask would leave the others waiting for ever."""
+    asked = []
+
+    class Another(SimpleNamespace):
+        is_global_zero = False
+
+        @property
+        def log_dir(self) -> str:
+            asked.append(hook)
+            return str(tmp_path)
+
+    getattr(HFExport(), hook)(Another(), LightningModule())
+    assert asked == [hook]
+
+
 ACCEPTED = {
     "a subclass": (IPVRM().describe(), {"module": own("Named")}),
     "a cache": (IPVRM().describe(), {"reference": {"class_path": CACHED}}),
