@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from ipvrm_lightning.data.schema import DataError
 from ipvrm_lightning.failures import names_full_disk
-from ipvrm_lightning.models.frozen import ADAPTER_CONFIG
 from ipvrm_lightning.objectives import DPORM, IPVRM, EndoRM, ImplicitPRM, Objective
 from ipvrm_lightning.pretrained import find_file
 from ipvrm_lightning.scoring.description import Description, Part, describe
@@ -33,6 +32,7 @@ _OBJECTIVES: dict[str, type[Objective]] = {
     "dpo_rm": DPORM,
     "endo_rm": EndoRM,
 }
+_WEIGHTS = "*.safetensors"
 
 
 def score_command(chosen: argparse.Namespace) -> None:
@@ -162,19 +162,21 @@ def _settings(description: Description) -> dict[str, Any]:
 
 
 def _identity(part: Part) -> str:
-    """A hash of a model's files, or the commit of a repository: a folder of the same name may hold other weights."""
+    """A hash of a model's files, or the commit of a repository and the GGUF file in it; a name alone does not tell."""
     digest = hashlib.blake2b(digest_size=12)
-    for name in (part.model.name, part.adapter):
-        if name is None:
-            continue
-        if not Path(name).exists():
-            config = find_file(name, "config.json", revision=part.model.revision) or find_file(name, ADAPTER_CONFIG)
-            digest.update(f"{name} {config and config.parent.name}".encode())
-            continue
-        wanted = part.model.gguf_file if name == part.model.name else None
-        for file in sorted(Path(name).glob(wanted or "*.safetensors")):
-            digest.update(file.name.encode())
-            with file.open("rb") as content:
-                while block := content.read(1 << 24):
-                    digest.update(block)
+    model, files = part.model, []
+    if not Path(model.name).exists():
+        named = model.gguf_file or "config.json"
+        found = find_file(model.name, named, revision=model.revision)
+        commit = found and Path(str(found).removesuffix(named)).name  # which the hub's cache calls a folder by
+        digest.update(f"{model.name} {commit}{model.gguf_file or ''}".encode())
+    else:
+        files = [Path(model.name, model.gguf_file)] if model.gguf_file else sorted(Path(model.name).glob(_WEIGHTS))
+    if part.adapter is not None:
+        files += sorted(Path(part.adapter).glob(_WEIGHTS))
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as content:
+            while block := content.read(1 << 24):
+                digest.update(block)
     return digest.hexdigest()

@@ -1,0 +1,39 @@
+"""Repositories on the hub, as its cache keeps them: what tells two models of one name apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipvrm_lightning.models.exported import ModelSource
+from ipvrm_lightning.scoring import command
+from ipvrm_lightning.scoring.description import Part
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts files of a revision of owner/name where the hub's client keeps what it has downloaded."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--name"
+
+    def put(revision: str, **files: Any) -> None:
+        commit = (revision[0] * 40).replace("m", "a")
+        (folder := repository / "snapshots" / commit).mkdir(parents=True)
+        (refs := repository / "refs").mkdir(exist_ok=True)
+        (refs / revision).write_text(commit)
+        for name, content in files.items():
+            (folder / name.replace("_", ".")).write_text(json.dumps(content))
+
+    return put
+
+
+def test_scores_of_two_files_or_commits_of_a_repository_are_not_mixed(cache: Callable[..., None]) -> None:
+    cache("main", q4_gguf=1, q8_gguf=2)
+    cache("better", q4_gguf=3, q8_gguf=4)
+    places = [("main", "q4.gguf"), ("main", "q8.gguf"), ("better", "q4.gguf"), (None, "q4.gguf")]
+    found = [command._identity(Part(ModelSource("owner/name", revision, file))) for revision, file in places]
+    assert len(set(found)) == 3 and found[3] == found[0]
