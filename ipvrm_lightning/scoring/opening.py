@@ -69,7 +69,7 @@ def _positions(source: ModelSource) -> int | None:
     if source.gguf_file is not None:
         return None  # known once it is loaded
     with suppress(ValueError):  # loading the model says what is wrong
-        return positions(load_config(source.name))
+        return positions(load_config(source.name, revision=source.revision))
     return None
 
 

@@ -12,6 +12,9 @@ import pytest
 from ipvrm_lightning.models.exported import ModelSource
 from ipvrm_lightning.scoring import command
 from ipvrm_lightning.scoring.description import Part
+from ipvrm_lightning.scoring.opening import _positions
+
+from .test_gguf import QWEN2
 
 
 @pytest.fixture
@@ -37,3 +40,9 @@ def test_scores_of_two_files_or_commits_of_a_repository_are_not_mixed(cache: Cal
     places = [("main", "q4.gguf"), ("main", "q8.gguf"), ("better", "q4.gguf"), (None, "q4.gguf")]
     found = [command._identity(Part(ModelSource("owner/name", revision, file))) for revision, file in places]
     assert len(set(found)) == 3 and found[3] == found[0]
+
+
+def test_the_limit_of_a_revision_is_its_own(cache: Callable[..., None]) -> None:
+    for revision, longest in (("main", 64), ("longer", 256)):
+        cache(revision, config_json={**QWEN2, "max_position_embeddings": longest})
+        assert _positions(ModelSource("owner/name", revision=revision)) == longest
