@@ -24,13 +24,7 @@ from ipvrm_lightning.exporting.source import Part, find_run, language_model, mod
 from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.functional import PROTOCOLS
 from ipvrm_lightning.models.checkpoints import check_same_parameters, read_checkpoint
-from ipvrm_lightning.models.exported import (
-    CONFIG_NAME,
-    REFERENCE_FOLDER,
-    VALUE_HEAD_NAME,
-    ExportedConfig,
-    ModelSource,
-)
+from ipvrm_lightning.models.exported import CONFIG_NAME, REFERENCE_FOLDER, VALUE_HEAD_NAME, ExportedConfig
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.output_head import freeze_unread_head
 from ipvrm_lightning.models.preparation import restore_config
@@ -94,8 +88,8 @@ def export_checkpoint(
         with names_full_disk(out):
             model: Any = factory.build_model().eval()
             record = describe(run, factory, model, stored, choices, results=judged, layout=laid_out)
-            if isinstance(record.reference, ModelSource) and record.reference.name == REFERENCE_FOLDER:
-                policy = model_weights(stored["state_dict"], "policy") if uses_policy(run, choices) else None
+            if record.holds_reference:
+                policy = model_weights(stored["state_dict"], "policy") if uses_policy(run, part) else None
                 _save_reference(factory, policy, scratch / REFERENCE_FOLDER, record)
             if value_head := value_head_weights(stored["state_dict"]):
                 freeze_unread_head(model)  # as in training

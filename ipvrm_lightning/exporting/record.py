@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -74,10 +73,10 @@ def _is_trained(run: Run) -> bool:
     return not objective or bool(named_class(objective["class_path"]).trainable)
 
 
-def uses_policy(run: Run, choices: Choices) -> bool:
+def uses_policy(run: Run, part: Part) -> bool:
     """Whether log-ratios are taken against the policy of the same run: a reward model's, as the paper has it."""
     reward = run.config["model"]["init_args"].get("reward")
-    return choices.part == "reward" and bool(reward) and reward.get("reference", "behavior") == "behavior"
+    return part == "reward" and bool(reward) and reward.get("reference", "behavior") == "behavior"
 
 
 def objective_of(run: Run, stored: Mapping[str, Any], part: Part) -> dict[str, Any] | None:
@@ -118,30 +117,33 @@ def describe(
         ValueError: an adapter on weights that nobody can load.
     """
     settings = run.config["model"]["init_args"]
-    is_reward = choices.part == "reward"
-    objective = objective_of(run, stored, choices.part)
     base = _base(factory, model)
-    adapter = factory.has_adapters and not choices.merge
-    if adapter and base is None:
+    kind: Literal["adapter", "model"] = "adapter" if factory.has_adapters and not choices.merge else "model"
+    if kind == "adapter" and base is None:
         raise ValueError("an adapter on random weights belongs on nothing that can be loaded: export it with --merge")
     # an update that is small beside its weight would be rounded away in half precision
     dtype = "float32" if factory.has_adapters and choices.merge else _dtype(factory)
-    reference: ModelSource | Literal["adapters_off"] | None = None
-    if objective is not None and named_class(objective["class_path"]).score_source == "log_ratio":
-        inside = ModelSource(REFERENCE_FOLDER, dtype=_dtype(factory), weights=None if base is None else base.weights)
-        if uses_policy(run, choices):
-            reference = replace(inside, dtype=dtype, weights=None)
-        elif adapter:
-            reference = "adapters_off"
-        else:
-            reference = inside if base is None or choices.with_reference else base
+    objective = objective_of(run, stored, choices.part)
+    reference: ModelSource | Literal["adapters_off"] | None
+    if objective is None or named_class(objective["class_path"]).score_source != "log_ratio":
+        reference = None
+    elif uses_policy(run, choices.part):
+        reference = ModelSource(REFERENCE_FOLDER, dtype=dtype)
+    elif kind == "adapter":
+        reference = "adapters_off"
+    elif base is None:
+        reference = ModelSource(REFERENCE_FOLDER, dtype=_dtype(factory))
+    elif choices.with_reference:
+        reference = ModelSource(REFERENCE_FOLDER, dtype=base.dtype, weights=base.weights)
+    else:
+        reference = base
     return ExportedConfig(
-        kind="adapter" if adapter else "model",
+        kind=kind,
         dtype=dtype,
         base=base,
         objective=objective,
         reference=reference,
-        temperature=settings["sampling"]["temperature"] if is_reward else 1.0,
+        temperature=settings["sampling"]["temperature"] if choices.part == "reward" else 1.0,
         layout=layout,
         protocol=choices.protocol,
         thresholds={} if results is None else thresholds(results.reports, choices.threshold_origin),

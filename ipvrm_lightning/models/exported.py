@@ -88,7 +88,8 @@ class ExportedConfig:
             is read in it too, whatever precision its own weights are stored in.
         base: what an adapter belongs on, or a model was trained from; None for random weights.
         objective: class path and arguments; None for a policy or a supervised model.
-        reference: `adapters_off`, a model, or None where the objective takes no log-ratio.
+        reference: `adapters_off`, a model elsewhere or in the folder `reference` (an adapter on `base` where the export
+            is one), or None where the objective takes no log-ratio.
         temperature: divides the logits of model and reference.
         layout: how problem and steps are laid out for scoring: as in the test run, where one was given.
         protocol: of the step scores, by default.
@@ -108,6 +109,11 @@ class ExportedConfig:
     thresholds: dict[str, Threshold] = field(default_factory=dict)
     part: str | None = None
     versions: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def holds_reference(self) -> bool:
+        """Whether its reference lies in the export's own folder of that name."""
+        return isinstance(self.reference, ModelSource) and self.reference.name == REFERENCE_FOLDER
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder."""

@@ -24,6 +24,7 @@ from ipvrm_lightning.models.frozen import ADAPTER_CONFIG
 from ipvrm_lightning.objectives import IPVRM, Objective, build_objective
 from ipvrm_lightning.pretrained import check_place, find_file
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 _OWN_OBJECTIVES = "ipvrm_lightning.objectives."
 
 
@@ -33,13 +34,25 @@ class Part:
 
     Args:
         model: a whole one, or the base of the adapter.
-        adapter: folder or repository of the adapter.
+        adapter: folder of the adapter.
         checked: its weights are those that an export names, or lie in the export.
     """
 
     model: ModelSource
     adapter: str | None = None
     checked: bool = False
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.adapter or self.model.name
+
+    @property
+    def tokenizer(self) -> ModelSource:
+        """Where its tokenizer is: an adapter may bring one of its own."""
+        if self.adapter is not None and find_file(self.adapter, TOKENIZER_CONFIG) is not None:
+            return ModelSource(self.adapter)
+        return self.model
 
 
 @dataclass(frozen=True)
@@ -137,69 +150,35 @@ def describe(
     if objective is not None and beta is not None:
         raise ValueError(f"give beta or an objective, which has its own ({objective.beta}), not both")
     given = objective if beta is None else IPVRM(beta=beta)
-    if name.endswith(".gguf"):
-        name, gguf_file = _split(name)
+    source = _model_source(name, revision, gguf_file)
+    name = source.name
     check_place(name)
     found = find_file(name, CONFIG_NAME, revision=revision)
     exported = None if found is None else read_exported_config(found)
     if exported is not None and exported.objective is not None:
         if given is not None:
             raise ValueError(f"{name} is an export, whose {CONFIG_NAME} says how its scores read: leave beta out")
-        if gguf_file is not None:
-            raise ValueError(f"{name} is an export, which has weights of its own: leave {gguf_file} out")
-        description = _of_export(name, _folder(name, revision), exported, reference, trust_remote_code)
+        if source.gguf_file is not None:
+            raise ValueError(f"{name} is an export, which has weights of its own: leave {source.gguf_file} out")
+        objective = _exported_objective(name, exported.objective, trust_remote_code)
+        description = _of_export(name, _folder(source), exported, objective, reference)
     elif given is None:
         what = "an export of a policy" if exported else f"no export of ipvrm (it has no {CONFIG_NAME})"
         raise ValueError(f"{name} is {what}: say how its log-ratios read, by beta or an objective")
     else:
-        description = _of_pair(name, reference, given, revision, gguf_file)
+        description = _of_pair(source, given, reference)
     return replace(description, dtype=dtype or description.dtype, trust_remote_code=trust_remote_code)
 
 
-def _of_export(
-    name: str, folder: Path, exported: ExportedConfig, reference: str | None, trust_remote_code: bool
-) -> Description:
-    described = {"class_path": "", **(exported.objective or {})}
-    kind = described["class_path"]
-    for one in _class_paths(described):
-        if not one.startswith(_OWN_OBJECTIVES) and not trust_remote_code:
+def _exported_objective(name: str, described: dict[str, Any], trust_remote_code: bool) -> Objective:
+    kinds = list(_class_paths(described))
+    for kind in kinds:
+        if not kind.startswith(_OWN_OBJECTIVES) and not trust_remote_code:
             raise ValueError(
-                f"{name}: its objective {one} is code of its own, which is run with trust_remote_code alone"
+                f"{name}: its objective {kind} is code of its own, which is run with trust_remote_code alone"
             )
-    with library_errors(f"{folder / CONFIG_NAME}: its objective {kind} cannot be made"):
-        objective = build_objective(described)
-    head = folder / VALUE_HEAD_NAME
-    if objective.score_source == "value_head" and not head.is_file():
-        raise ValueError(f"{folder}: no {VALUE_HEAD_NAME}, which its objective reads")
-    moved = None if reference is None else _model_source(reference)
-    base = exported.base
-    if exported.reference == "adapters_off" and moved is not None and base is not None:
-        base = replace(base, name=moved.name, revision=None, gguf_file=moved.gguf_file)
-    if exported.kind == "adapter":
-        if base is None:
-            raise ValueError(f"{folder / CONFIG_NAME}: does not say what its adapter belongs on")
-        reward = Part(base, str(folder))
-    else:
-        reward = Part(ModelSource(str(folder), dtype=exported.dtype))
-    other: Part | None = None
-    if isinstance(exported.reference, ModelSource):
-        other = _exported_reference(folder, exported, exported.reference, moved)
-    elif exported.reference is None and reference is not None:
-        raise ValueError(f"{name}: {kind.rpartition('.')[2]} takes no reference")
-    return Description(
-        name=name,
-        reward=reward,
-        tokenizer=ModelSource(str(folder)),
-        objective=objective,
-        reference=other,
-        value_head=head if objective.score_source == "value_head" else None,
-        temperature=exported.temperature,
-        layout=exported.layout,
-        protocol=exported.protocol,
-        thresholds={protocol: one.value for protocol, one in exported.thresholds.items()},
-        # else rounding of a reference in half precision would enter the log-ratios of a merged model
-        dtype=exported.dtype if exported.kind == "model" else None,
-    )
+    with library_errors(f"{name}/{CONFIG_NAME}: its objective {''.join(kinds[:1])} cannot be made"):
+        return build_objective(described)
 
 
 def _class_paths(value: Any) -> Iterator[str]:
@@ -210,71 +189,103 @@ def _class_paths(value: Any) -> Iterator[str]:
         yield from _class_paths(one)
 
 
-def _exported_reference(folder: Path, exported: ExportedConfig, source: ModelSource, moved: ModelSource | None) -> Part:
-    if moved is not None:
-        source = replace(source, name=moved.name, revision=None, gguf_file=moved.gguf_file)
-        return Part(source, checked=source.weights is not None)
-    if source.name != REFERENCE_FOLDER:
-        return Part(source, checked=source.weights is not None)
-    inside = folder / REFERENCE_FOLDER
-    if (inside / ADAPTER_CONFIG).is_file() and exported.base is not None:
-        return Part(exported.base, str(inside), checked=True)
-    return Part(replace(source, name=str(inside)), checked=True)
-
-
-def _of_pair(
-    name: str, reference: str | None, objective: Objective, revision: str | None, gguf_file: str | None
+def _of_export(
+    name: str, folder: Path, exported: ExportedConfig, objective: Objective, reference: str | None
 ) -> Description:
+    head = folder / VALUE_HEAD_NAME
+    if objective.score_source == "value_head" and not head.is_file():
+        raise ValueError(f"{folder}: no {VALUE_HEAD_NAME}, which its objective reads")
+    base = exported.base
+    if exported.kind == "model":
+        reward = Part(ModelSource(str(folder), dtype=exported.dtype))
+    elif base is None:
+        raise ValueError(f"{folder / CONFIG_NAME}: does not say what its adapter belongs on")
+    else:
+        moves = exported.reference == "adapters_off"
+        reward = Part(_moved(base, reference) if moves else base, str(folder))
+    if exported.reference is None and reference is not None:
+        raise ValueError(f"{name}: {type(objective).__name__} takes no reference")
+    return Description(
+        name=name,
+        reward=reward,
+        tokenizer=ModelSource(str(folder)),
+        objective=objective,
+        reference=_exported_reference(folder, exported, reward, reference),
+        value_head=head if objective.score_source == "value_head" else None,
+        temperature=exported.temperature,
+        layout=exported.layout,
+        protocol=exported.protocol,
+        thresholds={protocol: one.value for protocol, one in exported.thresholds.items()},
+        # else rounding of a reference in half precision would enter the log-ratios of a merged model
+        dtype=exported.dtype if exported.kind == "model" else None,
+    )
+
+
+def _exported_reference(folder: Path, exported: ExportedConfig, reward: Part, given: str | None) -> Part | None:
+    source = exported.reference
+    if not isinstance(source, ModelSource):
+        return None
+    if given is None and exported.holds_reference:
+        inside = str(folder / REFERENCE_FOLDER)
+        if reward.adapter is not None:
+            return Part(reward.model, inside, checked=True)
+        return Part(replace(source, name=inside), checked=True)
+    return Part(_moved(source, given), checked=source.weights is not None)
+
+
+def _moved(source: ModelSource, place: str | None) -> ModelSource:
+    """A model that an export names, at the place that a user says it has now."""
+    if place is None:
+        return source
+    now = _model_source(place)
+    return replace(source, name=now.name, revision=None, gguf_file=now.gguf_file)
+
+
+def _of_pair(source: ModelSource, objective: Objective, reference: str | None) -> Description:
     kind = type(objective).__name__
     if objective.score_source == "value_head":
-        raise ValueError(f"{name}: {kind} reads a value head, which only an export of ipvrm has")
-    reward = _part(name, revision, gguf_file)
+        raise ValueError(f"{source.name}: {kind} reads a value head, which only an export of ipvrm has")
+    reward = _part(source)
     takes_reference = objective.score_source == "log_ratio"
     if not takes_reference and reference is not None:
         raise ValueError(f"{kind} takes no reference")
     if takes_reference and reference is None and reward.adapter is None:
-        raise ValueError(f"{name}: say which model its log-ratios are taken against (reference)")
-    other = None if reference is None else _part(reference)
+        raise ValueError(f"{source.name}: say which model its log-ratios are taken against (reference)")
+    other = None if reference is None else _part(_model_source(reference))
     if other == reward:
-        raise ValueError(f"{name}: the reference is the model itself, so that every value would be 0")
-    own = reward.model if reward.adapter is None else ModelSource(reward.adapter)
-    if reward.adapter is not None and find_file(reward.adapter, "tokenizer_config.json") is None:
-        own = reward.model
-    return Description(name=name, reward=reward, tokenizer=own, objective=objective, reference=other)
+        raise ValueError(f"{source.name}: the reference is the model itself, so that every value would be 0")
+    return Description(
+        name=source.name, reward=reward, tokenizer=reward.tokenizer, objective=objective, reference=other
+    )
 
 
-def _part(name: str, revision: str | None = None, gguf_file: str | None = None) -> Part:
-    source = _model_source(name) if gguf_file is None else ModelSource(name, gguf_file=gguf_file)
-    source = replace(source, revision=revision)
-    if source.gguf_file is not None or find_file(name, "config.json", revision=revision) is not None:
+def _part(source: ModelSource) -> Part:
+    """A model, or an adapter that lies where it is said to be, on its base."""
+    if source.gguf_file is not None or find_file(source.name, "config.json", revision=source.revision) is not None:
         return Part(source)
-    found = find_file(name, ADAPTER_CONFIG, revision=revision)
+    found = find_file(source.name, ADAPTER_CONFIG, revision=source.revision)
     if found is None:
         return Part(source)  # loading says what is wrong with it
     with library_errors(f"{found}: not the config of an adapter"):
         config: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
-        base = str(config["base_model_name_or_path"])
-    return Part(ModelSource(base, revision=config.get("revision")), str(_folder(name, revision)))
+        base = ModelSource(str(config["base_model_name_or_path"]), revision=config.get("revision"))
+    return Part(base, str(_folder(source)))
 
 
-def _model_source(name: str) -> ModelSource:
-    if not name.endswith(".gguf"):
-        return ModelSource(name)
-    place, file = _split(name)
-    return ModelSource(place, gguf_file=file)
+def _model_source(name: str, revision: str | None = None, gguf_file: str | None = None) -> ModelSource:
+    """A folder or repository, or a GGUF file in one by its path."""
+    if name.endswith(".gguf"):
+        place, _, gguf_file = name.rpartition("/")
+        name = place or "."
+    return ModelSource(name, revision=revision, gguf_file=gguf_file)
 
 
-def _split(path: str) -> tuple[str, str]:
-    """The folder or repository of a GGUF file, and its name in it."""
-    place, _, file = path.rpartition("/")
-    return place or ".", file
-
-
-def _folder(name: str, revision: str | None) -> Path:
-    """The export's folder; one on the hub is downloaded."""
-    if Path(name).exists():
-        return Path(name)
+def _folder(source: ModelSource) -> Path:
+    """An export's or adapter's folder; one on the hub is downloaded."""
+    if Path(source.name).exists():
+        return Path(source.name)
     from huggingface_hub import snapshot_download
 
-    with library_errors(f"{name}: cannot be downloaded"):
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.ckpt"]))
+    with library_errors(f"{source.name}: cannot be downloaded"):
+        ignored = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
+        return Path(snapshot_download(source.name, revision=source.revision, ignore_patterns=ignored))

@@ -283,8 +283,7 @@ class PrefixValueModel:
         sizes = [base_language_model(model).get_input_embeddings().weight.shape[0] for model in models]
         if part is not None and self.encoder.foreign_ids is None and len(set(sizes)) > 1:
             raise ValueError(
-                f"{part.adapter or part.model.name} has another vocabulary than {self.description.name}:"
-                f" {sizes[1]} tokens against {sizes[0]}"
+                f"{part.name} has another vocabulary than {self.description.name}: {sizes[1]} tokens against {sizes[0]}"
             )
 
     def _on_device(self, batch: TrajectoryBatch) -> TrajectoryBatch:

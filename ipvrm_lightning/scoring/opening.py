@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ipvrm_lightning.models.exported import ModelSource
 from ipvrm_lightning.pretrained import find_file, load_config, load_tokenizer, positions
-from ipvrm_lightning.scoring.description import Description, Part
+from ipvrm_lightning.scoring.description import TOKENIZER_CONFIG, Description, Part
 from ipvrm_lightning.scoring.encoding import SolutionEncoder
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def open_encoder(description: Description, *, max_length: int | None = None) -> 
     reference = description.reference
     if reference is not None and not reference.checked:
         other = _reference_tokenizer(reference, description.trust_remote_code)
-        foreign = None if other is None else foreign_ids(tokenizer, other, description.name, _name(reference))
+        foreign = None if other is None else foreign_ids(tokenizer, other, description.name, reference.name)
     limits = [max_length, _positions(description.reward.model)]
     limits += [] if reference is None else [_positions(reference.model)]
     known = [limit for limit in limits if limit is not None]
@@ -82,13 +82,7 @@ def _tokenizer(source: ModelSource, trust_remote_code: bool) -> PreTrainedTokeni
 
 def _reference_tokenizer(reference: Part, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """The reference's tokenizer, None where it comes with none: then sizes are compared, when it is loaded."""
-    if reference.adapter is not None and find_file(reference.adapter, "tokenizer_config.json") is not None:
-        return _tokenizer(ModelSource(reference.adapter), trust_remote_code)
-    source = reference.model
-    if source.gguf_file is None and find_file(source.name, "tokenizer_config.json", revision=source.revision) is None:
+    source = reference.tokenizer
+    if source.gguf_file is None and find_file(source.name, TOKENIZER_CONFIG, revision=source.revision) is None:
         return None
     return _tokenizer(source, trust_remote_code)
-
-
-def _name(part: Part) -> str:
-    return part.adapter or part.model.name

@@ -329,6 +329,29 @@ def test_the_card_says_how_an_objective_of_ones_own_is_run() -> None:
     assert commands == [f"{score} --trust_remote_code solutions.jsonl", f"{score} solutions.jsonl"]
 
 
+BASE = {"name": "owner/base", "revision": "0a1b", "gguf_file": None, "dtype": "bfloat16", "quantization": "nf4"}
+BASE |= {"compute_dtype": "float16", "weights": None}
+INSIDE = {"name": "reference", "revision": None, "gguf_file": None, "dtype": "float32", "quantization": None}
+INSIDE |= {"compute_dtype": "bfloat16", "weights": "c345498b954dab77a8820ed9"}
+LAYOUT = {"prompt_format": "plain", "system_prompt": "Be brief.", "step_template": "{step}", "separator": ";"}
+LAYOUT |= {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+@pytest.mark.parametrize("reference", [None, "adapters_off", BASE, INSIDE])
+def test_exports_on_disk_are_read_as_they_were_written(reference: Any, tmp_path: Path) -> None:
+    written: dict[str, Any] = {"format": 1, "kind": "adapter", "dtype": "bfloat16", "base": BASE}
+    written |= {"objective": IPVRM().describe(), "reference": reference, "temperature": 0.7, "layout": LAYOUT}
+    written |= {"protocol": "step_sum", "part": "reward", "versions": {"python": "3.11"}}
+    written["thresholds"] = {"step_sum": {"value": 0.5, "origin": "oracle", "by_subset": {"gsm8k": {"oracle": 0.5}}}}
+    file = tmp_path / "ipvrm_config.json"
+    file.write_text(json.dumps(written))
+    read = read_exported_config(file)
+    assert read.reference == (ModelSource(**reference) if isinstance(reference, dict) else reference)
+    assert read.holds_reference == (reference is INSIDE)
+    read.write(tmp_path)
+    assert json.loads(file.read_text()) == written
+
+
 def test_a_config_that_is_no_export_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "ipvrm_config.json"
     for content, message in (
