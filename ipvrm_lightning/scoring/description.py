@@ -230,6 +230,11 @@ def _exported_reference(folder: Path, exported: ExportedConfig, reward: Part, gi
         if reward.adapter is not None:
             return Part(reward.model, inside, checked=True)
         return Part(replace(source, name=inside), checked=True)
+    if exported.holds_reference and source.weights is None:
+        raise ValueError(
+            f"{folder}: its reference lies in its folder {REFERENCE_FOLDER}, and nothing tells whether another is the"
+            " same: leave reference out"
+        )
     return Part(_moved(source, given), checked=source.weights is not None)
 
 

@@ -213,6 +213,8 @@ def test_a_reward_model_of_distrl_is_read_against_its_policy(lora: bool, judged:
     expected = (3 * (own - other))[0].tolist()
     assert [token.td_advantage for token in found.tokens] == pytest.approx(expected, abs=1e-4)
     assert max(map(abs, expected)) > 1e-3
+    with pytest.raises(ValueError, match=r"reward: its reference lies in its folder reference, .* leave reference out"):
+        describe(str(reward), reference=judged.base)
 
 
 def test_any_pair_of_models_can_be_scored(
