@@ -24,26 +24,21 @@ _ORIGINS = {
 }
 
 
-def print_tables(comparison: Comparison, console: Console | None = None) -> None:
-    """Print what the numbers mean, and a table for each kind of report.
-
-    Args:
-        comparison: of runs.
-        console: where to; standard output if None.
-    """
-    console = console or Console()
-    shown = tables(comparison)
+def print_tables(comparison: Comparison) -> None:
+    """Print what the numbers mean, and a table for each kind of report."""
+    console = Console()
+    shown = _tables(comparison)
     # names break into lines where the terminal is narrow, numbers never do
     narrowest = max(console.measure(table, options=console.options.update(width=10_000)).minimum for table in shown)
     console.width = max(narrowest, console.width if console.is_terminal else 100)
-    for line in header(comparison):
+    for line in _header(comparison):
         console.print(line, markup=False, highlight=False)
     for table in shown:
         console.print()
         console.print(table)
 
 
-def header(comparison: Comparison) -> Iterator[str]:
+def _header(comparison: Comparison) -> Iterator[str]:
     """Lines that say how the numbers of the tables came about."""
     columns = _columns(comparison)
     sizes = [len(group.runs) for group in comparison.groups]
@@ -62,7 +57,7 @@ def header(comparison: Comparison) -> Iterator[str]:
         yield f"Rows differ in {', '.join(comparison.confounded)}, too."
 
 
-def tables(comparison: Comparison) -> list[Table]:
+def _tables(comparison: Comparison) -> list[Table]:
     """A table for each kind of report: a row for each group, then the floors."""
     columns = _columns(comparison)
     by_table = {name: [column for column in columns if column.table == name] for name in TITLES}
@@ -83,12 +78,12 @@ def _table(name: str, columns: Sequence[Column], comparison: Comparison) -> Tabl
     for heading in ("runs", *(column.name for column in columns)):
         table.add_column(escape(heading), justify="right", no_wrap=True)
     for group in comparison.groups:
-        settings = [escape(value_text(key, value)) for key, value in zip(comparison.by, group.values, strict=True)]
-        cells = [cell_text(group.cells[column], is_share=column.is_share) for column in columns]
+        settings = [escape(_value_text(key, value)) for key, value in zip(comparison.by, group.values, strict=True)]
+        cells = [_cell_text(group.cells[column], is_share=column.is_share) for column in columns]
         table.add_row(*settings, str(len(group.runs)), *cells)
     table.add_section()
     for row, found in comparison.floors.items():
-        numbers = [number_text(found[one], is_share=one.is_share) if one in found else "" for one in columns]
+        numbers = [_number_text(found[one], is_share=one.is_share) if one in found else "" for one in columns]
         if any(numbers):
             table.add_row(row, *[""] * len(comparison.by), *numbers)
     for column in table.columns[len(comparison.by) :]:
@@ -96,33 +91,23 @@ def _table(name: str, columns: Sequence[Column], comparison: Comparison) -> Tabl
     return table
 
 
-def cell_text(cell: Cell, *, is_share: bool) -> str:
-    """A mean with its spread, or a single run's number with its interval below it.
-
-    Args:
-        cell: of a group.
-        is_share: in percent.
-    """
-    mean = number_text(cell.mean, is_share=is_share)
+def _cell_text(cell: Cell, *, is_share: bool) -> str:
+    """A mean with its spread, or a single run's number with its interval below it."""
+    mean = _number_text(cell.mean, is_share=is_share)
     if not math.isnan(cell.spread):
-        return f"{mean} ± {number_text(cell.spread, is_share=is_share)}"
+        return f"{mean} ± {_number_text(cell.spread, is_share=is_share)}"
     if not math.isnan(cell.low):
-        return f"{mean}\n[{number_text(cell.low, is_share=is_share)}, {number_text(cell.high, is_share=is_share)}]"
+        return f"{mean}\n[{_number_text(cell.low, is_share=is_share)}, {_number_text(cell.high, is_share=is_share)}]"
     return mean
 
 
-def number_text(value: float, *, is_share: bool) -> str:
+def _number_text(value: float, *, is_share: bool) -> str:
     """Percent with one decimal, other numbers with three; "-" where unknown."""
     return "-" if math.isnan(value) else f"{100 * value:.1f}" if is_share else f"{value:.3f}"
 
 
-def value_text(key: str, value: Any) -> str:
-    """A setting's value: a class by its last name, "-" for none.
-
-    Args:
-        key: of the setting.
-        value: as the config has it.
-    """
+def _value_text(key: str, value: Any) -> str:
+    """A setting's value as the config has it: a class by its last name, "-" for none."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

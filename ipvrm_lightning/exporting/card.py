@@ -49,15 +49,15 @@ def model_card(record: ExportedConfig, *, config: dict[str, Any], reports: dict[
         + (f"`{base}`." if base else "random weights."),
     ]
     if objective is not None:
-        lines += ["", *_reading(record)]
+        lines += ["", *_reading(record, objective["class_path"])]
     lines += ["", "## Results", "", *(_results(reports) if reports else ["None were given when this was exported."])]
     settings = {name: config.get(name) for name in ("seed_everything", "model", "data")}
     lines += ["", "## Data and settings", "", "```yaml", yaml.safe_dump(settings, sort_keys=False).strip(), "```"]
     return "\n".join([*lines, "", "## Citation", "", _CITATION]) + "\n"
 
 
-def _reading(record: ExportedConfig) -> list[str]:
-    own = record.objective is not None and not record.objective["class_path"].startswith("ipvrm_lightning.")
+def _reading(record: ExportedConfig, objective: str) -> list[str]:
+    own = not objective.startswith("ipvrm_lightning.")
     options = " --trust_remote_code" if own else ""  # and its module on the path
     command = ["```", f"ipvrm score --model THIS_FOLDER{options} solutions.jsonl", "```"]
     if record.reference is None:

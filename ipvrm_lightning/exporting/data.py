@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ipvrm_lightning.exporting.source import named_class
@@ -15,7 +16,7 @@ from ipvrm_lightning.pretrained import load_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_LAYOUT = ("prompt_format", "system_prompt", "chat_template_kwargs", "step_template", "separator")
+_LAYOUT = [field.name for field in fields(Layout)]
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ def answer(
     *,
     protocol: str,
     threshold: float | None,
-    advantages: Sequence[float] | None = None,
+    advantages: Sequence[float] | None,
 ) -> SolutionScore:
     """A solution's score.
 
@@ -30,7 +30,7 @@ def answer(
         scores: protocol to one score per step.
         protocol: that is compared with the threshold.
         threshold: None where there is none.
-        advantages: TD advantage of each token, where tokens are asked for, [T].
+        advantages: TD advantage of each token, [T]; None where tokens are not asked for.
 
     Raises:
         ValueError: a value is not finite; says of which solution.

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ipvrm_lightning.data.schema import DataError
 from ipvrm_lightning.failures import names_full_disk
+from ipvrm_lightning.models.exported import Layout
 from ipvrm_lightning.objectives import DPORM, IPVRM, EndoRM, ImplicitPRM, Objective
 from ipvrm_lightning.pretrained import find_file
 from ipvrm_lightning.scoring.description import Description, Part, describe
@@ -105,8 +106,7 @@ def described(chosen: argparse.Namespace) -> Description:
         dtype=chosen.dtype,
         trust_remote_code=chosen.trust_remote_code,
     )
-    names = ("prompt_format", "system_prompt", "chat_template_kwargs", "step_template", "separator")
-    given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
+    given = {one.name: value for one in fields(Layout) if (value := getattr(chosen, one.name)) is not None}
     if "separator" in given:
         given["separator"] = given["separator"].replace("\\n", "\n")
     read = found.read_as(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
 from typing import Any, get_args
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from ipvrm_lightning.data.batching import EvalLoader
@@ -210,7 +210,8 @@ class PrefixValueModel:
         found: dict[int, SolutionScore] = {}
         for batch in EvalLoader(dataset, max_tokens=self.max_tokens):
             rows = [solutions[index] for index in batch.index.tolist()]
-            found |= zip(batch.index.tolist(), self._answers(rows, self._on_device(batch), tokens), strict=True)
+            answers = self._answers(rows, move_data_to_device(batch, self.device), tokens)
+            found |= zip(batch.index.tolist(), answers, strict=True)
         return [found[index] for index in range(len(solutions))]
 
     def token_scores(self, batch: TrajectoryBatch) -> TokenScores:
@@ -285,9 +286,3 @@ class PrefixValueModel:
             raise ValueError(
                 f"{part.name} has another vocabulary than {self.description.name}: {sizes[1]} tokens against {sizes[0]}"
             )
-
-    def _on_device(self, batch: TrajectoryBatch) -> TrajectoryBatch:
-        tensors = {one.name: getattr(batch, one.name) for one in fields(batch)}
-        return replace(
-            batch, **{name: value.to(self.device) for name, value in tensors.items() if isinstance(value, Tensor)}
-        )

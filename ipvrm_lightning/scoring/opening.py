@@ -31,7 +31,7 @@ def open_encoder(description: Description, *, max_length: int | None = None) -> 
     reference = description.reference
     if reference is not None and not reference.checked:
         other = _reference_tokenizer(reference, description.trust_remote_code)
-        foreign = None if other is None else foreign_ids(tokenizer, other, description.name, reference.name)
+        foreign = None if other is None else _foreign_ids(tokenizer, other, description.name, reference.name)
     limits = [max_length, _positions(description.reward.model)]
     limits += [] if reference is None else [_positions(reference.model)]
     known = [limit for limit in limits if limit is not None]
@@ -40,20 +40,10 @@ def open_encoder(description: Description, *, max_length: int | None = None) -> 
     )  # fmt: skip
 
 
-def foreign_ids(
+def _foreign_ids(
     own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, name: str, reference: str
 ) -> frozenset[int]:
-    """Ids of tokens that the reference's tokenizer does not have.
-
-    Args:
-        own: tokenizer of the reward model.
-        other: of the reference.
-        name: of the reward model, for the error.
-        reference: name of the reference, for the error.
-
-    Raises:
-        ValueError: one id stands for different tokens, or one token has different ids.
-    """
+    """Ids of tokens that the reference's tokenizer does not have; refuses one in which an id is another token's."""
     mine, theirs = own.get_vocab(), other.get_vocab()
     tokens = {number: token for token, number in theirs.items()}
     for token, number in sorted(mine.items(), key=lambda item: item[1]):

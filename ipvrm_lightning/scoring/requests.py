@@ -49,7 +49,7 @@ def split_solution(text: str, step_template: str = "{step}") -> list[str]:
     return bare if all(map(str.strip, bare)) else parts
 
 
-def as_steps(given: Sequence[str] | str, step_template: str = "{step}") -> Sequence[str]:
+def as_steps(given: Sequence[str] | str, step_template: str) -> Sequence[str]:
     """Steps as they are, a text as `split_solution` parts it."""
     return split_solution(given, step_template) if isinstance(given, str) else given
 

@@ -47,9 +47,9 @@ class _TooLate(Exception):
 def create_app(
     model: PrefixValueModel,
     *,
-    limits: Limits | None = None,
-    token: str | None = None,
-    hosts: Collection[str] | None = None,
+    limits: Limits,
+    token: str | None,
+    hosts: Collection[str] | None,
 ) -> FastAPI:
     """The ASGI application.
 
@@ -59,7 +59,6 @@ def create_app(
         token: bearer token that every request but those for `/health` must carry; None for none.
         hosts: names by which the server may be called, None for any.
     """
-    limits = limits or Limits()
     batcher = Batcher(model, max_waiting=limits.max_waiting)
     bearer = [] if token is None else [Depends(HTTPBearer(auto_error=False))]  # says so in the schema; Guard decides
     app = FastAPI(

@@ -34,7 +34,7 @@ class Guard:
             server that is open to this machine alone, but only under a name of the page's own (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, *, token: str | None, max_body: int, hosts: Collection[str] | None = None) -> None:
+    def __init__(self, app: ASGIApp, *, token: str | None, max_body: int, hosts: Collection[str] | None) -> None:
         self.app, self.max_body, self.hosts = app, max_body, hosts
         self._digest = None if token is None else sha256(token.encode()).digest()
 
