@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +141,7 @@ def test_hub_subsets_are_splits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_real_processbench(shared_dir: Path) -> None:
-    begin = time.perf_counter()
     data = module(shared_dir / "data" / "processbench")
-    assert time.perf_counter() - begin < 60
     dataset = data.test_sets[0]
     subsets = [dataset.metadata(i)["subset"] for i in range(len(dataset))]
     assert {name: subsets.count(name) for name in set(subsets)} == {"gsm8k": 400, "math": 1000, "olympiadbench": 1000}
