@@ -15,7 +15,6 @@ Prompt = str | list[Message]
 ROLES = ("system", "user", "assistant", "tool")
 #: What some chats hold beside the content.
 _NO_CONTENT = ("reasoning_content", "reasoning", "thinking", "tool_calls")
-_NOTHING = object()
 _POSITION = re.compile(r"\[\d+\]")
 
 
@@ -25,25 +24,22 @@ class DataError(ValueError):
     Args:
         problem: what is wrong, without the value.
         field: column it is wrong in.
-        found: the value, shown shortened.
+        found: the value, shown shortened; `...` where there is none to show.
         source: file or hub data set.
         row: row number, from 1 (the line number in JSONL).
     """
 
     def __init__(
-        self, problem: str, *, field: str = "", found: Any = _NOTHING, source: str = "", row: int | None = None
+        self, problem: str, *, field: str = "", found: Any = ..., source: str = "", row: int | None = None
     ) -> None:
         self.problem, self.field, self.found, self.source, self.row = problem, field, found, source, row
-        super().__init__(str(self))
+        super().__init__(problem)  # all that pickle builds it anew with; it copies the attributes
 
     def __str__(self) -> str:
         place = ([self.source] if self.source else []) + ([] if self.row is None else [f"row {self.row}"])
         place += [f"field '{self.field}'"] if self.field else []
-        text = self.problem if self.found is _NOTHING else f"{self.problem}, found {_short(self.found)}"
+        text = self.problem if self.found is ... else f"{self.problem}, found {_short(self.found)}"
         return f"{', '.join(place)}: {text}" if place else text
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.problem, self.field, str(self.found), self.source, self.row)
 
     def at(self, source: str, row: int) -> DataError:
         """The same error with its place."""
@@ -53,10 +49,6 @@ class DataError(ValueError):
     def reason(self) -> str:
         """Field and problem without value and positions: what skipped rows are counted by."""
         return f"{_POSITION.sub('', self.field)}: {self.problem}" if self.field else self.problem
-
-
-def _rebuild(problem: str, field: str, found: str, source: str, row: int | None) -> DataError:
-    return DataError(problem, field=field, found=found, source=source, row=row)
 
 
 def _short(value: Any) -> str:

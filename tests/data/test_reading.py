@@ -293,7 +293,12 @@ def test_bad_rows_are_one_line_with_file_row_and_field(tmp_path: Path, case: str
         list(read_rollouts(path, Report()))
     text = str(caught.value)
     assert text.startswith(f"{path}, row 2, field '") and message in text and "\n" not in text
-    assert str(pickle.loads(pickle.dumps(caught.value))).startswith(f"{path}, row 2, field '")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == text
+
+
+def test_an_error_says_the_same_in_another_process() -> None:
+    for error in (DataError("missing", field="x"), DataError("not one", found=3), DataError("no list", found={"a": 1})):
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_skipped_rows_are_counted_by_reason(tmp_path: Path) -> None:
