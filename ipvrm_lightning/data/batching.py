@@ -10,48 +10,44 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate, collate_pairs
-from ipvrm_lightning.data.planning import (
-    WindowSampler,
-    batches_for_processes,
-    in_fair_order,
-    pair_rows,
-    rows_of,
-)
+from ipvrm_lightning.data.planning import WindowSampler, batches_for_processes, in_fair_order, rows_of
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
+Plan = TypeVar("Plan")
 Loaded = TypeVar("Loaded")
 
 
-class _Plan(NamedTuple):
-    micro_batches: list[list[int]]
-    counts: dict[Unit, int]
+class _Built(Dataset[Loaded], Generic[Plan, Loaded]):
+    """Batches or windows by number, each built from its plan when asked for; what worker processes read."""
 
-
-class _Windows(Dataset[Window]):
-    """Windows by number; what worker processes read."""
-
-    def __init__(self, dataset: TrajectoryDataset, plans: list[_Plan], pairs: Sequence[tuple[int, int]] | None) -> None:
-        self.dataset, self.plans, self.pairs = dataset, plans, pairs
+    def __init__(self, build: Callable[[Plan], Loaded], plans: Sequence[Plan]) -> None:
+        self.build, self.plans = build, plans
 
     def __len__(self) -> int:
         return len(self.plans)
 
-    def __getitem__(self, number: int) -> Window:
-        plan = self.plans[number]
-        return Window([self._micro_batch(items) for items in plan.micro_batches], dict(plan.counts))
+    def __getitem__(self, number: int) -> Loaded:
+        return self.build(self.plans[number])
 
-    def _micro_batch(self, items: list[int]) -> TrajectoryBatch:
-        if self.pairs is None:
-            return collate(self.dataset, items)
-        return collate_pairs(self.dataset, [self.pairs[item] for item in items])
+
+class _WindowPlan(NamedTuple):
+    micro_batches: list[list[int]]
+    counts: dict[Unit, int]
+
+
+def _window(dataset: TrajectoryDataset, pairs: Sequence[tuple[int, int]] | None, plan: _WindowPlan) -> Window:
+    if pairs is None:
+        return Window([collate(dataset, rows) for rows in plan.micro_batches], plan.counts)
+    return Window([collate_pairs(dataset, [pairs[n] for n in chosen]) for chosen in plan.micro_batches], plan.counts)
 
 
 class WindowLoader:
@@ -77,21 +73,21 @@ class WindowLoader:
         # The body of a generator runs at the first `next`: Lightning makes the iterator before it sets the epoch.
         position = self.sampler.begin()
         plans = [self._plan(window) for window in self.sampler.windows()[position:]]
-        windows = _Windows(self.trajectories, plans, self.sampler.pairs)
-        for window in _loaded(windows, self.num_workers):
-            self.sampler.advance()
+        build = partial(_window, self.trajectories, self.sampler.pairs)
+        for window in _loaded(build, plans, self.num_workers):
+            self.sampler.position += 1
             yield window
-        self.sampler.finish()
+        self.sampler.set_epoch(self.sampler.epoch + 1)
 
-    def _plan(self, window: list[list[int]]) -> _Plan:
-        response_lengths, pairs = self.trajectories.response_lengths, self.sampler.pairs
-        rows = [items if pairs is None else pair_rows(pairs, items) for items in window]
+    def _plan(self, window: list[list[int]]) -> _WindowPlan:
+        pairs = self.sampler.pairs
+        rows = [row for batch in window for row in (batch if pairs is None else {r for n in batch for r in pairs[n]})]
         counts: dict[Unit, int] = {
-            "sequences": sum(len(row) for row in rows),
-            "tokens": int(sum(response_lengths[row].sum() for row in rows)),
-            "pairs": 0 if pairs is None else sum(len(items) for items in window),
+            "sequences": len(rows),
+            "tokens": int(self.trajectories.response_lengths[rows].sum()),
+            "pairs": 0 if pairs is None else sum(len(batch) for batch in window),
         }
-        return _Plan(window[self.sampler.rank :: self.sampler.world_size], counts)
+        return _WindowPlan(window[self.sampler.rank :: self.sampler.world_size], counts)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next window is: primitives only, equal on all processes."""
@@ -112,17 +108,6 @@ class WindowLoader:
         if pairs is None:
             return data
         return f"{data}, pairs {hashlib.blake2b(np.array(pairs, np.int64).tobytes(), digest_size=8).hexdigest()}"
-
-
-class _Batches(Dataset[TrajectoryBatch]):
-    def __init__(self, dataset: TrajectoryDataset, batches: list[list[int]]) -> None:
-        self.dataset, self.batches = dataset, batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> TrajectoryBatch:
-        return collate(self.dataset, self.batches[number])
 
 
 class EvalLoader:
@@ -157,14 +142,17 @@ class EvalLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[TrajectoryBatch]:
-        yield from _loaded(_Batches(self.trajectories, self.batches), self.num_workers)
+        yield from _loaded(partial(collate, self.trajectories), self.batches, self.num_workers)
 
 
-def _loaded(batches: Dataset[Loaded], num_workers: int) -> DataLoader[Loaded]:
-    # An own generator: starting an iterator must not draw from the global one.
-    generator = torch.Generator().manual_seed(0)
+def _loaded(build: Callable[[Plan], Loaded], plans: Sequence[Plan], num_workers: int) -> DataLoader[Loaded]:
     return DataLoader(
-        batches, batch_size=None, num_workers=num_workers, generator=generator, worker_init_fn=_outlive_sigterm
+        _Built(build, plans),
+        batch_size=None,
+        num_workers=num_workers,
+        # An own generator: starting an iterator must not draw from the global one.
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_outlive_sigterm,
     )
 
 

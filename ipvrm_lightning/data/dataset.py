@@ -119,14 +119,11 @@ class TrajectoryDataset(Dataset[Example]):
     def fingerprint(self) -> str:
         """Hash of tokens, response starts and outcomes: equal for equal data, in the same order."""
         if self._fingerprint is None:
-            self._fingerprint = self._hash()
+            digest = hashlib.blake2b(digest_size=16)
+            for values in (self._ids, self._offsets, self.response_starts, self.outcomes):
+                digest.update(b"none" if values is None else np.ascontiguousarray(values).data)
+            self._fingerprint = digest.hexdigest()
         return self._fingerprint
-
-    def _hash(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for values in (self._ids, self._offsets, self.response_starts, self.outcomes):
-            digest.update(b"none" if values is None else np.ascontiguousarray(values).data)
-        return digest.hexdigest()
 
 
 def _to_numpy(values: array[Any], dtype: Any) -> np.ndarray:

@@ -6,7 +6,7 @@ An item is one example, or one pair of examples; a row is an example's number in
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,18 +15,18 @@ Item = list[int]
 Batch = TypeVar("Batch")
 
 
-def pair_rows(pairs: Sequence[tuple[int, int]], items: Sequence[int]) -> list[int]:
-    """Rows that some pairs use, each once, in order of first use."""
-    return list(dict.fromkeys(row for item in items for row in pairs[item]))
+def longest_row(rows: Iterable[int], lengths: Sequence[int]) -> int:
+    """Tokens of the longest of some rows."""
+    return max([lengths[row] for row in rows])
 
 
-def padded_tokens(items: Sequence[Item], lengths: np.ndarray) -> int:
+def padded_tokens(items: Sequence[Item], lengths: Sequence[int]) -> int:
     """Rows times longest row of a batch made of these items; shared rows count once."""
     rows = {row for item in items for row in item}
-    return len(rows) * max(int(lengths[row]) for row in rows)
+    return len(rows) * longest_row(rows, lengths)
 
 
-def cut_by_tokens(items: Sequence[Item], lengths: np.ndarray, max_tokens: int) -> list[list[Item]]:
+def cut_by_tokens(items: Sequence[Item], lengths: Sequence[int], max_tokens: int) -> list[list[Item]]:
     """Cut a sequence of items, longest first, into batches of at most `max_tokens` padded tokens.
 
     An item that is larger than the budget stands alone.
@@ -35,17 +35,18 @@ def cut_by_tokens(items: Sequence[Item], lengths: np.ndarray, max_tokens: int) -
     rows: set[int] = set()
     longest = 0
     for item in items:
-        wider, longer = rows.union(item), max(longest, *(int(lengths[row]) for row in item))
+        length = longest_row(item, lengths)
+        wider, longer = rows.union(item), max(longest, length)
         if batches and len(wider) * longer <= max_tokens:
             batches[-1].append(item)
             rows, longest = wider, longer
         else:
             batches.append([item])
-            rows, longest = set(item), max(int(lengths[row]) for row in item)
+            rows, longest = set(item), length
     return batches
 
 
-def split_to_multiple(batches: list[list[Item]], lengths: np.ndarray, multiple: int) -> list[list[Item]] | None:
+def split_to_multiple(batches: list[list[Item]], lengths: Sequence[int], multiple: int) -> list[list[Item]] | None:
     """Halve the largest batches until their number is a multiple; None where there are too few items."""
     target = -(-len(batches) // multiple) * multiple
     if target > sum(len(batch) for batch in batches):
@@ -59,29 +60,22 @@ def split_to_multiple(batches: list[list[Item]], lengths: np.ndarray, multiple: 
     return batches
 
 
-def fit_processes_by_merging(batches: list[list[Item]], lengths: np.ndarray, world_size: int) -> list[list[Item]]:
-    """Make the number of batches a multiple of `world_size` without losing an item.
-
-    Splits where there are items enough, else merges the last (shortest) batches, past the budget.
-    """
-    split = split_to_multiple(batches, lengths, world_size)
-    if split is not None:
-        return split
-    batches = list(batches)
-    while len(batches) % world_size:
-        batches[-2:] = [batches[-2] + batches[-1]]
-    return batches
-
-
 def batches_for_processes(
     items: Sequence[Item], lengths: np.ndarray, max_tokens: int, world_size: int
 ) -> list[list[Item]]:
     """Items, the longest first, in batches within the budget where that leaves each process equally many.
 
-    Process r computes batches r, r + world_size, ...
+    Where there are too few items for that, the last (shortest) batches are merged, past the budget. Process r computes
+    batches r, r + world_size, ...
     """
-    ordered = sorted(items, key=lambda item: -max(int(lengths[row]) for row in item))
-    return fit_processes_by_merging(cut_by_tokens(ordered, lengths, max_tokens), lengths, world_size)
+    known: list[int] = lengths.tolist()  # numbers of Python, for they are read one by one
+    batches = cut_by_tokens(sorted(items, key=lambda item: -longest_row(item, known)), known, max_tokens)
+    split = split_to_multiple(batches, known, world_size)
+    if split is not None:
+        return split
+    while len(batches) % world_size:
+        batches[-2:] = [batches[-2] + batches[-1]]
+    return batches
 
 
 def rows_of(batch: Sequence[Item]) -> list[int]:
@@ -143,7 +137,8 @@ class WindowSampler:
             raise ValueError(f"batch_size {batch_size} and max_tokens {max_tokens} must be positive")
         if batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} is not a multiple of the {world_size} processes")
-        self.lengths, self.pairs = np.asarray(lengths), pairs
+        self.pairs = pairs
+        self._lengths: list[int] = lengths.tolist()
         self.batch_size, self.max_tokens, self.seed = batch_size, max_tokens, seed
         self.rank, self.world_size, self.reshuffle = rank, world_size, reshuffle
         self.items: list[Item] = [[row] for row in range(len(lengths))] if pairs is None else [list(p) for p in pairs]
@@ -169,9 +164,9 @@ class WindowSampler:
         ]
 
     def _micro_batches(self, chosen: list[int]) -> list[list[int]]:
-        numbers = sorted(chosen, key=lambda number: -max(self.lengths[row] for row in self.items[number]))
-        cut = cut_by_tokens([self.items[number] for number in numbers], self.lengths, self.max_tokens)
-        fitted = split_to_multiple(cut, self.lengths, self.world_size)
+        numbers = sorted(chosen, key=lambda number: -longest_row(self.items[number], self._lengths))
+        cut = cut_by_tokens([self.items[number] for number in numbers], self._lengths, self.max_tokens)
+        fitted = split_to_multiple(cut, self._lengths, self.world_size)
         if fitted is None:
             return self._micro_batches(chosen[:-1])
         remaining = iter(numbers)  # cutting and splitting keep the order
@@ -186,14 +181,6 @@ class WindowSampler:
         """Start an iteration: at the position that was loaded, else at the start of the epoch."""
         self.position, self._resume = self._resume, 0
         return self.position
-
-    def advance(self) -> None:
-        """A window was delivered."""
-        self.position += 1
-
-    def finish(self) -> None:
-        """The epoch was exhausted: the next iteration is another permutation."""
-        self.set_epoch(self.epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives only, equal on all processes."""
