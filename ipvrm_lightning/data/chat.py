@@ -11,34 +11,25 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from ipvrm_lightning.data.schema import DataError, Prompt, as_messages
-from ipvrm_lightning.data.templates import answered_turn, check_open, generation_prompt
+from ipvrm_lightning.data.templates import Rendered, answered_turn, check_open, generation_prompt
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
+    from typing_extensions import Unpack
 
 PromptFormat = Literal["auto", "chat", "plain"]
 
 
-class Rendered(NamedTuple):
-    """Text of one example as the model will see it.
+class PromptLayout(TypedDict, total=False):
+    """Arguments of `render` that say how a prompt becomes text."""
 
-    Args:
-        prompt: everything before the response.
-        response: the response, as in the data but for what of its ending it holds.
-        ending: end of turn or end of sequence, with what the template puts before it; nothing after it.
-        chat: rendered by a template, which writes its special tokens into the text itself.
-        finished: the response ended by itself; one that was cut off is encoded without an ending.
-    """
-
-    prompt: str
-    response: str
-    ending: str
-    chat: bool
-    finished: bool = True
+    prompt_format: PromptFormat
+    system_prompt: str | None
+    chat_template_kwargs: Mapping[str, Any] | None
 
 
 class Encoded(NamedTuple):
@@ -126,8 +117,7 @@ def render(
     """
     if uses_chat_template(tokenizer, prompt_format):
         messages = as_messages(with_system_prompt(prompt, system_prompt))
-        turn = answered_turn(tokenizer, messages, response, chat_template_kwargs, finished=finished)
-        return Rendered(*turn, chat=True, finished=finished)
+        return answered_turn(tokenizer, messages, response, chat_template_kwargs, finished=finished)
     text = _plain_text(prompt, system_prompt)
     if tokenizer.eos_token is None:
         raise DataError("the tokenizer has no end-of-sequence token to close a response with")
@@ -178,17 +168,27 @@ def _plain_text(prompt: Prompt, system_prompt: str | None) -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered]) -> list[Encoded | DataError]:
-    """Tokenise many texts at once; what cannot be used comes back as the error that says why.
+    """Tokenise many texts of one layout at once; what cannot be used comes back as the error that says why.
 
     Chat text holds its special tokens already; plain text gets those that the tokenizer adds by default (BOS) and one
     end-of-sequence token. A response that was cut off gets no ending: its last token is one of its own, as sampled.
     """
-    encoded: list[Encoded | DataError] = []
-    for chat in (True, False):
-        if chosen := [text for text in texts if text.chat is chat]:
-            encoded += _encode_alike(tokenizer, chosen, chat)
-    order = [i for chat in (True, False) for i, text in enumerate(texts) if text.chat is chat]
-    return [item for _, item in sorted(zip(order, encoded, strict=True), key=lambda pair: pair[0])]
+    chat = any(text.chat for text in texts)
+    assert all(text.chat is chat for text in texts)
+    whole = [text.prompt + text.response + (text.ending if chat and text.finished else "") for text in texts]
+    results: list[Encoded | DataError] = []
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for text, characters, (ids, encoding) in zip(texts, whole, _tokenize(tokenizer, whole, chat=chat), strict=True):
+        read = len(ids)
+        if text.finished and not (chat and text.ending):
+            ids.append(tokenizer.eos_token_id)
+        start = _response_start(ids, encoding, read, len(text.prompt), special)
+        if 1 <= start < len(ids):
+            results.append(Encoded(ids, start, characters, len(text.prompt), encoding, read))
+        else:
+            problem = f"no token of the prompt stands before the response (starts at token {start})"
+            results.append(DataError(problem, field="prompt"))
+    return results
 
 
 def encode_prompts(
@@ -231,23 +231,6 @@ def _end(encoding: Encoding, token: int) -> int:
     return 0 if span is None else span[1]
 
 
-def _encode_alike(tokenizer: PreTrainedTokenizerBase, texts: list[Rendered], chat: bool) -> list[Encoded | DataError]:
-    whole = [text.prompt + text.response + (text.ending if chat and text.finished else "") for text in texts]
-    results: list[Encoded | DataError] = []
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    for text, characters, (ids, encoding) in zip(texts, whole, _tokenize(tokenizer, whole, chat=chat), strict=True):
-        read = len(ids)
-        if text.finished and not (chat and text.ending):
-            ids.append(tokenizer.eos_token_id)
-        start = _response_start(ids, encoding, read, len(text.prompt), special)
-        if 1 <= start < len(ids):
-            results.append(Encoded(ids, start, characters, len(text.prompt), encoding, read))
-        else:
-            problem = f"no token of the prompt stands before the response (starts at token {start})"
-            results.append(DataError(problem, field="prompt"))
-    return results
-
-
 def _response_start(ids: list[int], encoding: Encoding, read: int, prompt_length: int, special: set[int]) -> int:
     """The first token that reaches past the prompt: found in few looks, for offsets are slow to make of every token."""
     start = bisect_right(range(read), prompt_length, key=lambda token: _end(encoding, token))
@@ -256,7 +239,9 @@ def _response_start(ids: list[int], encoding: Encoding, read: int, prompt_length
     return start
 
 
-def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, **layout: Any) -> Encoded:
+def encode_response(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, **layout: Unpack[PromptLayout]
+) -> Encoded:
     """Tokens of one prompt and response.
 
     Args:
@@ -275,13 +260,7 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response
 
 
 def encode_example(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    response: str,
-    *,
-    prompt_format: PromptFormat = "auto",
-    system_prompt: str | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, **layout: Unpack[PromptLayout]
 ) -> tuple[list[int], int]:
     """Token ids of prompt and response with its end of turn, and the index of the first response token.
 
@@ -289,19 +268,10 @@ def encode_example(
         tokenizer: a fast one.
         prompt: text or messages.
         response: the answer's text.
-        prompt_format: see `render`.
-        system_prompt: see `render`.
-        chat_template_kwargs: see `render`.
+        layout: `prompt_format`, `system_prompt` and `chat_template_kwargs`, see `render`.
 
     Raises:
         DataError: see `render`; or no prompt token stands before the response.
     """
-    encoded = encode_response(
-        tokenizer,
-        prompt,
-        response,
-        prompt_format=prompt_format,
-        system_prompt=system_prompt,
-        chat_template_kwargs=chat_template_kwargs,
-    )
+    encoded = encode_response(tokenizer, prompt, response, **layout)
     return encoded.input_ids, encoded.response_start

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ipvrm_lightning.data.schema import (
     DataError,
     Prompt,
-    answer_prompt,
     check_characters,
     check_list,
     check_outcome,
     check_prompt,
     check_tools,
+    part_of,
+    prompt_and_response,
     prompt_key,
     split_conversation,
 )
@@ -34,7 +36,7 @@ class Rollout:
         row: row in it, from 1.
         pair: shared by the chosen and the rejected response of one row alone; None where the row is no pair.
         finished: it ended by itself; False where it was cut off.
-        metadata: id, subset and answer.
+        metadata: id, subset, answer, and place (source and row).
     """
 
     prompt: Prompt
@@ -55,7 +57,7 @@ def _conversation(row: Mapping[str, Any]) -> Answers:
 def _pair(row: Mapping[str, Any]) -> Answers:
     if "prompt" in row:
         prompt = check_prompt(row["prompt"], "prompt")
-        chosen, rejected = (answer_prompt(prompt, row[name], name) for name in ("chosen", "rejected"))
+        chosen, rejected = (prompt_and_response(prompt, row[name], name) for name in ("chosen", "rejected"))
     else:
         chosen, rejected = (split_conversation(row[name], name) for name in ("chosen", "rejected"))
     if prompt_key(chosen[0]) != prompt_key(rejected[0]):
@@ -77,14 +79,14 @@ def _group(answers: str, labels: str) -> Callable[[Mapping[str, Any]], Answers]:
             field = f"{answers}[{position}]"
             if isinstance(text, Sequence) and text and all(isinstance(step, str) for step in text):
                 text = text if isinstance(text, str) else "\n\n".join(text)  # a list of steps
-            parsed.append((*answer_prompt(prompt, text, field), check_outcome(mark, f"{labels}[{position}]")))
+            parsed.append((*prompt_and_response(prompt, text, field), check_outcome(mark, f"{labels}[{position}]")))
         return parsed
 
     return parse
 
 
 def _unpaired(row: Mapping[str, Any]) -> Answers:
-    prompt, response = answer_prompt(check_prompt(row["prompt"], "prompt"), row["completion"], "completion")
+    prompt, response = prompt_and_response(check_prompt(row["prompt"], "prompt"), row["completion"], "completion")
     return [(prompt, response, check_outcome(row["label"], "label"))]
 
 
@@ -147,34 +149,31 @@ def _finished(value: Any, count: int) -> list[bool]:
     return _of_each(value, "finished", count, (bool,), "neither true nor false") or [True] * count
 
 
-def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, number: int, stem: str) -> list[Rollout]:
-    """Rollouts of one row.
+def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, number: int) -> list[Rollout]:
+    """Rollouts of one row; of a pair, the chosen response first.
 
     Args:
         row: the record.
         columns: its form, from `recognise` on the first row of its source.
         source: file or hub data set.
         number: of the row, from 1.
-        stem: name for the subset and ids where the row has none.
 
     Raises:
-        DataError: with file, row and field.
+        DataError: with the field.
     """
-    grouped, paired = columns[1] in ("responses", "completions"), "chosen" in columns
-    try:
-        check_characters(row)
-        check_tools(row)
-        for column in columns:
-            if column not in row:
-                raise DataError("missing column", field=column, found=sorted(row))
-        answers = FORMS[columns](row)
-        finals = _final_answers(row.get("answers") if grouped else None, len(answers))
-        finished = _finished(row.get("finished") if grouped else None, len(answers))
-    except DataError as error:
-        raise error.at(source, number) from None
+    check_characters(row)
+    check_tools(row)
+    for column in columns:
+        if column not in row:
+            raise DataError("missing column", field=column, found=sorted(row))
+    answers = FORMS[columns](row)
+    grouped = columns[1] in ("responses", "completions")
+    finals = _final_answers(row.get("answers") if grouped else None, len(answers))
+    finished = _finished(row.get("finished") if grouped else None, len(answers))
+    stem = Path(source).stem
     name = str(row["id"]) if row.get("id") is not None else f"{stem}-{number}"
-    pair = object() if paired else None
-    subset = next((row[key] for key in ("data_source", "dataset", "subset") if isinstance(row.get(key), str)), stem)
+    pair = object() if "chosen" in columns else None
+    subset = part_of(row, stem)
     return [
         Rollout(
             prompt=prompt,
@@ -184,8 +183,12 @@ def check_row(row: Mapping[str, Any], columns: tuple[str, ...], source: str, num
             row=number,
             pair=pair,
             finished=finished[k],
-            metadata={"id": name if len(answers) == 1 else f"{name}-{k}", "subset": subset, "answer": finals[k]}
-            | {"place": f"{source}, row {number}"},
+            metadata={
+                "id": name if len(answers) == 1 else f"{name}-{k}",
+                "subset": subset,
+                "answer": finals[k],
+                "place": f"{source}, row {number}",
+            },
         )
         for k, (prompt, response, outcome) in enumerate(answers)
     ]

@@ -5,19 +5,26 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from ipvrm_lightning.data.chat import Encoded, PromptFormat, Rendered, encode, render
+from ipvrm_lightning.data.chat import Encoded, PromptFormat, encode, render
 from ipvrm_lightning.data.dataset import TrajectoryDataset
-from ipvrm_lightning.data.reading import OnBadRows, Report, Row, chunks, find_files, is_hub_name, read_file, read_hub
+from ipvrm_lightning.data.reading import (
+    OnBadRows,
+    Report,
+    Row,
+    find_files,
+    is_hub_name,
+    read_file,
+    read_hub,
+    render_chunks,
+)
 from ipvrm_lightning.data.schema import DataError, check_choice, check_limit, group_of
 from ipvrm_lightning.data.solutions import Solution, check_solution
 from ipvrm_lightning.data.steps import assign_steps, join_steps
+from ipvrm_lightning.data.templates import Rendered
 from ipvrm_lightning.data.tokenized import TokenizedDataModule
 from ipvrm_lightning.types import Example
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
 
@@ -100,7 +107,7 @@ class ProcessBenchDataModule(TokenizedDataModule):
             return
         report = Report(self.on_bad_rows)
         solutions = [solution for subset, rows in self._sources() for solution in self._read(subset, rows, report)]
-        examples = list(self._examples(solutions, self.load_tokenizer(), report))
+        examples = list(self._examples(solutions, report))
         if any(example.outcome is None for example in examples):  # known of some only, and not what is judged
             examples = [replace(example, outcome=None) for example in examples]
         dataset = TrajectoryDataset(examples)
@@ -130,9 +137,9 @@ class ProcessBenchDataModule(TokenizedDataModule):
             try:
                 solution = check_solution(row, source, number, subset)
                 if (first := rows_of.setdefault(solution.id, number)) != number:
-                    raise DataError(f"the id of row {first}", field="id", found=solution.id, source=source, row=number)
+                    raise DataError(f"the id of row {first}", field="id", found=solution.id)
             except DataError as error:
-                report.bad_row(error)
+                report.bad_row(error.at(source, number))
             else:
                 solutions.append(solution)
         if self.limit is None or self.limit >= len(solutions):
@@ -140,18 +147,10 @@ class ProcessBenchDataModule(TokenizedDataModule):
         chosen = sorted(random.Random(f"{self.seed}-{subset}").sample(range(len(solutions)), self.limit))
         return [solutions[i] for i in chosen]
 
-    def _examples(
-        self, solutions: list[Solution], tokenizer: PreTrainedTokenizerBase, report: Report
-    ) -> Iterator[Example]:
-        for chunk in chunks(solutions):
-            rendered: list[tuple[Solution, Rendered, list[int]]] = []
-            for solution in chunk:
-                try:
-                    rendered.append((solution, *self._render(solution, tokenizer)))
-                except DataError as error:
-                    report.bad_row(error.at(solution.source, solution.row))
-            texts = encode(tokenizer, [text for _, text, _ in rendered])
-            for (solution, text, starts), encoded in zip(rendered, texts, strict=True):
+    def _examples(self, solutions: list[Solution], report: Report) -> Iterator[Example]:
+        for rendered in render_chunks(solutions, self._render, report):
+            texts = encode(self.load_tokenizer(), [text for _, (text, _) in rendered])
+            for (solution, (text, starts)), encoded in zip(rendered, texts, strict=True):
                 try:
                     example = self._example(solution, text, starts, encoded, report)
                 except DataError as error:
@@ -160,10 +159,10 @@ class ProcessBenchDataModule(TokenizedDataModule):
                     if example is not None:
                         yield example
 
-    def _render(self, solution: Solution, tokenizer: PreTrainedTokenizerBase) -> tuple[Rendered, list[int]]:
+    def _render(self, solution: Solution) -> tuple[Rendered, list[int]]:
         response, starts = join_steps(solution.steps, step_template=self.step_template, separator=self.separator)
         text = render(
-            tokenizer,
+            self.load_tokenizer(),
             solution.prompt,
             response,
             prompt_format=self.prompt_format,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ipvrm_lightning.data.reading import Report, read_rows
-from ipvrm_lightning.data.schema import DataError, Prompt, check_characters, check_prompt, check_tools
+from ipvrm_lightning.data.reading import Paths, Report, read_checked
+from ipvrm_lightning.data.schema import DataError, Prompt, check_characters, check_prompt, check_tools, part_of
 
 PROMPT_COLUMNS = ("prompt", "problem", "question")
 #: A dot leads into a column that is a mapping.
 TRUTH_COLUMNS = ("reward_model.ground_truth", "ground_truth", "answer", "solution")
-SOURCE_COLUMNS = ("data_source", "dataset", "subset")
 
 
 class Columns(NamedTuple):
@@ -85,54 +84,29 @@ def check_prompt_row(row: Mapping[str, Any], columns: Columns, source: str, numb
         number: of the row, from 1.
 
     Raises:
-        DataError: with file, row and field.
+        DataError: with the field.
     """
-    try:
-        check_characters(row)
-        check_tools(row)
-        prompt = check_prompt(_field(row, columns.prompt), columns.prompt)
-        truth = check_ground_truth(_field(row, columns.truth), columns.truth)
-    except DataError as error:
-        raise error.at(source, number) from None
+    check_characters(row)
+    check_tools(row)
+    prompt = check_prompt(_field(row, columns.prompt), columns.prompt)
+    truth = check_ground_truth(_field(row, columns.truth), columns.truth)
     stem = Path(source).stem
-    part = next((row[key] for key in SOURCE_COLUMNS if isinstance(row.get(key), str) and row[key]), stem)
+    part = part_of(row, stem)
     extra = row.get("extra_info")
     index = extra.get("index") if isinstance(extra, Mapping) else None
     name = f"{stem}-{number}" if index is None else f"{part}-{index}"
     return PromptRow(prompt, truth, part, name if row.get("id") is None else str(row["id"]), source, number)
 
 
-def read_prompts(paths: str | Path | Sequence[str | Path], report: Report, *, split: str = "train") -> list[PromptRow]:
-    """Checked prompts of all rows; columns are recognised at the first row of each file.
+def read_prompts(paths: Paths, report: Report, *, split: str = "train") -> Iterator[PromptRow]:
+    """Checked prompts of all rows; see `read_checked`.
 
     An id that was used before gets a number, so that rows added at the end change none.
-
-    Args:
-        paths: see `read_rows`.
-        report: what to do with bad rows.
-        split: of hub data sets, and of folders whose file names tell splits apart.
-
-    Raises:
-        DataError: a file without known columns (always), a bad row (unless skipped).
     """
-    return list(_unique(_checked(paths, report, split)))
+    return _unique(read_checked(paths, report, recognise, check_prompt_row, split=split))
 
 
-def _checked(paths: str | Path | Sequence[str | Path], report: Report, split: str) -> Iterator[PromptRow]:
-    place, columns = "", Columns("", "")
-    for source, number, row in read_rows(paths, split=split):
-        if source != place:
-            try:
-                place, columns = source, recognise(row)
-            except DataError as error:
-                raise error.at(source, number) from None
-        try:
-            yield check_prompt_row(row, columns, source, number)
-        except DataError as error:
-            report.bad_row(error)
-
-
-def _unique(rows: Iterator[PromptRow]) -> Iterator[PromptRow]:
+def _unique(rows: Iterable[PromptRow]) -> Iterator[PromptRow]:
     used: Counter[str] = Counter()
     for row in rows:
         name = row.id

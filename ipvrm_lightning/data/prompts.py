@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ipvrm_lightning.data.chat import PromptFormat, encode_prompts, render_prompt, with_system_prompt
 from ipvrm_lightning.data.prompt_loading import PromptEvalLoader, PromptLoader
 from ipvrm_lightning.data.prompt_rows import PromptRow, read_prompts
-from ipvrm_lightning.data.reading import OnBadRows, Report, chunks
+from ipvrm_lightning.data.reading import OnBadRows, Report, render_chunks
 from ipvrm_lightning.data.schema import DataError, check_choice
 from ipvrm_lightning.data.splits import Sources
 from ipvrm_lightning.data.tokenized import TokenizerDataModule
@@ -16,7 +16,6 @@ from ipvrm_lightning.types import PromptExample
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 
 class PromptModule(TokenizerDataModule):
@@ -178,10 +177,9 @@ class PromptDataModule(PromptModule):
         report = Report(self.on_bad_rows)
         given = self.sources
         rows = given.read(read_prompts, report, fitting=stage in (None, "fit"))
-        tokenizer = self.load_tokenizer()
-        self.train_prompts = self._tokenize(rows.train, tokenizer, report)
-        self.val_prompts = self._tokenize(rows.validation, tokenizer, report)
-        self.test_prompts = self.val_prompts if rows.test is None else self._tokenize(rows.test, tokenizer, report)
+        self.train_prompts = self._tokenize(rows.train, report)
+        self.val_prompts = self._tokenize(rows.validation, report)
+        self.test_prompts = self.val_prompts if rows.test is None else self._tokenize(rows.test, report)
         if not (self.train_prompts if given.train is not None else self.val_prompts or self.test_prompts):
             paths = given.train or given.validation or given.test or "train, validation and test: none is given"
             raise ValueError(f"no usable prompt in {paths}; left out: {dict(report.counts)}")
@@ -189,30 +187,23 @@ class PromptDataModule(PromptModule):
         report.warn(type(self).__name__)
         self._is_set_up = True
 
-    def _tokenize(
-        self, rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, report: Report
-    ) -> list[PromptExample]:
+    def _tokenize(self, rows: Sequence[PromptRow], report: Report) -> list[PromptExample]:
         examples: list[PromptExample] = []
-        for chunk in chunks(rows):
-            usable: list[tuple[PromptRow, str]] = []
-            for row in chunk:
-                try:
-                    usable.append((row, self._render(row, tokenizer)))
-                except DataError as error:
-                    report.bad_row(error.at(row.source, row.row))
-            tokens = encode_prompts(tokenizer, [text for _, text in usable], prompt_format=self.prompt_format)
+        for rendered in render_chunks(rows, self._render, report):
+            texts = [text for _, text in rendered]
+            tokens = encode_prompts(self.load_tokenizer(), texts, prompt_format=self.prompt_format)
             examples += [
                 PromptExample(
                     ids, with_system_prompt(row.prompt, self.system_prompt), row.ground_truth, row.data_source, row.id
                 )
-                for (row, _), ids in zip(usable, tokens, strict=True)
+                for (row, _), ids in zip(rendered, tokens, strict=True)
                 if self._fits(row, len(ids), report)
             ]
         return examples
 
-    def _render(self, row: PromptRow, tokenizer: PreTrainedTokenizerBase) -> str:
+    def _render(self, row: PromptRow) -> str:
         return render_prompt(
-            tokenizer,
+            self.load_tokenizer(),
             row.prompt,
             prompt_format=self.prompt_format,
             system_prompt=self.system_prompt,

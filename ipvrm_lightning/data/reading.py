@@ -6,12 +6,12 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from ipvrm_lightning.data.schema import DataError
 
@@ -29,9 +29,27 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 
 Row = tuple[str, int, dict[str, Any]]
 OnBadRows = Literal["error", "skip"]
+Paths = str | Path | Sequence[str | Path]
+Form = TypeVar("Form")
 Checked = TypeVar("Checked")
+Text = TypeVar("Text")
 
 _CHUNK = 512
+
+
+class Placed(Protocol):
+    """What was read from a row."""
+
+    @property
+    def source(self) -> str:
+        """File or hub data set."""
+
+    @property
+    def row(self) -> int:
+        """Row in it, from 1."""
+
+
+AnyPlaced = TypeVar("AnyPlaced", bound=Placed)
 
 
 @dataclass
@@ -53,7 +71,7 @@ class Report:
             DataError: the error itself, unless bad rows are skipped.
         """
         if self.on_bad_rows == "error":
-            raise error
+            raise error from None
         self.counts[f"skipped: {error.reason}"] += 1
 
     def warn(self, name: str) -> None:
@@ -63,11 +81,25 @@ class Report:
             log.warning("%s: %s", name, text)
 
 
-def chunks(rows: Iterable[Checked]) -> Iterator[list[Checked]]:
-    """Rows in lists for one call of the tokenizer each: enough for its threads, little memory."""
+def render_chunks(
+    rows: Iterable[AnyPlaced], render: Callable[[AnyPlaced], Text], report: Report
+) -> Iterator[list[tuple[AnyPlaced, Text]]]:
+    """Rows and their texts, in lists for one call of the tokenizer each: enough for its threads, little memory.
+
+    Args:
+        rows: checked.
+        render: the text of one.
+        report: what to do with those that cannot be rendered.
+    """
     remaining = iter(rows)
     while chunk := list(islice(remaining, _CHUNK)):
-        yield chunk
+        rendered = []
+        for row in chunk:
+            try:
+                rendered.append((row, render(row)))
+            except DataError as error:
+                report.bad_row(error.at(row.source, row.row))
+        yield rendered
 
 
 def is_hub_name(path: str) -> bool:
@@ -129,7 +161,7 @@ def _split_of(file: Path) -> str | None:
     return next((split for split, known in _SPLIT_WORDS.items() if words & known), name if shard else None)
 
 
-def read_rows(paths: str | Path | Sequence[str | Path], *, split: str = "train") -> Iterator[Row]:
+def read_rows(paths: Paths, *, split: str = "train") -> Iterator[Row]:
     """Source, row number and record of every row, in order.
 
     Rows count from 1; in JSONL the number is that of the line.
@@ -148,6 +180,40 @@ def read_rows(paths: str | Path | Sequence[str | Path], *, split: str = "train")
             continue
         for file in find_files(path, split):
             yield from read_file(file)
+
+
+def read_checked(
+    paths: Paths,
+    report: Report,
+    recognise: Callable[[Mapping[str, Any]], Form],
+    check: Callable[[Mapping[str, Any], Form, str, int], Checked],
+    *,
+    split: str = "train",
+) -> Iterator[Checked]:
+    """What a check makes of every row, in order.
+
+    Args:
+        paths: see `read_rows`.
+        report: what to do with bad rows.
+        recognise: the form of a file or hub data set, from its first row.
+        check: of row, form, source and row number; its errors name the field.
+        split: see `read_rows`.
+
+    Raises:
+        DataError: a file of no known form (always), a bad row (unless skipped).
+    """
+    form: Form
+    place = ""
+    for source, number, row in read_rows(paths, split=split):
+        try:
+            if source != place:
+                form, place = recognise(row), source
+        except DataError as error:
+            raise error.at(source, number) from None
+        try:
+            yield check(row, form, source, number)
+        except DataError as error:
+            report.bad_row(error.at(source, number))
 
 
 def read_file(file: Path) -> Iterator[Row]:

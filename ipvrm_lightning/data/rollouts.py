@@ -5,53 +5,30 @@ from __future__ import annotations
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Literal
 
-from ipvrm_lightning.data.chat import PromptFormat, Rendered, encode, render
+from ipvrm_lightning.data.chat import PromptLayout, encode, render
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.forms import Rollout, check_row, recognise
-from ipvrm_lightning.data.reading import Report, chunks, read_rows
+from ipvrm_lightning.data.reading import Paths, Report, read_checked, render_chunks
 from ipvrm_lightning.data.schema import DataError, group_of
+from ipvrm_lightning.data.templates import Rendered
 from ipvrm_lightning.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from typing_extensions import Unpack
 
 log = logging.getLogger(__name__)
 
 OverLength = Literal["drop", "truncate"]
 
 
-def read_rollouts(
-    paths: str | Path | Sequence[str | Path], report: Report, *, split: str = "train"
-) -> Iterator[Rollout]:
-    """Checked rollouts of all rows; the form is recognised at the first row of each file.
-
-    Args:
-        paths: see `read_rows`.
-        report: what to do with bad rows.
-        split: of hub data sets, and of folders whose file names tell splits apart.
-
-    Raises:
-        DataError: a file of no known form (always), a bad row (unless skipped).
-    """
-    place, columns = "", ()  # type: str, tuple[str, ...]
-    for source, number, row in read_rows(paths, split=split):
-        if source != place:
-            place, columns = source, _recognise(source, number, row)
-        try:
-            yield from check_row(row, columns, source, number, Path(source).stem)
-        except DataError as error:
-            report.bad_row(error)
-
-
-def _recognise(source: str, number: int, row: dict[str, Any]) -> tuple[str, ...]:
-    try:
-        return recognise(row)
-    except DataError as error:
-        raise error.at(source, number) from None
+def read_rollouts(paths: Paths, report: Report, *, split: str = "train") -> Iterator[Rollout]:
+    """Checked rollouts of all rows; see `read_checked`."""
+    return chain.from_iterable(read_checked(paths, report, recognise, check_row, split=split))
 
 
 def tokenize_rollouts(
@@ -61,9 +38,7 @@ def tokenize_rollouts(
     *,
     max_length: int,
     over_length: OverLength = "drop",
-    prompt_format: PromptFormat = "auto",
-    system_prompt: str | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
+    **layout: Unpack[PromptLayout],
 ) -> TrajectoryDataset:
     """Rollouts as token ids.
 
@@ -74,9 +49,7 @@ def tokenize_rollouts(
         max_length: tokens of prompt and response, at most.
         over_length: "drop" leaves longer ones out, "truncate" cuts the end of the response off (and its end of turn).
             A prompt that leaves no room for a response is left out either way.
-        prompt_format: see `chat.render`.
-        system_prompt: see `chat.render`.
-        chat_template_kwargs: see `chat.render`.
+        layout: see `chat.render`.
 
     Returns:
         A data set whose `pairs` are the rows' own pairs, where both halves were kept; None where rows are no pairs.
@@ -84,18 +57,21 @@ def tokenize_rollouts(
     Raises:
         DataError: a row's text cannot be rendered (unless skipped).
     """
-    layout = {
-        "prompt_format": prompt_format,
-        "system_prompt": system_prompt,
-        "chat_template_kwargs": chat_template_kwargs,
-    }
     halves: dict[object, list[int]] = defaultdict(list)
     kept = 0
 
+    def text_of(rollout: Rollout) -> Rendered:
+        return render(tokenizer, rollout.prompt, rollout.response, finished=rollout.finished, **layout)
+
     def examples() -> Iterator[Example]:
         nonlocal kept
-        for chunk in chunks(rollouts):
-            for rollout, ids, start in _encode_chunk(chunk, tokenizer, report, layout):
+        for rendered in render_chunks(rollouts, text_of, report):
+            texts = encode(tokenizer, [text for _, text in rendered])
+            for (rollout, _), encoded in zip(rendered, texts, strict=True):
+                if isinstance(encoded, DataError):
+                    report.bad_row(encoded.at(rollout.source, rollout.row))
+                    continue
+                ids, start = encoded.input_ids, encoded.response_start
                 if len(ids) > max_length:
                     if over_length == "drop" or start >= max_length:
                         what = "prompt alone is longer" if start >= max_length else "longer"
@@ -111,32 +87,11 @@ def tokenize_rollouts(
 
     dataset = TrajectoryDataset(examples())
     if halves:
-        # check_row puts the chosen response of a row before the rejected one
+        # in the order of `check_row`, chosen before rejected
         dataset.pairs = [(rows[0], rows[1]) for rows in halves.values() if len(rows) == 2]
         if broken := len(halves) - len(dataset.pairs):
             report.counts["pairs lost: one half was dropped"] += broken
     return dataset
-
-
-def _encode_chunk(
-    chunk: list[Rollout],
-    tokenizer: PreTrainedTokenizerBase,
-    report: Report,
-    layout: Mapping[str, Any],
-) -> Iterator[tuple[Rollout, list[int], int]]:
-    usable: list[tuple[Rollout, Rendered]] = []
-    for rollout in chunk:
-        try:
-            text = render(tokenizer, rollout.prompt, rollout.response, finished=rollout.finished, **layout)
-        except DataError as error:
-            report.bad_row(error.at(rollout.source, rollout.row))
-        else:
-            usable.append((rollout, text))
-    for (rollout, _), encoded in zip(usable, encode(tokenizer, [text for _, text in usable]), strict=True):
-        if isinstance(encoded, DataError):
-            report.bad_row(encoded.at(rollout.source, rollout.row))
-        else:
-            yield rollout, encoded.input_ids, encoded.response_start
 
 
 def build_pairs(dataset: TrajectoryDataset, *, max_pairs_per_prompt: int, seed: int) -> list[tuple[int, int]]:

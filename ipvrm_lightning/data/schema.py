@@ -220,27 +220,24 @@ def prompt_key(prompt: Prompt) -> str:
     return json.dumps([[message["role"], message["content"].strip()] for message in messages], ensure_ascii=False)
 
 
-def question_key(prompt: Prompt) -> str:
-    """What makes two prompts ask the same, under whatever system message: for telling training and judging apart."""
-    messages = as_messages(prompt)
-    return prompt_key([message for message in messages if message["role"] != "system"] or messages)
-
-
 def group_of(prompt: Prompt) -> str:
-    """Short key of a prompt: a hash of its normalised text."""
-    return _digest(prompt_key(prompt))
+    """Short key of a prompt: a hash of what `prompt_key` says."""
+    return hashlib.blake2b(prompt_key(prompt).encode(), digest_size=8).hexdigest()
 
 
 def question_of(prompt: Prompt) -> str:
-    """The same, whatever the system message says."""
-    return _digest(question_key(prompt))
+    """The same for prompts that differ in the system message alone: for telling training and judging apart."""
+    messages = as_messages(prompt)
+    return group_of([message for message in messages if message["role"] != "system"] or messages)
 
 
-def _digest(key: str) -> str:
-    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+def part_of(row: Mapping[str, Any], stem: str) -> str:
+    """The part of a benchmark that a row names, else `stem`, its file's name."""
+    named = (row.get(column) for column in ("data_source", "dataset", "subset"))
+    return next((name for name in named if name and isinstance(name, str)), stem)
 
 
-def answer_prompt(prompt: Prompt, answer: Any, field: str) -> tuple[Prompt, str]:
+def prompt_and_response(prompt: Prompt, answer: Any, field: str) -> tuple[Prompt, str]:
     """Prompt and response where the response is text, messages that follow the prompt, or a whole conversation.
 
     Raises:

@@ -46,15 +46,8 @@ def check_solution(row: Mapping[str, Any], source: str, number: int, subset: str
     """A row as a solution: `problem`, `steps`, `label`, or TRL's `prompt`, `completions`, `labels` (a bool per step).
 
     Raises:
-        DataError: with file, row and field.
+        DataError: with the field.
     """
-    try:
-        return _parse(row, source, number, subset)
-    except DataError as error:
-        raise error.at(source, number) from None
-
-
-def _parse(row: Mapping[str, Any], source: str, number: int, subset: str) -> Solution:
     check_characters(row)
     stepwise = "completions" in row and "labels" in row
     names = ("prompt", "completions", "labels") if stepwise else ("problem", "steps", "label")

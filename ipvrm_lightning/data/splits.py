@@ -6,10 +6,9 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from ipvrm_lightning.data.reading import Report, is_hub_name, read_hub
+from ipvrm_lightning.data.reading import Paths, Report, is_hub_name, read_hub
 from ipvrm_lightning.data.schema import Prompt, check_limit, group_of, question_of
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ Row = TypeVar("Row", bound=Prompted, covariant=True)
 class Reader(Protocol[Row]):
     """Reads checked rows: `read_rollouts`, `read_prompts`."""
 
-    def __call__(self, paths: str | Path | Sequence[str | Path], report: Report, *, split: str) -> Iterable[Row]:
+    def __call__(self, paths: Paths, report: Report, *, split: str) -> Iterable[Row]:
         """Rows of all paths."""
 
 

@@ -5,16 +5,17 @@ The separator between two steps counts to the step before it: every response tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ipvrm_lightning.data.chat import Encoded, PromptFormat, encode_response
+from ipvrm_lightning.data.chat import Encoded, PromptLayout, encode_response
 from ipvrm_lightning.data.schema import DataError, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from typing_extensions import Unpack
 
 
 class EncodedSteps(NamedTuple):
@@ -81,9 +82,7 @@ def encode_steps(
     *,
     step_template: str = "Step {number}: {step}",
     separator: str = "\n\n",
-    prompt_format: PromptFormat = "auto",
-    system_prompt: str | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
+    **layout: Unpack[PromptLayout],
 ) -> EncodedSteps:
     """Tokens of a solution given as steps, and the step of each response token.
 
@@ -96,20 +95,11 @@ def encode_steps(
         steps: texts.
         step_template: with `{number}` (from 1) and `{step}`.
         separator: between steps.
-        prompt_format: see `render`.
-        system_prompt: see `render`.
-        chat_template_kwargs: see `render`.
+        layout: `prompt_format`, `system_prompt` and `chat_template_kwargs`, see `render`.
 
     Raises:
         DataError: see `render` and `assign_steps`.
     """
     response, starts = join_steps(steps, step_template=step_template, separator=separator)
-    encoded = encode_response(
-        tokenizer,
-        prompt,
-        response,
-        prompt_format=prompt_format,
-        system_prompt=system_prompt,
-        chat_template_kwargs=chat_template_kwargs,
-    )
+    encoded = encode_response(tokenizer, prompt, response, **layout)
     return EncodedSteps(encoded.input_ids, encoded.response_start, assign_steps(encoded, starts, len(response)))

@@ -38,18 +38,22 @@ class AnswerFrame(NamedTuple):
     ends: tuple[str, ...]
 
 
-class Turn(NamedTuple):
-    """Text of a conversation whose last message is an answer.
+class Rendered(NamedTuple):
+    """Text of one example as the model will see it.
 
     Args:
-        prompt: up to where the answer was sampled.
-        response: the answer, without what of its ending the data held.
-        ending: see `AnswerFrame`.
+        prompt: everything before the response.
+        response: the response, as in the data but for what of its ending it holds.
+        ending: end of turn or end of sequence, with what the template puts before it; nothing after it.
+        chat: rendered by a template, which writes its special tokens into the text itself.
+        finished: the response ended by itself; one that was cut off is encoded without an ending.
     """
 
     prompt: str
     response: str
     ending: str
+    chat: bool
+    finished: bool
 
 
 def generation_prompt(
@@ -70,7 +74,7 @@ def answered_turn(
     chat_template_kwargs: Mapping[str, Any] | None,
     *,
     finished: bool,
-) -> Turn:
+) -> Rendered:
     """Messages and an answer as text, the answer directly after the generation prompt, as it was sampled.
 
     Args:
@@ -117,7 +121,7 @@ def answered_turn(
             field="chat_template",
             found=head,
         )
-    return Turn(before, response, ending)
+    return Rendered(before, response, ending, chat=True, finished=finished)
 
 
 def check_open(response: str, ends: tuple[str, ...]) -> None:

@@ -301,6 +301,13 @@ def test_an_error_says_the_same_in_another_process() -> None:
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
+def test_a_row_that_names_no_part_is_named_after_its_file(tmp_path: Path) -> None:
+    rows = [{**GOOD, "data_source": name} for name in ("MATH-500", "", None)]
+    path = write(tmp_path, rows)
+    found = [rollout.metadata["subset"] for rollout in read_rollouts(path, Report())]
+    assert found == ["MATH-500", path.stem, path.stem]
+
+
 def test_skipped_rows_are_counted_by_reason(tmp_path: Path) -> None:
     rows = [GOOD, {**GOOD, "label": 2}, {**GOOD, "label": 3}, {**GOOD, "conversation": [USER]}, GOOD]
     report = Report("skip")
