@@ -116,7 +116,7 @@ class ExactMatch(Verifier):
     def __init__(
         self, *, use_last_line: bool = True, ignore_case: bool = False, response_characters: int = 20_000
     ) -> None:
-        _at_least("response_characters", response_characters, 1)
+        _at_least_one("response_characters", response_characters)
         self.use_last_line = use_last_line
         self.ignore_case = ignore_case
         self.response_characters = response_characters
@@ -169,9 +169,9 @@ class MathVerifier(Verifier):
         response_characters: int = 20_000,
     ) -> None:
         self.workers = min(8, _cores()) if workers is None else workers
-        _at_least("workers", self.workers, 1)
-        _at_least("memory_limit", memory_limit, 1)
-        _at_least("response_characters", response_characters, 1)
+        _at_least_one("workers", self.workers)
+        _at_least_one("memory_limit", memory_limit)
+        _at_least_one("response_characters", response_characters)
         if not time_limit > 0:
             raise ValueError(f"time_limit: expected more than 0 s, found {time_limit}")
         self.time_limit = time_limit
@@ -240,6 +240,6 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, found {value}")
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, found {value}")

@@ -75,7 +75,7 @@ CASES = {
 def test_verdict(case: str, surface) -> None:
     rows, expected_error, expected_outcome = CASES[case]
     verdict = check(PROBLEM, render_solution(lines(*rows), surface), surface)
-    assert len(verdict.steps) == len(rows)
+    assert len(verdict.lines) == len(rows)
     assert verdict.first_error == expected_error
     assert verdict.correct is expected_outcome
 

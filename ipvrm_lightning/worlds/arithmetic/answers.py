@@ -87,13 +87,9 @@ def grouped_rows(name: str, groups: Iterable[list[Answered]]) -> Iterable[dict[s
             "subset": name,
             "prompt": FORMATS[0].render_prompt(group[0].problem),
             "responses": [answer.response for answer in group],
-            "scores": [int(_is_right(answer)) for answer in group],
+            "scores": [int(answer.rollout.finished and answer.verdict.correct) for answer in group],
             "answers": [None if answer is None else str(answer) for answer in answers],
         }
-
-
-def _is_right(answer: Answered) -> bool:
-    return answer.rollout.finished and answer.verdict.correct
 
 
 def judged_row(name: str, answer: Answered, number: int) -> dict[str, Any]:

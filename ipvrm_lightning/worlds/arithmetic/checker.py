@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ipvrm_lightning.worlds.arithmetic.formats import SurfaceFormat, parse, split_steps
+from ipvrm_lightning.worlds.arithmetic.formats import SurfaceFormat, parse
 from ipvrm_lightning.worlds.arithmetic.problems import OPERATIONS, Answer, Line, Problem, Step, operands
 
 
@@ -17,14 +17,12 @@ class Verdict(NamedTuple):
     """What is true of a response.
 
     Args:
-        steps: its lines as text.
         lines: its lines, None for malformed ones.
         first_error: index of the first wrong step, -1 where all are right.
         answer: the value the last line answers, None where it answers none.
         correct: the answer is the true one.
     """
 
-    steps: list[str]
     lines: list[Line | None]
     first_error: int
     answer: int | None
@@ -42,7 +40,7 @@ def check(problem: Problem, response: str, surface: SurfaceFormat) -> Verdict:
     lines = parse(response, surface)
     last = lines[-1]
     answer = last.value if isinstance(last, Answer) else None
-    return Verdict(split_steps(response), lines, first_error(problem, lines), answer, answer == problem.answer)
+    return Verdict(lines, first_error(problem, lines), answer, answer == problem.answer)
 
 
 def first_error(problem: Problem, lines: list[Line | None]) -> int:

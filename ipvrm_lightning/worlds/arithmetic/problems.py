@@ -90,8 +90,7 @@ class Problem:
         """True value of every name."""
         known: dict[str, int] = {}
         for definition in self.definitions:
-            left, right = operands(definition, known)
-            known[definition.name] = OPERATIONS[definition.operator](left.value, right.value)
+            known[definition.name] = compute(definition, known)
         return known
 
     @property
@@ -106,6 +105,12 @@ class Problem:
             if definition.name in needed:
                 needed |= {operand for operand in definition[2:] if isinstance(operand, str)}
         return needed
+
+
+def compute(definition: Definition, known: dict[str, int]) -> int:
+    """The value of a definition, given those of earlier names."""
+    left, right = (known[item] if isinstance(item, str) else item for item in definition[2:])
+    return OPERATIONS[definition.operator](left, right)
 
 
 def operands(definition: Definition, known: dict[str, int]) -> tuple[Term, Term]:
@@ -188,8 +193,7 @@ def _draw_problem(difficulty: Difficulty, generator: random.Random) -> Problem:
     chain: list[str] = []
     for name, is_side in zip(NAMES, side, strict=False):
         definition = _draw_definition(name, chain, known, is_side, difficulty, generator)
-        left, right = operands(definition, known)
-        known[name] = OPERATIONS[definition.operator](left.value, right.value)
+        known[name] = compute(definition, known)
         definitions.append(definition)
         if not is_side:
             chain.append(name)
@@ -204,13 +208,9 @@ def _draw_definition(
     names, weights = zip(*difficulty.weights, strict=True)
     while True:
         chosen = generator.choices(names, weights)[0]
-        left, right = _draw_operands(chosen, chain, known, is_side, difficulty, generator)
-        values = (known.get(str(left), left), known.get(str(right), right))
-        if chosen == "mod" and values[1] == 0:
-            continue
-        value = OPERATIONS[chosen](*values)  # type: ignore[arg-type]
-        if difficulty.min_value <= value <= difficulty.max_value:
-            return Definition(name, chosen, left, right)
+        definition = Definition(name, chosen, *_draw_operands(chosen, chain, known, is_side, difficulty, generator))
+        if difficulty.min_value <= compute(definition, known) <= difficulty.max_value:
+            return definition
 
 
 def _draw_operands(

@@ -28,8 +28,8 @@ def summarise(
     """
     total = len(answers)
     wrong = [(problem, verdict) for problem, verdict in answers if verdict.first_error >= 0]
-    steps = Counter(len(verdict.steps) for _, verdict in answers)
-    positions = Counter(min(_BINS - 1, _BINS * verdict.first_error // len(verdict.steps)) for _, verdict in wrong)
+    steps = Counter(len(verdict.lines) for _, verdict in answers)
+    positions = Counter(min(_BINS - 1, _BINS * verdict.first_error // len(verdict.lines)) for _, verdict in wrong)
     known = [value for value in truth if value is not None]
     return {
         "responses": total,
@@ -37,7 +37,7 @@ def summarise(
         "with_wrong_step": len(wrong) / total,
         "wrong_step_but_right_answer": sum(verdict.correct for _, verdict in wrong) / total,
         "malformed": sum(None in verdict.lines for _, verdict in answers) / total,
-        "mean_steps": sum(len(verdict.steps) for _, verdict in answers) / total,
+        "mean_steps": sum(len(verdict.lines) for _, verdict in answers) / total,
         "steps": {str(count): steps[count] / total for count in sorted(steps)},
         "first_error_relative_position": [positions[place] / max(1, len(wrong)) for place in range(_BINS)],
         "error_operations": _by_operation(answers),
