@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from ipvrm_lightning.data.chat import Encoded, Rendered, encode, render
+from ipvrm_lightning.data.chat import Encoded, encode, render
 from ipvrm_lightning.data.schema import DataError
 from ipvrm_lightning.data.steps import assign_steps, join_steps
+from ipvrm_lightning.data.templates import Rendered
 from ipvrm_lightning.models.exported import Layout
 from ipvrm_lightning.scoring.requests import check_request
 from ipvrm_lightning.scoring.results import ScoreRequest
