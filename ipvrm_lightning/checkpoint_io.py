@@ -14,6 +14,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ipvrm_lightning.callbacks.run_files import is_trial
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint under another name beside its place, then renames it: what has its name is whole.
@@ -61,7 +63,7 @@ class AtomicCheckpoints(Callback):
         Raises:
             ValueError: the state of a callback or the settings of the module could not be read again; names the value.
         """
-        if trainer.checkpoint_callbacks and not getattr(trainer, "fast_dev_run", False):
+        if trainer.checkpoint_callbacks and not is_trial(trainer):
             everyone: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             module: Any = pl_module
             settings = module.settings_to_keep() if hasattr(module, "settings_to_keep") else {}

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "modules": {"functional", "types", "objectives", "metrics", "data", "models", "rollouts", "strategies"},
     "callbacks": {"types", "metrics", "run_folders", "exporting", "whole_files"},
     "run_folders": {"models", "whole_files"},
-    "checkpoint_io": set(),
+    "checkpoint_io": {"callbacks"},
     "loggers": {"callbacks"},
     "exporting": {
         "functional",

@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ipvrm_lightning.callbacks.run_files import run_folder, writes_files
+
 
 class HFExport(Callback):
     """Exports the best checkpoint that the run's `ModelCheckpoint` knows, else its last, into the run's folder.
@@ -29,8 +31,8 @@ class HFExport(Callback):
         """
         from ipvrm_lightning.exporting.refusals import check_run
 
-        run = _run_folder(trainer)
-        if not _exports(trainer):
+        run = run_folder(trainer)
+        if not writes_files(trainer):
             return
         if trainer.checkpoint_callback is None:
             raise ValueError("HFExport needs a ModelCheckpoint")
@@ -47,8 +49,8 @@ class HFExport(Callback):
         """
         from ipvrm_lightning.exporting import export_checkpoint
 
-        run = _run_folder(trainer)
-        if not _exports(trainer):
+        run = run_folder(trainer)
+        if not writes_files(trainer):
             return
         kept: Any = trainer.checkpoint_callback
         best = kept.best_model_path or kept.last_model_path
@@ -57,12 +59,3 @@ class HFExport(Callback):
         # a `dirpath` of its own may lie outside the run's folder
         out = export_checkpoint(Path(best), run / self.folder, merge=self.merge, overwrite=True, run_folder=run)
         rank_zero_info(f"Exported {best} to {out}")
-
-
-def _run_folder(trainer: Trainer) -> Path:
-    """Every process is to ask for it: Lightning broadcasts it."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
-
-
-def _exports(trainer: Trainer) -> bool:
-    return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)

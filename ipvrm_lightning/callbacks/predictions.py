@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from ipvrm_lightning.callbacks.gathering import from_all_processes
+from ipvrm_lightning.callbacks.run_files import from_all_processes, is_trial, run_folder, writes_files
 from ipvrm_lightning.whole_files import write_lines_atomically
 
 
@@ -31,8 +31,8 @@ class PredictionFile(BasePredictionWriter):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew: without a logger, the folder may hold what an earlier command has left."""
         self._lines = []
-        self._folder = folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all processes
-        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+        self._folder = folder = run_folder(trainer)
+        if writes_files(trainer):
             for earlier in (folder / "predictions.jsonl", *folder.glob("predictions.rank*.jsonl")):
                 earlier.unlink(missing_ok=True)
         trainer.strategy.barrier()
@@ -48,7 +48,7 @@ class PredictionFile(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write the records of one batch, with the dataset's metadata beside them, unless it is a trial run."""
-        if getattr(trainer, "fast_dev_run", False):
+        if is_trial(trainer):
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         dataset = trainer.datamodule.test_sets[dataloader_idx]  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from ipvrm_lightning.callbacks.gathering import from_all_processes
+from ipvrm_lightning.callbacks.run_files import from_all_processes
 
 
 class RandomState(Callback):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ipvrm_lightning.callbacks.gathering import from_all_processes
+from ipvrm_lightning.callbacks.run_files import from_all_processes, run_folder, writes_files
 from ipvrm_lightning.whole_files import write_atomically
 
 
@@ -30,8 +29,8 @@ class ResponseFile(Callback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
         own: list[dict[str, Any]] = getattr(pl_module, "evaluated", [])
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = run_folder(trainer)
         everywhere = (record for part in from_all_processes(own) for record in part)
         records = sorted(everywhere, key=lambda record: str(record["id"]))
-        if records and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+        if records and writes_files(trainer):
             write_atomically(folder / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ipvrm_lightning.callbacks.run_files import is_trial, run_folder
 from ipvrm_lightning.callbacks.whole_epochs import epoch_is_over
 
 
@@ -51,7 +52,7 @@ class ResumePoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where it is time; called on every process."""
-        if getattr(trainer, "fast_dev_run", False):
+        if is_trial(trainer):
             return
         loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
         assert fetcher is not None  # in training
@@ -94,8 +95,7 @@ class _LastCheckpoint(Callback):
         """Keep the final weights as `last.ckpt`; called on every process, and not where training has failed."""
         self._kept = True
         last = _checkpoints(trainer) / "last.ckpt"
-        trial = bool(getattr(trainer, "fast_dev_run", False))
-        written = trial
+        written = trial = is_trial(trainer)
         for callback in trainer.checkpoint_callbacks:
             if not isinstance(callback, ModelCheckpoint):
                 continue
@@ -112,7 +112,7 @@ class _LastCheckpoint(Callback):
 
 
 def _checkpoints(trainer: Trainer) -> Path:
-    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+    return run_folder(trainer) / "checkpoints"
 
 
 def _remove_earlier(trainer: Trainer, target: Path) -> None:

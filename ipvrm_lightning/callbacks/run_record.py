@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable
 from copy import deepcopy
 from datetime import datetime, timezone
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ipvrm_lightning.callbacks.run_files import run_folder, writes_files
 from ipvrm_lightning.run_folders import hold, write_record
 
-T = TypeVar("T")
 _PACKAGES = ("ipvrm_lightning", "transformers", "lightning", "torchmetrics", "peft", "bitsandbytes")
 
 
@@ -41,9 +38,13 @@ class RunRecord(Callback):
         Raises:
             ValueError: another fit writes to the folder.
         """
+        folder = run_folder(trainer)
+        if not writes_files(trainer):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         if stage == "fit" and trainer.loggers and self._held is None:
-            self._held = self._first(trainer, hold)
-        self._first(trainer, partial(write_record, facts={**run_facts(), "config": self.config, "ended": None}))
+            self._held = hold(folder)
+        write_record(folder, {**run_facts(), "config": self.config, "ended": None})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the settings to the loggers, on the first process."""
@@ -52,7 +53,9 @@ class RunRecord(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that the run has ended: the same command starts a new one."""
-        self._first(trainer, partial(write_record, facts={"ended": _now()}))
+        folder = run_folder(trainer)
+        if writes_files(trainer):
+            write_record(folder, {"ended": _now()})
         self._let_go()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -63,14 +66,6 @@ class RunRecord(Callback):
         if self._held is not None:
             self._held.close()
             self._held = None
-
-    @staticmethod
-    def _first(trainer: Trainer, act: Callable[[Path], T]) -> T | None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # every process takes part in asking for it
-        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
-            return None
-        folder.mkdir(parents=True, exist_ok=True)
-        return act(folder)
 
 
 def run_facts() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ipvrm_lightning.callbacks.gathering import from_all_processes
+from ipvrm_lightning.callbacks.run_files import from_all_processes, is_trial, run_folder
 from ipvrm_lightning.callbacks.run_record import run_facts
 from ipvrm_lightning.metrics.score_file import in_stable_order, write_scores
 from ipvrm_lightning.metrics.tables import Report, as_report, output_console, plain_report, print_report
@@ -47,13 +47,11 @@ class ResultsTable(Callback):
         reports = {name: report for name, report in made.items() if report is not None}
         # both ask all processes
         solutions = gather_solutions(getattr(pl_module, "scored_solutions", []))
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        # a trial of one batch leaves no results behind that could be taken for real ones
-        trial = getattr(trainer, "fast_dev_run", False)
         # files first: whatever may go wrong with a terminal, hours of scoring are on the disk
-        written = [] if trial else self._write(folder, reports, solutions, processes=trainer.world_size)
+        written = [] if is_trial(trainer) else self._write(folder, reports, solutions, processes=trainer.world_size)
         console = output_console()
         for report in reports.values():
             print_report(report, console)

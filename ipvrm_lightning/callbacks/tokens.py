@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ipvrm_lightning.callbacks.gathering import from_all_processes
+from ipvrm_lightning.callbacks.run_files import from_all_processes, run_folder, writes_files
 from ipvrm_lightning.metrics.resampling import stable_hash
 from ipvrm_lightning.metrics.token_file import TokenRecord, record_to_line, write_tokens
 
@@ -71,10 +70,10 @@ class TokenFile(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather on all processes, write on the first."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = run_folder(trainer)
         everywhere = (line for part in from_all_processes(self._lines) for line in part)
         lines = [line for _, _, line in sorted(everywhere)]
-        if lines and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+        if lines and writes_files(trainer):
             write_tokens(folder / "tokens.jsonl", lines)
         self._lines = []
 
