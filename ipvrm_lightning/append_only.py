@@ -120,15 +120,13 @@ class AppendOnlyFile(ABC):
         if not self.path.exists():
             return
         with self.path.open("rb+") as file:
-            end = file.seek(0, os.SEEK_END)
-            kept = end
-            while kept:
+            kept = end = file.seek(0, os.SEEK_END)
+            found = -1
+            while kept and found < 0:
                 start = max(0, kept - 65536)
                 file.seek(start)
                 found = file.read(kept - start).rfind(b"\n")
-                kept = start + found + 1 if found >= 0 else start
-                if found >= 0:
-                    break
+                kept = start + found + 1
             if kept < end:
                 file.truncate(kept)
                 os.fsync(file.fileno())

@@ -189,7 +189,7 @@ class IPVRMCLI(LightningCLI):
             return []
         chosen = config.trainer.callbacks or []
         kinds = [resolve_name(one.class_path) for one in (chosen if isinstance(chosen, list) else [chosen])]
-        asked = any(isinstance(kind, type) and issubclass(kind, ModelCheckpoint) for kind in kinds)
+        asked = any(issubclass(kind, ModelCheckpoint) for kind in kinds)
         by_clock = ResumePoint(minutes=config.checkpoint_minutes, continues=continues)
         return [by_clock, *([] if asked else [ModelCheckpoint(save_last=True)])]
 

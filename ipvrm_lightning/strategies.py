@@ -201,7 +201,7 @@ class FullyShard(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """An optimiser's state in torch's form, whole, on the first process. Collective."""
         if isinstance(optimizer, LightningOptimizer):
-            optimizer = optimizer._optimizer
+            optimizer = optimizer.optimizer
         state = tree_map_only(Tensor, self._kept, optimizer.state_dict())
         return state if self.is_global_zero else {}
 

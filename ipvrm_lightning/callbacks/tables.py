@@ -46,7 +46,8 @@ class ResultsTable(Callback):
         made = {name: as_report(name, found) for name, found in offered.items()}
         reports = {name: report for name, report in made.items() if report is not None}
         # both ask all processes
-        solutions = gather_solutions(getattr(pl_module, "scored_solutions", []))
+        scored: list[ScoredSolution] = getattr(pl_module, "scored_solutions", [])
+        solutions = in_stable_order(solution for part in from_all_processes(scored) for solution in part)
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
@@ -77,12 +78,3 @@ class ResultsTable(Callback):
         }
         path = write_atomically(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
         return [*said, f"Results: {path}"]
-
-
-def gather_solutions(solutions: list[ScoredSolution]) -> list[ScoredSolution]:
-    """The solutions of all processes in stable order; to be called on each of them.
-
-    Raises:
-        ValueError: two solutions of a subset share an id.
-    """
-    return in_stable_order(solution for part in from_all_processes(solutions) for solution in part)

@@ -165,7 +165,7 @@ def seemingly_whole(model: nn.Module) -> Iterator[None]:
             module._parameters[key] = parameter
 
 
-def is_sharded(tensor: Tensor | None) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether a process holds only a part of a tensor."""
     return isinstance(tensor, DTensor)
 
