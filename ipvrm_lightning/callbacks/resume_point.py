@@ -62,7 +62,7 @@ class ResumePoint(Callback):
         if not trainer.strategy.reduce_boolean_decision(trainer.is_global_zero and due and not validates, all=False):
             return
         target = _checkpoints(trainer) / f"resume-{trainer.global_step}.ckpt"
-        trainer.save_checkpoint(target)
+        trainer.save_checkpoint(target, weights_only=False)
         _remove_earlier(trainer, target)
         self._saved = time.monotonic()
 
@@ -106,7 +106,7 @@ class _LastCheckpoint(Callback):
                 # else it would put a last one of its own beside ours, and write one in a trial run
                 callback.last_model_path = callback._last_checkpoint_saved = str(last)
         if not written:
-            trainer.save_checkpoint(last)
+            trainer.save_checkpoint(last, weights_only=False)
         if not trial:
             _remove_earlier(trainer, last)
 
