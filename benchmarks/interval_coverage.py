@@ -19,8 +19,8 @@ import torch
 from measuring import versions
 from numpy.random import Generator
 
+from ipvrm_lightning.functional.threshold_search import ThresholdSearch
 from ipvrm_lightning.metrics.resampling import basic_interval, bootstrap_weights, percentile_interval
-from ipvrm_lightning.metrics.threshold_search import ThresholdSearch
 
 #: Problems, solutions of each, data sets drawn.
 SIZES = ((30, 1, 1000), (60, 1, 1000), (143, 1, 1000), (400, 1, 500), (36, 4, 1000), (100, 4, 500))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ipvrm_lightning.functional.threshold_search import ThresholdSearch, harmonic_mean
 from ipvrm_lightning.metrics.resampling import (
     Interval,
     assign_folds,
@@ -26,7 +27,6 @@ from ipvrm_lightning.metrics.step_f1_report import (
     SubsetReport,
     ThresholdedResult,
 )
-from ipvrm_lightning.metrics.threshold_search import ThresholdSearch, harmonic_mean
 from ipvrm_lightning.types import ScoredSolution
 
 

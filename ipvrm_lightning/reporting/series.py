@@ -39,7 +39,7 @@ def threshold_curves(solutions: Sequence[ScoredSolution], report: StepF1Report, 
         report: their step F1.
         protocol: of the step scores.
     """
-    from ipvrm_lightning.metrics.threshold_search import ThresholdSearch
+    from ipvrm_lightning.functional.threshold_search import ThresholdSearch
 
     curves = []
     for subset, part in report.subsets.items():

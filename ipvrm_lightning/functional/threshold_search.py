@@ -1,8 +1,9 @@
-"""The best threshold for many weightings of the same solutions at once: bootstrap resamples and folds.
+"""The exact best threshold of step F1, for any number of weightings of the same solutions at once.
 
 A solution is judged right for exactly one interval of thresholds t, because the first step below t moves forward only
 as t grows: label -1 is predicted for t <= min(scores); label k for scores[k] < t <= min(scores[:k]). Once the ends of
-these intervals are sorted, the accuracies at every threshold are cumulative sums, for any weights.
+these intervals are sorted, in O(n log n), the accuracies at every threshold are cumulative sums, for any weights: ones,
+folds of problems, bootstrap resamples.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class ThresholdSearch:
         return (self.low < thresholds) & (thresholds <= self.high)
 
     def best(self, weights: Tensor) -> ThresholdChoice:
-        """The threshold with the highest weighted step F1: that of `functional.best_threshold` on what has weight.
+        """The threshold with the highest weighted step F1.
 
         It is the lowest of several optima; where a class has no weight, what is best for the other. What has no weight
         decides nothing: a threshold lies midway between two scores of solutions that have some.
@@ -126,7 +127,7 @@ class ThresholdSearch:
 
 def _right_for(scores: Sequence[float], label: int) -> tuple[float, float]:
     if label < 0:
-        return -math.inf, min(scores)
+        return -math.inf, min(scores, default=math.inf)
     return scores[label], min(scores[:label], default=math.inf)
 
 

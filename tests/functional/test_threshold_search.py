@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 
 import pytest
 import torch
 
 from ipvrm_lightning.functional import best_threshold, first_error
-from ipvrm_lightning.metrics.threshold_search import ThresholdSearch
+from ipvrm_lightning.functional.threshold_search import ThresholdSearch
 
 
 def draw(seed: int, count: int, *, ties: bool) -> tuple[list[list[float]], list[int]]:
@@ -18,11 +19,37 @@ def draw(seed: int, count: int, *, ties: bool) -> tuple[list[list[float]], list[
     return scores, [source.randint(-1, len(row) - 1) for row in scores]
 
 
+def exact_best(scores: list[list[float]], labels: list[int]) -> tuple[float, float]:
+    """Step F1 and threshold by the definition: every stretch between neighbouring scores is tried."""
+    flat = sorted({score for row in scores for score in row})
+    right = [
+        [first_error(row, threshold) == label for row, label in zip(scores, labels, strict=True)]
+        for threshold in (*flat, flat[-1] + 1)  # a stretch ends with its score, which is not below itself
+    ]
+    changes = [place for place in range(len(flat)) if right[place] != right[place + 1]]
+    wrong = sum(label >= 0 for label in labels)
+
+    def f1(place: int) -> Fraction:
+        found = Fraction(sum(hit and label >= 0 for hit, label in zip(right[place], labels, strict=True)), wrong)
+        passed = Fraction(sum(right[place]) - found * wrong, len(labels) - wrong)
+        return 2 * found * passed / (found + passed) if found + passed else Fraction(0)
+
+    places = [*changes, len(flat)]
+    best = max(range(len(places)), key=lambda state: f1(places[state]))  # the first of equal ones
+    if best == 0:
+        return float(f1(places[0])), flat[changes[0]] - 1
+    low = flat[changes[best - 1]]
+    return float(f1(places[best])), low + 1 if best == len(changes) else low / 2 + flat[changes[best]] / 2
+
+
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(10))
 def test_with_equal_weights_it_is_the_exact_optimum(seed: int, ties: bool) -> None:
     scores, labels = draw(seed, 40, ties=ties)
     found = ThresholdSearch(scores, labels).best(torch.ones(1, 40, dtype=torch.float64))
+    f1, threshold = exact_best(scores, labels)
+    assert found.f1.item() == pytest.approx(f1, abs=1e-15)
+    assert found.threshold.item() == threshold
     exact = best_threshold(scores, labels)
     assert (found.f1.item(), found.threshold.item()) == (exact.f1, exact.threshold)
 
