@@ -29,6 +29,9 @@ from ipvrm_lightning.metrics.step_f1_report import (
 )
 from ipvrm_lightning.types import ScoredSolution
 
+#: What an average over subsets is the plain mean of.
+_AVERAGED = ("f1", "correct_accuracy", "error_accuracy", "right_answer_accuracy")
+
 
 class _Judged(NamedTuple):
     result: ThresholdedResult
@@ -91,7 +94,7 @@ class _SubsetJudge:
             flat = torch.rand(sum(step_counts), generator=generator, dtype=torch.float64)
             search = ThresholdSearch([part.tolist() for part in flat.split(list(step_counts))], self.labels)
             found["oracle"].append(search.best(self.everything).f1[0])
-            found["cross_fitted"].append(self._f1(search.right_at(self.cross_fit(search)), self.everything)[0])
+            found["cross_fitted"].append(self._f1(self._right(search, self.cross_fit(search)), self.everything)[0])
         return {origin: torch.stack(values) for origin, values in found.items()}
 
     def cross_fit(self, search: ThresholdSearch) -> Tensor:
@@ -101,30 +104,29 @@ class _SubsetJudge:
         return search.best(others).threshold[self.fold_of]
 
     def _judge(self, search: ThresholdSearch, thresholds: Tensor, *, oracle: bool = False) -> _Judged:
-        right = search.right_at(thresholds)
-        # with a single problem there is no other one to choose a threshold on: no number then
-        known = bool(thresholds.isfinite().all())
+        right = self._right(search, thresholds)
 
         def resampled(weights: Tensor) -> Tensor:
-            if oracle:  # the threshold is fitted anew on each resample, as it was on the data
-                return search.best(weights).f1
-            return self._f1(right, weights) if known else torch.full((len(weights),), math.nan)
+            # an oracle threshold is fitted anew on each resample, as it was on the data
+            return search.best(weights).f1 if oracle else self._f1(right, weights)
 
-        f1, draws = float(self._f1(right, self.everything)) if known else math.nan, resampled(self.weights)
+        f1, draws = float(self._f1(right, self.everything)), resampled(self.weights)
         result = ThresholdedResult(
             f1=f1,
             threshold=float(thresholds.mean()),
-            correct_accuracy=_share(right, ~self.has_error) if known else math.nan,
-            error_accuracy=_share(right, self.has_error) if known else math.nan,
-            right_answer_accuracy=_share(right, self.right_answer_with_error) if known else math.nan,
+            correct_accuracy=float(right[~self.has_error].mean()),
+            error_accuracy=float(right[self.has_error].mean()),
+            right_answer_accuracy=float(right[self.right_answer_with_error].mean()),
             f1_interval=_interval(f1, draws, self.settings.confidence, oracle=oracle),
         )
         return _Judged(result, draws if self.together is self.weights else resampled(self.together))
 
+    def _right(self, search: ThresholdSearch, thresholds: Tensor) -> Tensor:
+        """1 where a solution is judged right, else 0; NaN where no other problem gave it a threshold, float64, [n]."""
+        return torch.where(thresholds.isnan(), math.nan, search.right_at(thresholds).double())
+
     def _f1(self, right: Tensor, weights: Tensor) -> Tensor:
-        accuracies = [
-            (weights * (right & of)).sum(1) / (weights * of).sum(1) for of in (self.has_error, ~self.has_error)
-        ]
+        accuracies = [(weights * of * right).sum(1) / (weights * of).sum(1) for of in (self.has_error, ~self.has_error)]
         return harmonic_mean(*accuracies)
 
 
@@ -158,10 +160,6 @@ def thresholds_of_solutions(
 def _interval(f1: float, draws: Tensor, confidence: float, *, oracle: bool) -> Interval:
     """The best of all thresholds is better on a resample than on the data, as it is there than on new problems."""
     return basic_interval(f1, draws, confidence) if oracle else percentile_interval(draws, confidence)
-
-
-def _share(right: Tensor, among: Tensor) -> float:
-    return float(right[among].double().mean()) if bool(among.any()) else math.nan
 
 
 def _random_floor(f1: Mapping[str, Tensor]) -> RandomFloor:
@@ -199,19 +197,13 @@ def _judge_subset(
 def _mean_over_subsets(parts: Sequence[Mapping[str, _Judged]], confidence: float) -> dict[str, ThresholdedResult]:
     averaged = {}
     for origin in parts[0]:
-        judged = [part[origin] for part in parts]
-
-        def mean(name: str, judged: list[_Judged] = judged) -> float:
-            return sum(getattr(one.result, name) for one in judged) / len(judged)
-
-        f1, draws = mean("f1"), torch.stack([one.draws for one in judged]).mean(0)
+        results = [part[origin].result for part in parts]
+        means = {name: sum(getattr(one, name) for one in results) / len(results) for name in _AVERAGED}
+        draws = torch.stack([part[origin].draws for part in parts]).mean(0)
         averaged[origin] = ThresholdedResult(
-            f1=f1,
-            threshold=judged[0].result.threshold if origin == "fixed" else math.nan,
-            correct_accuracy=mean("correct_accuracy"),
-            error_accuracy=mean("error_accuracy"),
-            right_answer_accuracy=mean("right_answer_accuracy"),
-            f1_interval=_interval(f1, draws, confidence, oracle=origin == "oracle"),
+            **means,
+            threshold=results[0].threshold if origin == "fixed" else math.nan,
+            f1_interval=_interval(means["f1"], draws, confidence, oracle=origin == "oracle"),
         )
     return averaged
 

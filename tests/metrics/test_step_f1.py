@@ -91,6 +91,7 @@ def test_a_single_problem_has_no_cross_fitted_number() -> None:
     assert results["oracle"].f1 == 1.0
     assert results["cross_fitted"].f1 != results["cross_fitted"].f1
     assert results["cross_fitted"].f1_interval.low != results["cross_fitted"].f1_interval.low
+    assert report.average.random.cross_fitted_mean != report.average.random.cross_fitted_mean
 
 
 def test_a_solution_has_no_hand_in_the_threshold_that_judges_it(make_solutions: Make) -> None:
