@@ -80,9 +80,7 @@ def generalized_advantages(td_advantages: Tensor, mask: Tensor, *, discount: flo
     Raises:
         ValueError: a coefficient outside [0, 1], or shapes that do not match.
     """
-    for name, coefficient in (("discount", discount), ("gae_lambda", gae_lambda)):
-        if not 0 <= coefficient <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], found {coefficient}")
+    check_decay(discount, gae_lambda)
     check_mask(mask, td_advantages)
     sums = keep(widen(td_advantages), mask)
     decay, span, length = discount * gae_lambda, 1, td_advantages.shape[-1]
@@ -91,6 +89,17 @@ def generalized_advantages(td_advantages: Tensor, mask: Tensor, *, discount: flo
         sums = sums + decay**span * later
         span *= 2
     return keep(sums, mask)
+
+
+def check_decay(discount: float, gae_lambda: float) -> None:
+    """Refuse what an advantage estimate cannot decay by.
+
+    Raises:
+        ValueError: names the coefficient that lies outside [0, 1].
+    """
+    for name, coefficient in (("discount", discount), ("gae_lambda", gae_lambda)):
+        if not 0 <= coefficient <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], found {coefficient}")
 
 
 @torch.no_grad()
@@ -140,24 +149,20 @@ def distrl_advantages(
     check_mask(mask, candidate_td[..., 0])
     if outcomes.shape[:1] != mask.shape[:1]:
         raise ValueError(f"{outcomes.shape[0]} outcomes for {mask.shape[0]} sequences")
+    relative = group_relative_advantages(outcomes, group_ids).unsqueeze(-1)
     candidate_td = keep(widen(candidate_td), mask.unsqueeze(-1))
     sampled_td = candidate_td[..., 0]
     value_std = masked_std(sampled_td.cumsum(-1), mask).clamp_min(EPSILON)
     if normalization == "prompt_group":
-        steps = _standardize_by_prompt(sampled_td, group_ids, mask)
-        generalized = generalized_advantages(steps, mask, discount=discount, gae_lambda=gae_lambda)
+        ids = group_ids.unsqueeze(-1).expand_as(mask)
+        moments = group_moments(sampled_td.flatten(), ids.flatten(), mask.flatten())
+        mean, std = (moment.view_as(mask) for moment in moments)
+        steps = (sampled_td - mean) / std.clamp_min(EPSILON)
     else:
         steps = (sampled_td - masked_mean(sampled_td, mask)) / value_std
-        generalized = generalized_advantages(steps, mask, discount=discount, gae_lambda=gae_lambda)
+    generalized = generalized_advantages(steps, mask, discount=discount, gae_lambda=gae_lambda)
+    if normalization == "minibatch":
         spread = masked_std(generalized, mask, correction=1).clamp_min(EPSILON)
         generalized = (generalized - masked_mean(generalized, mask)) / spread
-    relative = group_relative_advantages(outcomes, group_ids).to(generalized.dtype).unsqueeze(-1)
-    return Advantages(keep(outcome_coef * relative + gae_coef * generalized, mask), candidate_td / value_std)
-
-
-def _standardize_by_prompt(td: Tensor, group_ids: Tensor, mask: Tensor) -> Tensor:
-    check_groups(group_ids, td.shape[0])
-    ids = group_ids.unsqueeze(-1).expand_as(td)
-    moments = group_moments(td.flatten(), ids.flatten(), mask.flatten())
-    mean, std = moments.mean.view_as(td), moments.std.view_as(td)
-    return keep((td - mean) / std.clamp_min(EPSILON), mask)
+    tokens = outcome_coef * relative.to(generalized.dtype) + gae_coef * generalized
+    return Advantages(keep(tokens, mask), candidate_td / value_std)

@@ -110,7 +110,7 @@ def distrl_loss(
     Raises:
         ValueError: shapes that do not match, masks that are not boolean, or clips out of range.
     """
-    _check_clips(clip_low, clip_high, candidate_clip, dual_clip)
+    check_clips(clip_low, clip_high, candidate_clip, dual_clip)
     if log_probs.dim() != 3:
         raise ValueError(f"log_probs must be [B, T, K], found shape {tuple(log_probs.shape)}")
     check_mask(candidate_mask, log_probs, "candidate_mask")
@@ -121,20 +121,21 @@ def distrl_loss(
     check_mask(mask, advantages)
 
     old = widen(old_log_probs.detach())
-    token_ratio = keep(widen(log_probs[..., 0]), mask) - keep(old[..., 0], mask)
-    token_advantages = keep(widen(advantages.detach()), mask)
+    token_log_ratio = keep(widen(log_probs[..., 0]), mask) - keep(old[..., 0], mask)
+    advantages = keep(widen(advantages.detach()), mask)
     losses, clipped = clipped_surrogate(
-        token_ratio, token_advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
+        token_log_ratio, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
     )
     token = masked_mean(losses, mask)
     token_clip_fraction = masked_mean(clipped.to(losses.dtype), mask)
 
-    ratio = keep(widen(log_probs), candidate_mask) - keep(old, candidate_mask)
-    targets = keep(widen(candidate_advantages.detach()), candidate_mask)
+    old = keep(old, candidate_mask)
+    log_ratio = keep(widen(log_probs), candidate_mask) - old
+    advantages = keep(widen(candidate_advantages.detach()), candidate_mask)
     losses, clipped = clipped_surrogate(
-        ratio, targets, clip_low=candidate_clip, clip_high=candidate_clip, dual_clip=dual_clip
+        log_ratio, advantages, clip_low=candidate_clip, clip_high=candidate_clip, dual_clip=dual_clip
     )
-    weights = keep(keep(old, candidate_mask).exp(), candidate_mask)
+    weights = keep(old.exp(), candidate_mask)
     total_weight = weights.sum()
     candidate = (losses * weights).sum() / total_weight.clamp_min(torch.finfo(weights.dtype).tiny)
     return PolicyLoss(
@@ -143,20 +144,25 @@ def distrl_loss(
         candidate=candidate,
         token_clip_fraction=token_clip_fraction,
         candidate_clip_fraction=masked_mean(clipped.to(losses.dtype), candidate_mask),
-        approx_kl=-masked_mean(token_ratio.detach(), mask),
-        candidate_kl=-masked_mean(weights * ratio.detach(), candidate_mask),
+        approx_kl=-masked_mean(token_log_ratio.detach(), mask),
+        candidate_kl=-masked_mean(weights * log_ratio.detach(), candidate_mask),
         token_count=mask.sum(),
         candidate_weight=total_weight,
     )
 
 
-def _check_clips(clip_low: float, clip_high: float, candidate_clip: float, dual_clip: float | None) -> None:
+def check_clips(clip_low: float, clip_high: float, candidate_clip: float, dual_clip: float | None) -> None:
+    """Refuse clips that no ratio could be held to; the arguments are those of `distrl_loss`.
+
+    Raises:
+        ValueError: names the clip.
+    """
     for name, clip in (("clip_low", clip_low), ("candidate_clip", candidate_clip)):
         if not 0 <= clip <= 1:
             raise ValueError(f"{name} must lie in [0, 1], found {clip}")
-    if clip_high < 0:
+    if not clip_high >= 0:
         raise ValueError(f"clip_high must not be negative, found {clip_high}")
-    if dual_clip is not None and dual_clip <= 1:
+    if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip must be above 1, found {dual_clip}")
 
 

@@ -10,6 +10,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from ipvrm_lightning.functional import NORMALIZATIONS, Advantages, distrl_advantages
+from ipvrm_lightning.functional.advantages import check_decay
+from ipvrm_lightning.functional.policy_losses import check_clips
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.modules.updates import check_clip
 from ipvrm_lightning.objectives import Objective
@@ -82,6 +84,7 @@ class AdvantageSettings:
     def __post_init__(self) -> None:
         if self.normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, found {self.normalization!r}")
+        check_decay(self.discount, self.gae_lambda)
 
     def compute(self, candidate_td: Tensor, outcomes: Tensor, group_ids: Tensor, mask: Tensor) -> Advantages:
         """Advantages of a mini-batch, see `functional.distrl_advantages`.
@@ -151,6 +154,7 @@ class PolicyUpdate:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"update.{name} must not be negative, found {getattr(self, name)}")
         check_clip("update.gradient_clip_val", self.gradient_clip_val)
+        check_clips(self.clip_low, self.clip_high, self.candidate_clip, self.dual_clip)
         if not 0 <= self.min_probability <= 1:
             raise ValueError(f"update.min_probability must lie in [0, 1], found {self.min_probability}")
 

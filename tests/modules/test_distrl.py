@@ -19,7 +19,7 @@ from ipvrm_lightning.models.candidates import candidate_log_probs
 from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.modules import DistRLModule, IPVRMModule
 from ipvrm_lightning.modules.alarms import Alarms
-from ipvrm_lightning.modules.distrl_settings import Collecting, RewardModel
+from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, Collecting, RewardModel
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, ImplicitPRM
 from ipvrm_lightning.rollouts.sources import Sampling
@@ -66,8 +66,6 @@ def test_every_ratio_is_one_at_the_first_inner_step(kind: str, tmp_path: Path, m
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_grpo_is_recovered_exactly_with_both_coefficients_at_zero(lora: bool, tmp_path: Path) -> None:
-    from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
-
     frozen = RewardModel(objective=IPVRM(), update="frozen")
     update = {"distribution_coef": 0.0}
     grpo, _ = run(tmp_path, module(lora=lora, reward=None, update=update))
@@ -106,7 +104,6 @@ def test_grpo_step_is_the_gradient_of_its_loss_written_out(tmp_path: Path) -> No
 def test_candidate_branch_moves_tokens_that_were_never_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the token branch silent, a likely candidate that the reward model prefers gains probability."""
     from ipvrm_lightning.modules import distrl
-    from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
 
     silent = AdvantageSettings(outcome_coef=0.0, gae_coef=0.0)
     kept: list[Any] = []
@@ -416,11 +413,19 @@ def test_a_data_source_whose_numbers_would_be_hidden_is_refused(tmp_path: Path) 
         ({"reward": None, "update": {"distribution_coef": 0.1}}, "update.distribution_coef needs a reward model"),
         ({"update": {"gradient_clip_val": 0.0}}, "update.gradient_clip_val must be above 0, or null for no limit"),
         ({"update": {"kl_coef": -0.1}}, "update.kl_coef must not be negative"),
+        ({"update": {"clip_low": 2.0}}, r"clip_low must lie in \[0, 1\], found 2.0"),
+        ({"update": {"clip_high": -0.1}}, "clip_high must not be negative"),
+        ({"update": {"dual_clip": 1.0}}, "dual_clip must be above 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         module(**options)
+
+
+def test_advantages_that_do_not_decay_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"gae_lambda must lie in \[0, 1\], found 1.5"):
+        AdvantageSettings(gae_lambda=1.5)
 
 
 def test_objectives_that_cannot_work_are_refused() -> None:
