@@ -10,8 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ipvrm_lightning.metrics.average_at_k import AverageAtK
-    from ipvrm_lightning.metrics.average_at_k_report import AverageAtKReport
+    from ipvrm_lightning.metrics.average_at_k import AverageAtK, AverageAtKReport
     from ipvrm_lightning.metrics.best_of_n import BestOfN, BestOfNReport, rollout_scores
     from ipvrm_lightning.metrics.calibration import CalibrationReport, PrefixCalibration
     from ipvrm_lightning.metrics.judge import recompute
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AverageAtK": "average_at_k",
-    "AverageAtKReport": "average_at_k_report",
+    "AverageAtKReport": "average_at_k",
     "BestOfN": "best_of_n",
     "BestOfNReport": "best_of_n",
     "CalibrationReport": "calibration",

@@ -5,15 +5,100 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ipvrm_lightning.functional.best_of_n import oracle
-from ipvrm_lightning.metrics.average_at_k_report import AverageAtKReport, MacroResult, ShareResult, SourceResult
+from ipvrm_lightning.functional.masking import check_outcomes
 from ipvrm_lightning.metrics.records import RecordMetric
-from ipvrm_lightning.metrics.resampling import bootstrap_weights, percentile_interval, stable_hash
+from ipvrm_lightning.metrics.resampling import Interval, bootstrap_weights, percentile_interval, seed_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass
+class ShareResult:
+    """A share with its bootstrap interval over prompts; NaN where no prompt counts.
+
+    Args:
+        share: mean over the prompts that count.
+        interval: confidence interval.
+        prompts: prompts that count.
+    """
+
+    share: float
+    interval: Interval
+    prompts: int
+
+
+@dataclass
+class SourceResult:
+    """Results of the prompts of one data source, or of all.
+
+    Args:
+        prompts: number of prompts.
+        responses: number of their responses.
+        min_responses: fewest responses of a prompt.
+        max_responses: most responses of a prompt.
+        average: avg@k: mean over prompts of the share of right responses among all k of the prompt.
+        pass_at: k to pass@k: whether any of k responses is right, in expectation over all choices of k of a prompt's
+            responses, mean over prompts; prompts with fewer than k are left out and `prompts` counts the others.
+        cut_off: share of responses that did not end by themselves; NaN where it is not known of all.
+        mean_length: tokens of a response; NaN where they are not known of all.
+    """
+
+    prompts: int
+    responses: int
+    min_responses: int
+    max_responses: int
+    average: ShareResult
+    pass_at: dict[int, ShareResult]
+    cut_off: float
+    mean_length: float
+
+
+@dataclass
+class MacroResult:
+    """Means over data sources, every source counting the same whatever its number of prompts.
+
+    Args:
+        sources: number of data sources.
+        average: mean of the sources' avg@k; its interval is over prompts drawn within each source.
+        pass_at: k to mean of the sources' pass@k; NaN where a source has no prompt with k responses.
+    """
+
+    sources: int
+    average: ShareResult
+    pass_at: dict[int, ShareResult]
+
+
+@dataclass
+class AverageAtKReport:
+    """Accuracy of a policy.
+
+    Args:
+        sources: data source to its results.
+        micro: all prompts, every prompt counting the same ("all").
+        macro: means over data sources, every source counting the same.
+    """
+
+    sources: dict[str, SourceResult]
+    micro: SourceResult
+    macro: MacroResult
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and dictionaries."""
+        return asdict(self)
+
+    def tables(self) -> list[Table]:
+        """The report as rich tables."""
+        from ipvrm_lightning.metrics.rollout_tables import average_at_k_tables
+
+        return average_at_k_tables(self)
 
 
 class _Prompt(NamedTuple):
@@ -87,9 +172,7 @@ class AverageAtK(RecordMetric):
         for name, column in columns.items():
             if len(column) != len(prompts):
                 raise ValueError(f"{name}: expected one for each of {len(prompts)} responses, found {len(column)}")
-        strange = outcomes[(outcomes != 0) & (outcomes != 1)]
-        if len(strange):
-            raise ValueError(f"outcomes: expected 0 or 1, found {strange[0].item()}")
+        check_outcomes(outcomes)
         self.put_lines(
             json.dumps([source, key, int(outcome), ended, length]) + "\n"
             for key, outcome, source, ended, length in zip(prompts, *columns.values(), strict=True)
@@ -145,7 +228,7 @@ class AverageAtK(RecordMetric):
         values = torch.tensor([function(prompt) for prompt in enough], dtype=torch.float64)
         keys = [f"{prompt.source}\n{prompt.key}" for prompt in enough]
         # sources draw independently of each other, so that a mean over them has the interval it should
-        seed = stable_hash("\n".join(sorted({prompt.source for prompt in enough})), self.seed) % 2**32
+        seed = seed_of(sorted({prompt.source for prompt in enough}), self.seed)
         weights = bootstrap_weights(keys, resamples=self.resamples, seed=seed)
         return _Estimate(float(values.mean()), (weights * values).mean(1), len(enough))
 

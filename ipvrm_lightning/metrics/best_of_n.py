@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ipvrm_lightning.functional.best_of_n import best_of_n, majority_vote, oracle, pass_at_1
+from ipvrm_lightning.functional.masking import check_outcomes
 from ipvrm_lightning.metrics.records import RecordMetric
-from ipvrm_lightning.metrics.resampling import Interval, bootstrap_weights, percentile_interval, stable_hash
+from ipvrm_lightning.metrics.resampling import Interval, bootstrap_weights, percentile_interval, seed_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,9 +141,7 @@ class BestOfN(RecordMetric):
         for name, column in {**rows, "outcomes": outcomes, "answers": texts}.items():
             if len(column) != len(keys):
                 raise ValueError(f"{name}: expected one for each of {len(keys)} rollouts, found {len(column)}")
-        strange = outcomes[(outcomes != 0) & (outcomes != 1)]
-        if len(strange):
-            raise ValueError(f"outcomes: expected 0 or 1, found {strange[0].item()}")
+        check_outcomes(outcomes)
         for name, row in rows.items():
             if not all(map(math.isfinite, row)):
                 raise ValueError(f"scores.{name}: expected finite numbers, found {row}")
@@ -183,7 +182,7 @@ class BestOfN(RecordMetric):
         count = len(prompt.outcomes)
         if count == n:
             return majority_vote(prompt.answers, prompt.outcomes, prompt.group_ids)
-        generator = torch.Generator().manual_seed(stable_hash(prompt.key, self.seed) % 2**32)
+        generator = torch.Generator().manual_seed(seed_of((prompt.key,), self.seed))
         drawn = torch.rand(self.vote_draws, count, generator=generator).argsort(dim=1)[:, :n].reshape(-1)
         groups = torch.arange(self.vote_draws).repeat_interleave(n)
         return majority_vote([prompt.answers[index] for index in drawn.tolist()], prompt.outcomes[drawn], groups)

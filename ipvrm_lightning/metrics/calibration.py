@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ipvrm_lightning.functional.calibration import auroc, brier_score, expected_calibration_error
+from ipvrm_lightning.functional.masking import check_outcomes
 from ipvrm_lightning.metrics.records import CollectingMetric
 
 if TYPE_CHECKING:
@@ -152,25 +153,19 @@ class PrefixCalibration(CollectingMetric):
             raise ValueError("no responses to judge the calibration of")
         values = self.collected("values").reshape(-1, self.positions)
         sums, squares = self.sums.cpu(), self.squares.cpu()
-        final = values[:, -1]
-        probability = final.sigmoid()
+        ranking = [auroc(column, outcomes) for column in values.T]
+        probability = values[:, -1].sigmoid()
         return CalibrationReport(
             responses=len(outcomes),
             right=int(outcomes.sum()),
-            overall=_result(0.0, 1.0, sums.sum(0), squares.sum(), auroc(final, outcomes)),
+            overall=_result(0.0, 1.0, sums.sum(0), squares.sum(), ranking[-1]),
             positions=[
-                _result(
-                    index / self.positions,
-                    (index + 1) / self.positions,
-                    sums[index],
-                    squares[index],
-                    auroc(values[:, index], outcomes),
-                )
-                for index in range(self.positions)
+                _result(i / self.positions, (i + 1) / self.positions, sums[i], squares[i], ranking[i])
+                for i in range(self.positions)
             ],
             final_ece=expected_calibration_error(probability, outcomes, self.bins),
             final_brier=brier_score(probability, outcomes),
-            final_auroc=auroc(final, outcomes),
+            final_auroc=ranking[-1],
         )
 
 
@@ -184,9 +179,7 @@ def _check(values: Tensor, mask: Tensor, outcomes: Tensor) -> None:
         raise ValueError(f"mask: row {int((~mask.any(1)).nonzero()[0])} has no response token")
     if not bool(values[mask].isfinite().all()):
         raise ValueError(f"values: expected finite numbers, found {values[mask & ~values.isfinite()][0].item()}")
-    strange = outcomes[(outcomes != 0) & (outcomes != 1)]
-    if len(strange):
-        raise ValueError(f"outcomes: expected 0 or 1, found {strange[0].item()}")
+    check_outcomes(outcomes)
 
 
 def _result(start: float, stop: float, sums: Tensor, squares: Tensor, ranking: float) -> CalibrationResult:

@@ -25,7 +25,7 @@ def stable_hash(text: str, seed: int = 0) -> int:
 
 
 def seed_of(names: Sequence[str], seed: int) -> int:
-    """The seed of what is drawn for the subsets of these names, so that subsets draw independently of each other."""
+    """The seed of what is drawn for these names (subsets, sources, a prompt): others draw independently of them."""
     return stable_hash("\n".join(names), seed) % 2**32
 
 

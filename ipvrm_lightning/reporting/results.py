@@ -53,7 +53,7 @@ def read_results(path: str | Path) -> Results:
 
 
 def _kinds() -> dict[str, Any]:
-    from ipvrm_lightning.metrics.average_at_k_report import AverageAtKReport
+    from ipvrm_lightning.metrics.average_at_k import AverageAtKReport
     from ipvrm_lightning.metrics.best_of_n import BestOfNReport
     from ipvrm_lightning.metrics.calibration import CalibrationReport
     from ipvrm_lightning.metrics.prefix_truth import PrefixTruthReport

@@ -146,7 +146,7 @@ def test_names_of_sources_are_no_markup(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_bad_input_is_named() -> None:
     metric = AverageAtK()
-    with pytest.raises(ValueError, match="outcomes: expected 0 or 1, found 2"):
+    with pytest.raises(ValueError, match="outcomes must be 0 or 1, found 2"):
         metric.update(torch.tensor([2]), ["p"], ["s"])
     with pytest.raises(ValueError, match="lengths: expected one for each of 1 responses, found 2"):
         metric.update(torch.tensor([1]), ["p"], ["s"], lengths=torch.tensor([1, 2]))

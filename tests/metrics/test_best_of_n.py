@@ -131,7 +131,7 @@ def test_usual_scores_by_hand() -> None:
 
 def test_bad_input_is_named() -> None:
     metric = BestOfN()
-    with pytest.raises(ValueError, match="outcomes: expected 0 or 1, found 2"):
+    with pytest.raises(ValueError, match="outcomes must be 0 or 1, found 2"):
         metric.update({"final_value": torch.tensor([1.0])}, torch.tensor([2]), ["p"])
     with pytest.raises(ValueError, match=r"scores\.final_value: expected finite"):
         metric.update({"final_value": torch.tensor([float("inf")])}, torch.tensor([1]), ["p"])
