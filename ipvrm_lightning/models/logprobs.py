@@ -189,21 +189,25 @@ def response_hidden_states(model: nn.Module, batch: TrajectoryBatch, *, predicti
     Returns:
         [N, H].
     """
-    positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)[None]
-    shift = 1 if predicting else 0
-    chosen = (positions >= batch.response_starts[:, None] - shift) & (positions < batch.lengths[:, None] - shift)
+    chosen = _in_response(batch, shift=1 if predicting else 0)
     language_model = base_language_model(model)
     backbone = _backbone(language_model)
     if packs(language_model):
-        return packed_states(backbone, batch.input_ids, batch.lengths)[chosen[positions < batch.lengths[:, None]]]
+        real = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device) < batch.lengths[:, None]
+        return packed_states(backbone, batch.input_ids, batch.lengths)[chosen[real]]
     hidden: Tensor = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     return hidden[chosen]
 
 
 def response_token_ids(batch: TrajectoryBatch) -> Tensor:
     """Response tokens, row by row, [N]."""
-    positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)[None]
-    return batch.input_ids[(positions >= batch.response_starts[:, None]) & (positions < batch.lengths[:, None])]
+    return batch.input_ids[_in_response(batch)]
+
+
+def _in_response(batch: TrajectoryBatch, *, shift: int = 0) -> Tensor:
+    """True at response tokens, or `shift` places before each, in the layout of `input_ids`, [B, L]."""
+    places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) + shift
+    return (places >= batch.response_starts[:, None]) & (places < batch.lengths[:, None])
 
 
 @reads_weights

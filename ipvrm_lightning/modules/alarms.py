@@ -14,7 +14,7 @@ class Alarms:
     Args:
         length_factor: response length may grow or shrink by this factor.
         step_factor: the number of solution steps in a response may grow or shrink by this factor.
-        max_kl: largest mean KL of the updated policy to the one that sampled, in nats per token.
+        max_kl: largest mean KL of the policy that sampled from the updated one, in nats per token.
         min_reward_accuracy: smallest share of responses whose value tells their outcome; 0.5 is chance where both
             outcomes are equally many. Averaged over `patience` steps.
         patience: steps over which the accuracy is averaged.
@@ -41,7 +41,7 @@ class Alarms:
             "kl": None,
         }
         if (kl := metrics.get("approx_kl", 0.0)) > self.max_kl:
-            found["kl"] = f"KL of the updated policy to the one that sampled is {kl:.3g}, beyond {self.max_kl:g}"
+            found["kl"] = f"KL of the policy that sampled from the updated one is {kl:.3g}, beyond {self.max_kl:g}"
         if "reward/accuracy" in metrics:
             recent = self.state.setdefault("reward_accuracy", [])
             recent.append(metrics["reward/accuracy"])

@@ -249,9 +249,10 @@ class DistRLModule(PolicyModule):
     def score(self, dataset: TrajectoryDataset, rows: list[int]) -> ScoredBatch:
         """One forward pass of the behaviour policy, and of the supervised model where something asks for it."""
         batch = self._to_device(collate(dataset, rows))
-        kept: dict[str, Any] = {"top_k": self.update.width, "min_probability": self.update.min_probability}
         with self.roles.use("policy") as model:
-            behavior = behavior_scores(model, batch, **kept, **self._scoring)
+            behavior = behavior_scores(
+                model, batch, top_k=self.update.width, min_probability=self.update.min_probability, **self._scoring
+            )
         scored = ScoredBatch(batch, response_mask(batch), behavior)
         if self.update.uses_kl or (self.reward is not None and self.reward.reference == "sft"):
             with self.roles.use("reference") as model:

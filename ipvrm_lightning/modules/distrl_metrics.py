@@ -61,10 +61,8 @@ def collection_metrics(collection: Collection, step_separator: str) -> dict[str,
 def score_metrics(scored: Sequence[ScoredBatch], processes: Processes) -> dict[str, Tensor]:
     """Entropy of the policy and what its candidates cover, means over positions of the responses that are learned from.
 
-    At the temperature that sampled them.
-
     `candidates` are those that count besides the sampled token, `candidate_mass` is the probability of the sampled
-    token and of these together.
+    token and of these together, at the temperature that sampled the responses.
     """
     tokens = entropy = others = mass = torch.zeros((), device=processes.device)
     for part in scored:

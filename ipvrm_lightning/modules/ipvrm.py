@@ -217,7 +217,7 @@ class IPVRMModule(WindowedModule):
         logits = self.objective.prefix_logits(scores, mask)
         beta = self.objective.beta
         self.judge.update(scores, logits, mask, batch, metadata, beta=beta, test_set=dataloader_idx)
-        return {"td_advantages": self.objective.beta * scores, "values": logits}
+        return {"td_advantages": beta * scores, "values": logits}
 
     def on_test_epoch_end(self) -> None:
         """Reduce the judgement over processes; the results table prints and saves it."""

@@ -94,7 +94,7 @@ def distance_moved(
     temperature: float,
     chunk_size: int,
 ) -> Tensor:
-    """KL of the policy that sampled from the updated one, nats per token, on some of the step's responses.
+    """KL(policy that sampled || updated policy), nats per token, on some of the step's responses.
 
     Within a step's loss the two are equal until the first update, and the last update is never looked at.
 

@@ -162,12 +162,14 @@ def problem(norm: Tensor, losses: LossesOfRows, dataset: TrajectoryDataset | Non
     spoilt = [rows for loss, rows in losses if not torch.isfinite(loss)]
     if not processes.largest([int(bool(spoilt) or not torch.isfinite(norm))])[0]:
         return None
-    own = [row for rows in spoilt for row in rows.tolist()]
-    rows = sorted({row for part in processes.objects(own) for row in part})
-    if rows:
+
+    def everywhere(parts: Iterable[Tensor]) -> list[int]:
+        own = [row for rows in parts for row in rows.tolist()]
+        return sorted({row for rows in processes.objects(own) for row in rows})
+
+    if rows := everywhere(spoilt):
         return f"a loss is not finite, training rows {named_rows(rows, dataset)}"
-    own = [row for _, part in losses for row in part.tolist()]
-    rows = sorted({row for part in processes.objects(own) for row in part})
+    rows = everywhere(rows for _, rows in losses)
     what = "the gradient is not finite"
     return what if not rows else f"{what} though its losses are, training rows {named_rows(rows, dataset)}"
 

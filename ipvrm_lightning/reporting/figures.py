@@ -142,18 +142,19 @@ def reliability_picture(name: str, title: str, lines: Sequence[ReliabilityLine])
     )
 
 
+def _draw(axis: Any, places: Sequence[float], spreads: Sequence[Spread], *, color: str, **line: Any) -> None:
+    """Medians as a line and quartiles as a band of its colour, in percent."""
+    low, middle, high = ([100 * getattr(one, name) for one in spreads] for name in ("low", "middle", "high"))
+    axis.plot(places, middle, color=color, **line)
+    axis.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
+
+
 def position_picture(groups: Mapping[str, Sequence[Spread]]) -> Picture:
     """Median and quartiles of the value by relative position."""
     with axes() as (figure, (axis,)):
         for index, (name, spreads) in enumerate(groups.items()):
             places = [100 * one.place for one in spreads]
-            axis.plot(
-                places, [100 * one.middle for one in spreads], **_style(index), label=f"{name} ({spreads[0].count})"
-            )
-            axis.fill_between(
-                places, [100 * one.low for one in spreads], [100 * one.high for one in spreads],
-                color=SERIES[index], alpha=0.18, linewidth=0,
-            )  # fmt: skip
+            _draw(axis, places, spreads, **_style(index), label=f"{name} ({spreads[0].count})")
         axis.set(xlabel="part of the solution read, %", ylabel="P(ends right), %", ylim=(0, 100), xlim=(0, 100))
         legend(figure, axis, columns=1)
         svg = to_svg(figure, "value-position")
@@ -175,13 +176,8 @@ def error_picture(spreads: Sequence[Spread]) -> Picture:
     from matplotlib.ticker import MaxNLocator
 
     with axes() as (figure, (axis,)):
-        places = [one.place for one in spreads]
         axis.axvline(0, color=INK, linewidth=1, linestyle=(0, (2, 2)))
-        axis.plot(places, [100 * one.middle for one in spreads], marker="o", markersize=4, color=SERIES[1])
-        axis.fill_between(
-            places, [100 * one.low for one in spreads], [100 * one.high for one in spreads],
-            color=SERIES[1], alpha=0.18, linewidth=0,
-        )  # fmt: skip
+        _draw(axis, [one.place for one in spreads], spreads, color=SERIES[1], marker="o", markersize=4)
         axis.set(xlabel="steps from the labelled first wrong one", ylabel="P(ends right), %", ylim=(0, 100))
         axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         svg = to_svg(figure, "value-error")
