@@ -38,7 +38,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, max_length: int | None
     """
     longest = "what the models can read" if max_length is None else f"{max_length}, or what the models can read"
     parser.add_argument("--model", required=True, help="export, model, adapter or .gguf file: path, or name on the hub")
-    parser.add_argument("--reference", help="the like; of an export, where its reference is now")
+    parser.add_argument("--reference", help="the like; of an export, where its reference or its adapter's base is now")
     read = parser.add_argument_group("how scores read; an export says so itself")
     read.add_argument("--objective", choices=OBJECTIVES, help="what log-ratios mean; default ipvrm, their mean")
     read.add_argument("--beta", type=float, help="scale of log-ratios")

@@ -133,8 +133,8 @@ def describe(
     Args:
         name: an export of `ipvrm export`, or a model, an adapter or a GGUF file: a folder, a repository on the hub, or
             the path of a .gguf file in one of these.
-        reference: the like, to take log-ratios against. An export has its own: then it says where that is now, and its
-            weights are compared with what the export recorded.
+        reference: the like, to take log-ratios against. An export has its own: then it says where that is now, or where
+            the model is that an exported adapter belongs on. Weights are compared with what the export recorded.
         objective: how log-ratios read as values, for what is no export.
         beta: short for `objective=IPVRM(beta=beta)`.
         revision: branch, tag or commit of `name` on the hub.
@@ -195,16 +195,14 @@ def _of_export(
     head = folder / VALUE_HEAD_NAME
     if objective.score_source == "value_head" and not head.is_file():
         raise ValueError(f"{folder}: no {VALUE_HEAD_NAME}, which its objective reads")
-    base = exported.base
     if exported.kind == "model":
         reward = Part(ModelSource(str(folder), dtype=exported.dtype))
-    elif base is None:
+        if exported.reference is None and reference is not None:
+            raise ValueError(f"{name}: {type(objective).__name__} takes no reference")
+    elif exported.base is None:
         raise ValueError(f"{folder / CONFIG_NAME}: does not say what its adapter belongs on")
     else:
-        moves = exported.reference == "adapters_off"
-        reward = Part(_moved(base, reference) if moves else base, str(folder))
-    if exported.reference is None and reference is not None:
-        raise ValueError(f"{name}: {type(objective).__name__} takes no reference")
+        reward = Part(_moved(exported.base, reference), str(folder))
     return Description(
         name=name,
         reward=reward,
@@ -225,10 +223,10 @@ def _exported_reference(folder: Path, exported: ExportedConfig, reward: Part, gi
     source = exported.reference
     if not isinstance(source, ModelSource):
         return None
-    if given is None and exported.holds_reference:
-        inside = str(folder / REFERENCE_FOLDER)
-        if reward.adapter is not None:
-            return Part(reward.model, inside, checked=True)
+    inside = str(folder / REFERENCE_FOLDER)
+    if exported.holds_reference and reward.adapter is not None:
+        return Part(reward.model, inside, checked=True)
+    if exported.holds_reference and given is None:
         return Part(replace(source, name=inside), checked=True)
     if exported.holds_reference and source.weights is None:
         raise ValueError(

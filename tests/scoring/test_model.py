@@ -198,13 +198,14 @@ def test_a_value_head_is_as_wide_as_what_the_output_head_reads(tmp_path: Path) -
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_a_reward_model_of_distrl_is_read_against_its_policy(lora: bool, judged: Judged, tmp_path: Path) -> None:
-    run, _ = distrl_run(tmp_path, judged.base, lora=lora, reference="behavior")
+    base = str(shutil.copytree(judged.base, tmp_path / "base"))
+    run, _ = distrl_run(tmp_path, base, lora=lora, reference="behavior")
     reward = export_checkpoint(run, tmp_path / "reward", part="reward")
     models = {}
     for part in ("policy", "reward"):
         merged = export_checkpoint(run, tmp_path / f"merged-{part}", part=part, merge=True)  # type: ignore[arg-type]
         models[part] = PretrainedLanguageModel(name=str(merged)).build_model().eval()
-    encoded = encode_steps(load_tokenizer(judged.base), "1?", ["add", "so 2"])
+    encoded = encode_steps(load_tokenizer(base), "1?", ["add", "so 2"])
     batch = collate(TrajectoryDataset([Example(encoded.input_ids, encoded.response_start, "")]), [0])
     with torch.no_grad():
         own, other = (response_scores(models[part], batch, temperature=0.7).log_probs for part in ("reward", "policy"))
@@ -213,8 +214,14 @@ def test_a_reward_model_of_distrl_is_read_against_its_policy(lora: bool, judged:
     expected = (3 * (own - other))[0].tolist()
     assert [token.td_advantage for token in found.tokens] == pytest.approx(expected, abs=1e-4)
     assert max(map(abs, expected)) > 1e-3
-    with pytest.raises(ValueError, match=r"reward: its reference lies in its folder reference, .* leave reference out"):
-        describe(str(reward), reference=judged.base)
+    moved = shutil.move(base, tmp_path / "moved")
+    if lora:  # two adapters on one base
+        assert describe(str(reward)).reward.model.name == base
+        scorer = PrefixValueModel.from_pretrained(str(reward), reference=str(moved))
+        assert scorer.score("1?", ["add", "so 2"], tokens=True).tokens == found.tokens
+    else:
+        with pytest.raises(ValueError, match=r"reward: its reference lies in its folder reference, .* reference out"):
+            describe(str(reward), reference=str(moved))
 
 
 def test_any_pair_of_models_can_be_scored(
