@@ -42,7 +42,7 @@ from ipvrm_lightning.cli import main
 from ipvrm_lightning.data.steps import join_steps
 from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguageModel
 from ipvrm_lightning.worlds.arithmetic.checker import check
-from ipvrm_lightning.worlds.arithmetic.formats import FORMATS, render_solution
+from ipvrm_lightning.worlds.arithmetic.formats import FORMATS, render_solution, split_steps
 from ipvrm_lightning.worlds.arithmetic.problems import Difficulty, Noise, generate, solve
 
 OUT = Path("outputs/tutorials/5_one_gpu")
@@ -98,10 +98,10 @@ for number, problem in enumerate(islice(problems, 64)):
     answers = [render_solution(solve(problem, noise, draw), FORMATS[0]) for _ in range(3)]
     verdicts = [check(problem, answer, FORMATS[0]) for answer in answers]
     if number < 32:
-        texts = [join_steps(verdict.steps)[0] for verdict in verdicts]  # "Step 1: ...", as ProcessBench's are read
+        texts = [join_steps(split_steps(answer))[0] for answer in answers]  # "Step 1: ...", as in ProcessBench
         rollouts.append({"prompt": prompt, "responses": texts, "scores": [int(v.correct) for v in verdicts]})
     else:
-        row = {"id": f"tiny-{number}", "problem": prompt, "steps": verdicts[0].steps}
+        row = {"id": f"tiny-{number}", "problem": prompt, "steps": split_steps(answers[0])}
         solutions.append({**row, "label": verdicts[0].first_error, "final_answer_correct": verdicts[0].correct})
 for name, rows in (("rollouts", rollouts), ("solutions", solutions)):
     (OUT / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
