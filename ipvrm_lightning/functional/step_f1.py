@@ -59,7 +59,10 @@ def step_f1_at(scores: Scores, labels: Sequence[int] | Tensor, threshold: float)
     Raises:
         ValueError: no solutions, labels that do not fit their solution, scores that are not finite.
     """
-    rows, truth = _checked(scores, labels)
+    return _judged(*_checked(scores, labels), threshold)
+
+
+def _judged(rows: list[Sequence[float]], truth: list[int], threshold: float) -> StepF1Result:
     judged = [(first_error(row, threshold) == label, label) for row, label in zip(rows, truth, strict=True)]
     correct_accuracy = _share([hit for hit, label in judged if label < 0])
     error_accuracy = _share([hit for hit, label in judged if label >= 0])
@@ -85,7 +88,7 @@ def best_threshold(scores: Scores, labels: Sequence[int] | Tensor) -> StepF1Resu
     """
     rows, truth = _checked(scores, labels)
     once = torch.ones(1, len(rows), dtype=torch.float64)
-    return step_f1_at(rows, truth, ThresholdSearch(rows, truth).best(once).threshold.item())
+    return _judged(rows, truth, ThresholdSearch(rows, truth).best(once).threshold.item())
 
 
 def _checked(scores: Scores, labels: Sequence[int] | Tensor) -> tuple[list[Sequence[float]], list[int]]:
@@ -97,12 +100,12 @@ def _checked(scores: Scores, labels: Sequence[int] | Tensor) -> tuple[list[Seque
     if not rows:
         raise ValueError("no solutions to judge")
     for number, (row, label) in enumerate(zip(rows, truth, strict=True)):
-        if not -1 <= label < len(row):
+        if not -1 <= label < len(row) or label != int(label):
             raise ValueError(f"solution {number}: label {label} with {len(row)} steps")
         for step, score in enumerate(row):
             if not math.isfinite(score):
                 raise ValueError(f"solution {number}: step {step} has score {score}")
-    return rows, truth
+    return rows, [int(label) for label in truth]
 
 
 def _share(hits: list[bool]) -> float:

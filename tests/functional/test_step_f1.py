@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -109,7 +110,17 @@ def test_order_of_solutions_does_not_matter() -> None:
     assert F.best_threshold(scores[::-1], labels[::-1]) == F.best_threshold(scores, labels)
 
 
+@pytest.mark.parametrize("labels", [[1.0, -1.0], torch.tensor([1.0, -1.0]), torch.tensor([1, -1], dtype=torch.int8)])
+def test_labels_may_be_whole_numbers_of_any_type(labels: Any) -> None:
+    scores = [[2.0, 1.0], [3.0]]
+    assert F.best_threshold(scores, labels) == F.best_threshold(scores, [1, -1])
+    assert F.step_f1_at(scores, labels, 1.5) == F.step_f1_at(scores, [1, -1], 1.5)
+
+
 def test_what_is_refused() -> None:
+    for label in (0.5, float("nan")):
+        with pytest.raises(ValueError, match=f"solution 0: label {label} with 2 steps"):
+            F.best_threshold([[2.0, 1.0]], [label])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="no solutions"):
         F.best_threshold([], [])
     with pytest.raises(ValueError, match="2 solutions for 1 labels"):
