@@ -123,7 +123,7 @@ class WindowSampler:
 
     def __init__(
         self,
-        lengths: np.ndarray,
+        lengths: np.ndarray | Sequence[int],
         *,
         batch_size: int,
         max_tokens: int,
@@ -138,7 +138,7 @@ class WindowSampler:
         if batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} is not a multiple of the {world_size} processes")
         self.pairs = pairs
-        self._lengths: list[int] = lengths.tolist()
+        self._lengths: list[int] = np.asarray(lengths).tolist()
         self.batch_size, self.max_tokens, self.seed = batch_size, max_tokens, seed
         self.rank, self.world_size, self.reshuffle = rank, world_size, reshuffle
         self.items: list[Item] = [[row] for row in range(len(lengths))] if pairs is None else [list(p) for p in pairs]

@@ -247,6 +247,11 @@ def test_last_window_and_sizes_that_cannot_work() -> None:
         WindowSampler(np.array([5]), batch_size=2, max_tokens=99, world_size=2)
 
 
+def test_lengths_may_be_a_list() -> None:
+    found = [WindowSampler(kind([3, 4, 5]), batch_size=2, max_tokens=9).windows() for kind in (list, np.array)]
+    assert found[0] == found[1]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(3, 40), min_size=4, max_size=30),
