@@ -86,10 +86,13 @@ def compare(
         make_table: lines of the result.
         rounds: default of `--rounds`.
     """
-    parser.add_argument("--variants", nargs="+", default=list(variants), choices=variants)
+    names = ", ".join(repr(name) for name in variants)
+    parser.add_argument(
+        "--variants", nargs="+", default=list(variants), choices=variants, metavar="NAME", help=f"default: {names}"
+    )
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--out", default=str(RESULTS))
-    parser.add_argument("--variant", choices=variants, help="measure one and print its numbers as JSON")
+    parser.add_argument("--variant", choices=variants, metavar="NAME", help="measure one and print its numbers as JSON")
     arguments = parser.parse_args()
     if arguments.variant is None:
         found = in_turns(sys.argv[0], arguments.variants, arguments.rounds)
