@@ -63,6 +63,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "DistRL + IPVRM, boundary only": {"reward": {**IPVRM, "weighting": False}},
     "DistRL + IPVRM, weighting only": {"reward": {**IPVRM, "boundary": False}},
     "DistRL + IPVRM, margin 0": {"reward": {**IPVRM, "margin": 0.0}},
+    "GRPO + DPORM, 1e-3": {"reward": {"objective": "DPORM", "learning_rate": 1e-3}, "distribution_coef": 0.0},
+    "DistRL + DPORM, 1e-3": {"reward": {"objective": "DPORM", "learning_rate": 1e-3}},
     "GRPO + exact credit": {"reward": EXACT, "distribution_coef": 0.0},
     "DistRL + exact credit": {"reward": EXACT},
     "DistRL + exact credit, alpha 0.5": {"reward": EXACT, "distribution_coef": 0.5},
@@ -178,7 +180,9 @@ def build_module(arguments: argparse.Namespace, settings: dict[str, Any], seed: 
         objective = getattr(objectives, name)(**({"margin": chosen["margin"]} if "margin" in chosen else {}))
         reward = RewardModel(
             objective=objective,
-            checkpoint=str(reward_model(name, seed)) if chosen.get("pretrained", True) else None,
+            checkpoint=str(reward_model(name, seed, chosen.get("learning_rate")))
+            if chosen.get("pretrained", True)
+            else None,
             update=chosen.get("update", "before"),
             adaptive_difficulty_boundary=objective.balanced and chosen.get("boundary", True),
             dynamic_loss_weighting=objective.balanced and chosen.get("weighting", True),
@@ -199,11 +203,12 @@ def build_module(arguments: argparse.Namespace, settings: dict[str, Any], seed: 
     )
 
 
-def reward_model(objective: str, seed: int) -> Path:
+def reward_model(objective: str, seed: int, rate: float | None = None) -> Path:
     """A reward model trained on the world's labelled rollouts; made where it is absent."""
-    path = Path("outputs/policy_benchmark") / f"{objective}-{seed}.ckpt"
+    rate = LEARNING_RATES[objective] if rate is None else rate
+    path = Path("outputs/policy_benchmark") / f"{objective}-{rate:g}-{seed}.ckpt"
     if not path.exists():
-        _, _, trainer = train(objective, LEARNING_RATES[objective], {}, world={**WORLD, "seed": seed}, epochs=1)
+        _, _, trainer = train(objective, rate, {}, world={**WORLD, "seed": seed}, epochs=1)
         trainer.save_checkpoint(path)
     return path
 
