@@ -151,11 +151,13 @@ def branches(seed: int) -> dict[str, float]:
 
     from ipvrm_lightning.data.dataset import collate
     from ipvrm_lightning.models.candidates import behavior_scores
+    from ipvrm_lightning.models.initial_reward import find_initial_reward
     from ipvrm_lightning.models.logprobs import response_mask
+    from ipvrm_lightning.models.reference import base_fingerprint
     from ipvrm_lightning.models.roles import build_roles
     from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, PolicyUpdate, RewardModel
     from ipvrm_lightning.modules.experience import ScoredBatch, set_advantages, to_dataset, totals
-    from ipvrm_lightning.modules.online_reward import OnlineReward, load_checkpoint
+    from ipvrm_lightning.modules.online_reward import OnlineReward
     from ipvrm_lightning.modules.policy_loss import policy_loss
     from ipvrm_lightning.modules.processes import Processes
     from ipvrm_lightning.objectives import IPVRM
@@ -166,8 +168,9 @@ def branches(seed: int) -> dict[str, float]:
     factory = ArithmeticPolicy(**WORLD, seed=seed)
     roles, tokenizer = build_roles(factory), factory.build_tokenizer()
     roles.add_reward()
-    settings = RewardModel(objective=IPVRM(), checkpoint=str(reward_model("IPVRM", seed)))
-    load_checkpoint(roles, settings, factory.describe(), None)
+    settings = RewardModel(objective=IPVRM())
+    with roles.use("policy") as policy:
+        find_initial_reward(str(reward_model("IPVRM", seed))).load(roles, base_fingerprint(policy))
     data = ArithmeticPromptData(**WORLD, seed=seed)
     data.with_tokenizer(tokenizer).setup()
     with roles.use("policy") as policy:

@@ -79,6 +79,22 @@ def find_file(name: str, filename: str, *, revision: str | None = None) -> Path 
     return None if found is None else Path(found)
 
 
+def local_folder(name: str, *, revision: str | None = None) -> Path:
+    """A folder; a repository on the hub is downloaded, but for pickles.
+
+    Args:
+        name: folder, or repository.
+        revision: branch, tag or commit on the hub.
+    """
+    if Path(name).exists():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    with library_errors(f"{name}: cannot be downloaded"):
+        ignored = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=ignored))
+
+
 def load_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
     """A model's config; see `load_tokenizer`."""
     from transformers import AutoConfig

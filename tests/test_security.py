@@ -235,18 +235,16 @@ def test_names_in_the_data_become_no_file_names(name: str, bases: str, tmp_path:
 
 def test_a_reward_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     from ipvrm_lightning.models import RandomLanguageModel
+    from ipvrm_lightning.models.initial_reward import find_initial_reward
     from ipvrm_lightning.models.roles import build_roles
-    from ipvrm_lightning.modules.distrl_settings import RewardModel
-    from ipvrm_lightning.modules.online_reward import load_checkpoint
-    from ipvrm_lightning.objectives import IPVRM
 
     other = RandomLanguageModel(config={**MODEL, "vocab_size": 290}).build_model()
     weights = {f"model.{name}": tensor for name, tensor in other.named_parameters()}
     torch.save({"state_dict": weights}, tmp_path / "reward.ckpt")
     roles = build_roles(RandomLanguageModel(config=MODEL))
     roles.add_reward()
+    found = find_initial_reward(str(tmp_path / "reward.ckpt"))
     with pytest.raises(
         ValueError, match=r"parameter .*(embed_tokens|lm_head).* is \(290, 16\) there and \(300, 16\) in the model"
     ):
-        reward = RewardModel(objective=IPVRM(), checkpoint=str(tmp_path / "reward.ckpt"))
-        load_checkpoint(roles, reward, RandomLanguageModel(config=MODEL).describe(), None)
+        found.load(roles, None)

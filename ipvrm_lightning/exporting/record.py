@@ -116,7 +116,7 @@ def describe(
     Raises:
         ValueError: an adapter on weights that nobody can load.
     """
-    settings = run.config["model"]["init_args"]
+    arguments = run.config["model"]["init_args"]
     base = _base(factory, model)
     kind: Literal["adapter", "model"] = "adapter" if factory.has_adapters and not choices.merge else "model"
     if kind == "adapter" and base is None:
@@ -143,13 +143,22 @@ def describe(
         base=base,
         objective=objective,
         reference=reference,
-        temperature=settings["sampling"]["temperature"] if choices.part == "reward" else 1.0,
+        temperature=arguments["sampling"]["temperature"] if choices.part == "reward" else 1.0,
         layout=layout,
         protocol=choices.protocol,
         thresholds={} if results is None else thresholds(results.reports, choices.threshold_origin),
-        part=choices.part if "sampling" in settings else None,
+        part=choices.part if "sampling" in arguments else None,
+        settings=_settings(stored, merged=kind == "model"),
         versions=run_facts()["versions"],
     )
+
+
+def _settings(stored: Mapping[str, Any], *, merged: bool) -> dict[str, Any]:
+    """What the run's checkpoint says that weights began with, as it is of the export."""
+    kept = {name: stored["settings"][name] for name in ("language_model", "base") if name in stored["settings"]}
+    if merged and "language_model" in kept:
+        kept["language_model"] = {**kept["language_model"], "lora": None, "quantization": None}
+    return kept
 
 
 def thresholds(reports: Mapping[str, Any], origin: Origin) -> dict[str, Threshold]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 CONFIG_NAME = "ipvrm_config.json"
 VALUE_HEAD_NAME = "value_head.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
 REFERENCE_FOLDER = "reference"
 FORMAT = 1
 
@@ -95,6 +96,8 @@ class ExportedConfig:
         protocol: of the step scores, by default.
         thresholds: by protocol, for that layout.
         part: of a policy optimisation, `policy` or `reward`.
+        settings: what a policy optimisation that starts from it must agree with: its `language_model`, and `base`, a
+            hash of a few numbers of each weight that training began with.
         versions: of packages, when it was exported.
     """
 
@@ -108,6 +111,7 @@ class ExportedConfig:
     protocol: str = "step_sum"
     thresholds: dict[str, Threshold] = field(default_factory=dict)
     part: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
 
     @property

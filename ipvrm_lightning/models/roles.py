@@ -9,19 +9,23 @@ gradient checkpointing the forward pass is repeated in backward, so backward bel
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.checkpoints import check_same_parameters
+from ipvrm_lightning.models.exported import ADAPTER_WEIGHTS
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head
 from ipvrm_lightning.models.output_head import base_language_model
-from ipvrm_lightning.models.sharding import fill, seemingly_whole
-from ipvrm_lightning.pretrained import positions
+from ipvrm_lightning.models.shard_loading import load_safetensors
+from ipvrm_lightning.models.sharding import fill, is_sharded, seemingly_whole
+from ipvrm_lightning.pretrained import load_model, positions
 
 Role = Literal["policy", "reward", "reference"]
 
@@ -54,6 +58,17 @@ class Roles(nn.Module, ABC):
 
         Args:
             weights: `state_dict` of a checkpoint of `IPVRMModule`, which holds what was trained.
+
+        Raises:
+            ValueError: names or shapes differ from this config's; names the first that does.
+        """
+
+    @abstractmethod
+    def load_exported_reward(self, folder: Path) -> None:
+        """Load the reward model.
+
+        Args:
+            folder: that `ipvrm export` wrote: an adapter alone for roles that are adapters, else a whole model.
 
         Raises:
             ValueError: names or shapes differ from this config's; names the first that does.
@@ -110,6 +125,17 @@ class SharedBase(Roles):
         """Load an adapter that `IPVRMModule` trained."""
         _load(self.trained("reward"), {name.replace(".default", ".reward"): w for name, w in weights.items()})
 
+    def load_exported_reward(self, folder: Path) -> None:
+        """Load an adapter."""
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        # by the names that PEFT gives its files
+        own = get_peft_model_state_dict(self.model, adapter_name="reward", save_embedding_layers=False)
+        with library_errors(f"{folder / ADAPTER_WEIGHTS}: the adapter cannot be read"):
+            weights = load_file(folder / ADAPTER_WEIGHTS)
+        _load(own, weights)
+
     def _layers(self) -> Iterator[Any]:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -163,6 +189,15 @@ class SeparateModels(Roles):
     def load_reward(self, weights: dict[str, Tensor]) -> None:
         """Load a model that `IPVRMModule` trained."""
         _load(self.trained("reward"), {f"reward.{name.removeprefix(_MODEL)}": w for name, w in weights.items()})
+
+    def load_exported_reward(self, folder: Path) -> None:
+        """Load a whole model."""
+        if any(map(is_sharded, self.trained("reward").values())):
+            load_safetensors(self.reward, folder)
+            return
+        trust = getattr(self._factory, "trust_remote_code", False)
+        stored = load_model(str(folder), dtype=self.reward.dtype, trust_remote_code=trust)
+        _load(dict(self.reward.named_parameters()), dict(stored.named_parameters()))
 
 
 def build_roles(factory: LanguageModelFactory) -> Roles:
@@ -222,7 +257,7 @@ def check_repeats(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _load(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:
+def _load(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     check_same_parameters(parameters, weights, what="the reward model's checkpoint")
     for name, parameter in parameters.items():
         fill(parameter, lambda start, end, name=name: weights[name][start:end])  # type: ignore[misc]

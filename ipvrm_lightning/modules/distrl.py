@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.models import checkpoints
 from ipvrm_lightning.models.candidates import behavior_scores, candidate_log_probs
+from ipvrm_lightning.models.initial_reward import InitialReward, find_initial_reward
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import response_mask
 from ipvrm_lightning.models.roles import Role, Roles
 from ipvrm_lightning.models.sharding import is_sharded
 from ipvrm_lightning.modules.alarms import Alarms
-from ipvrm_lightning.modules.distrl_metrics import Values, collection_metrics, reward_metrics, score_metrics, timed
+from ipvrm_lightning.modules.distrl_metrics import collection_metrics, score_metrics, timed
 from ipvrm_lightning.modules.distrl_settings import (
     AdvantageSettings,
     Collecting,
@@ -48,7 +49,7 @@ from ipvrm_lightning.modules.experience import (
     to_dataset,
     totals,
 )
-from ipvrm_lightning.modules.online_reward import OnlineReward, load_checkpoint
+from ipvrm_lightning.modules.online_reward import OnlineReward
 from ipvrm_lightning.modules.policy import PolicyModule
 from ipvrm_lightning.modules.policy_loss import distance_moved, policy_loss
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
@@ -121,7 +122,8 @@ class DistRLModule(PolicyModule):
         self.alarms = alarms or Alarms()
         self.chunk_size = chunk_size
         self.online_reward: Any = None
-        self.reward_file: str | None = None
+        self.initial_reward: InitialReward | None = None
+        self.reward_files: str | None = None
         self.steps_done = 0
         self.updates: dict[Role, GuardedUpdates] = {
             role: GuardedUpdates(self.update.max_skipped_updates) for role in ("policy", "reward")
@@ -132,20 +134,29 @@ class DistRLModule(PolicyModule):
 
     # -- models and optimisers
 
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot be worked with before a model is built: besides a policy's, another reward model.
+
+        Raises:
+            FileNotFoundError: there is no `reward.checkpoint`.
+            ValueError: it is of another objective or other settings; or see `PolicyModule.setup`.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.reward is not None and self.reward.checkpoint is not None:
+            self.initial_reward = find_initial_reward(self.reward.checkpoint)
+            self.initial_reward.check(self.reward.objective, self.language_model)
+
     def configure_model(self) -> None:
         """Build the policy and, where it is to be trained with one, the reward model."""
         super().configure_model()
         if self.reward is None or self.online_reward is not None or self.trainer.state.fn != "fit":
             return
         self.roles.add_reward()
-        self.reward_file = load_checkpoint(self.roles, self.reward, self.language_model.describe(), self.base)
-        self.online_reward = OnlineReward(
-            self.roles,
-            self.reward,
-            temperature=self.sampling.temperature,
-            chunk_size=self.chunk_size,
-            max_tokens=self.update.max_tokens,
-        )
+        if self.initial_reward is not None:
+            self.initial_reward.load(self.roles, self.base)
+            if self.reward.update == "frozen":  # no other is to take its place when the run goes on
+                self.reward_files = self.initial_reward.identity()
+        self.online_reward = OnlineReward(self.roles, self.reward, max_tokens=self.update.max_tokens, **self._scoring)
 
     @property
     def _max_new_tokens(self) -> int:
@@ -169,9 +180,8 @@ class DistRLModule(PolicyModule):
         if self.reward is not None and self.updates_reward:
             own = self.reward.optimizer(self.roles.trained("reward").values())
             pairs.append((own, self.reward.scheduler or Schedule()))
-        return [check_optimizer(optimizer) for optimizer, _ in pairs], [
-            schedule.build(own, steps) for own, schedule in pairs
-        ]
+        optimizers = [check_optimizer(own) for own, _ in pairs]
+        return optimizers, [schedule.build(own, steps) for own, schedule in pairs]
 
     # -- one step
 
@@ -202,8 +212,7 @@ class DistRLModule(PolicyModule):
         for name, scheduler in zip(("lr", "reward/lr"), self._as_list(self.lr_schedulers()), strict=False):
             metrics[name] = scheduler.get_last_lr()[0]
             scheduler.step()
-        seconds = time.perf_counter() - started
-        metrics["seconds/step"] = seconds
+        metrics["seconds/step"] = seconds = time.perf_counter() - started
         metrics["tokens_per_second"] = metrics["sampled_tokens"] / seconds
         self._log(metrics, skipped=not learned)
 
@@ -287,21 +296,13 @@ class DistRLModule(PolicyModule):
         self, dataset: TrajectoryDataset, scored: Sequence[ScoredBatch], metrics: dict[str, Tensor | float]
     ) -> None:
         assert self.reward is not None
-        processes, online = self.processes, self.online_reward
-        reference = sampled_log_probs(scored, len(dataset), processes, sft=self.reward.reference == "sft")
+        clip = self.reward.gradient_clip_val
+
+        def step(parts: Iterable[TrajectoryBatch], loss_of: LossOf) -> tuple[Tensor, Tensor]:
+            return self._step_on("reward", map(self._to_device, parts), loss_of, clip, dataset)
+
         with timed("reward_update", metrics, self.device):
-            plan = online.plan(dataset, processes, seed=self._step_seed)
-            values, found = Values(len(dataset), self.device), []
-            for epoch in range(self.reward.epochs):
-                for mini_batch in plan:
-                    taken = values if epoch == 0 else None
-                    loss_of = online.loss_over(mini_batch, dataset, reference, processes, taken)
-                    parts = map(self._to_device, mini_batch)
-                    found.append(self._step_on("reward", parts, loss_of, self.reward.gradient_clip_val, dataset))
-        if found:
-            losses, norms = (torch.stack(column) for column in zip(*found, strict=True))
-            metrics |= {"reward/loss": losses.mean(), "reward/gradient_norm": norms.mean()}
-            metrics |= reward_metrics(values, dataset, processes)
+            metrics |= self.online_reward.update(dataset, scored, self.processes, step, seed=self._step_seed)
 
     # -- plumbing
 
@@ -350,9 +351,8 @@ class DistRLModule(PolicyModule):
     def _step_seed(self) -> int:
         return 1_000_003 * self.sampling.seed + self.steps_done
 
-    def _to_device(self, batch: TrajectoryBatch) -> TrajectoryBatch:
-        moved: TrajectoryBatch = self.transfer_batch_to_device(batch, self.device, 0)
-        return moved
+    def _to_device(self, batch: Any) -> Any:
+        return self.transfer_batch_to_device(batch, self.device, 0)
 
     @staticmethod
     def _as_list(value: Any) -> list[Any]:
@@ -378,7 +378,7 @@ class DistRLModule(PolicyModule):
             kept["reward"] = {"objective": reward.objective.describe(), "update": reward.update}
             kept["reward"]["optimizer"] = checkpoints.optimizer_class(reward.optimizer, self.roles.trained("reward"))
             if reward.update == "frozen":  # its weights are in no checkpoint of this run
-                kept["reward"]["checkpoint"] = self.reward_file
+                kept["reward"]["checkpoint"] = self.reward_files
         return kept
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

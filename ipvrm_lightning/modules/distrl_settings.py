@@ -176,8 +176,9 @@ class RewardModel:
     Args:
         objective: how it is trained and how its log-ratios read as values; one of log-ratios. Class and beta must be
             those it was trained with.
-        checkpoint: of an `ipvrm fit` of `IPVRMModule` on the same language model, or the folder of its runs for the
-            newest one in it; None starts from the supervised model.
+        checkpoint: of an `ipvrm fit` of `IPVRMModule` on the same language model, the folder of its runs for the newest
+            one in it, or what `ipvrm export` made of one: a folder, or a repository on the hub. None starts from the
+            supervised model.
         reference: what its log-ratios are taken against: the `behavior` policy of the step (the paper's choice) or the
             supervised model, `sft` (its ablation).
         update: learn from a step's outcomes `before` its advantages are taken, `after` the policy's update, or never

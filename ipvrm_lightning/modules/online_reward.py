@@ -7,13 +7,10 @@ Letters: B sequences of a micro-batch, R responses of the step, T response posit
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate, collate_pairs
@@ -21,59 +18,14 @@ from ipvrm_lightning.data.planning import batches_for_processes, rows_of
 from ipvrm_lightning.data.rollouts import build_pairs
 from ipvrm_lightning.functional import balance_outcomes, last_positions, td_advantages
 from ipvrm_lightning.models.candidates import candidate_log_probs
-from ipvrm_lightning.models.checkpoints import check_same_settings, newest_checkpoint, origin, read_checkpoint
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.roles import Roles
 from ipvrm_lightning.modules.distrl_metrics import Values, reward_metrics
 from ipvrm_lightning.modules.distrl_settings import RewardModel
-from ipvrm_lightning.modules.experience import ScoredBatch, mini_batch_rows, required
+from ipvrm_lightning.modules.experience import ScoredBatch, mini_batch_rows, required, sampled_log_probs
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.modules.updates import LossOf, LossOfRows
 from ipvrm_lightning.types import TrajectoryBatch
-
-
-def load_checkpoint(
-    roles: Roles, settings: RewardModel, language_model: dict[str, Any], base: str | None
-) -> str | None:
-    """Start from a reward model that `ipvrm fit` trained.
-
-    Args:
-        roles: of the run; hold the reward model.
-        settings: of the reward model.
-        language_model: the factory's description of itself.
-        base: hash of the weights that adapters stand on.
-
-    Returns:
-        Name and hash of the file of a model that stays frozen, so that no other takes its place when the run goes on.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint.
-        ValueError: it is of another objective, or does not fit the model.
-    """
-    if settings.checkpoint is None:
-        return None
-    path = Path(settings.checkpoint)
-    path = path if path.is_file() else newest_checkpoint(path, what="reward.checkpoint")
-    stored = read_checkpoint(path, mmap=True)
-    own, other = settings.objective.describe(), stored.get("objective")
-    if other is not None:
-        trained = (other["class_path"], other["init_args"].get("beta"))
-        if trained != (own["class_path"], own["init_args"].get("beta")):
-            raise ValueError(
-                f"reward.checkpoint {path} was trained by {trained[0]} with beta {trained[1]},"
-                f" reward.objective is {own['class_path']} with beta {own['init_args'].get('beta')}"
-            )
-    known = stored.get("settings", {})
-    own = {"language_model": language_model}
-    check_same_settings(own, {n: known[n] for n in own if n in known}, what=f"reward.checkpoint {path}")
-    if known.get("base", base) != base:  # its log-ratios would hold the difference of the two models
-        raise ValueError(
-            f"reward.checkpoint {path} was trained from other weights than those that the policy starts from: give both"
-            " runs the same language_model"
-        )
-    roles.load_reward(stored["state_dict"])
-    rank_zero_info(f"reward.checkpoint: {origin(path, stored)}")
-    return None if settings.update != "frozen" else f"{path.name} {_content(path)}"
 
 
 class OnlineReward:
@@ -115,6 +67,41 @@ class OnlineReward:
             log_ratios = required(part.td_advantages)[..., 0] / self.settings.objective.beta
             values.add(part.batch.index, self._values(log_ratios, part.mask))
         return reward_metrics(values, dataset, processes)
+
+    def update(
+        self,
+        dataset: TrajectoryDataset,
+        scored: Sequence[ScoredBatch],
+        processes: Processes,
+        step: Callable[[Sequence[TrajectoryBatch], LossOf], tuple[Tensor, Tensor]],
+        *,
+        seed: int,
+    ) -> dict[str, Tensor]:
+        """Learn from the outcomes of a step's responses.
+
+        Args:
+            dataset: the responses.
+            scored: this process's micro-batches of them.
+            processes: of the run.
+            step: of the optimiser, from a mini-batch's micro-batches; gives the loss over all processes and the
+                gradient's norm.
+            seed: of the choice of pairs.
+
+        Returns:
+            What is logged of it: what the model said before it learned. Nothing where there was nothing to learn from.
+        """
+        reference = sampled_log_probs(scored, len(dataset), processes, sft=self.settings.reference == "sft")
+        plan = self.plan(dataset, processes, seed=seed)
+        values, found = Values(len(dataset), processes.device), []
+        for epoch in range(self.settings.epochs):
+            for mini_batch in plan:
+                taken = values if epoch == 0 else None
+                found.append(step(mini_batch, self.loss_over(mini_batch, dataset, reference, processes, taken)))
+        if not found:
+            return {}
+        losses, norms = (torch.stack(column) for column in zip(*found, strict=True))
+        learned = {"reward/loss": losses.mean(), "reward/gradient_norm": norms.mean()}
+        return learned | reward_metrics(values, dataset, processes)
 
     def _values(self, log_ratios: Tensor, mask: Tensor) -> Tensor:
         return (self.settings.objective.prefix_logits(log_ratios, mask) * last_positions(mask)).sum(-1)
@@ -194,11 +181,3 @@ class OnlineReward:
         )
         batch.outcome_weights, batch.margins = (values.to(batch.index.device)[batch.index] for values in balance)
         return batch
-
-
-def _content(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    with path.open("rb") as file:
-        while part := file.read(1 << 24):
-            digest.update(part)
-    return digest.hexdigest()

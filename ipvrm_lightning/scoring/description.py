@@ -12,6 +12,7 @@ from typing import Any
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.functional import PROTOCOLS
 from ipvrm_lightning.models.exported import (
+    ADAPTER_CONFIG,
     CONFIG_NAME,
     REFERENCE_FOLDER,
     VALUE_HEAD_NAME,
@@ -20,9 +21,8 @@ from ipvrm_lightning.models.exported import (
     ModelSource,
     read_exported_config,
 )
-from ipvrm_lightning.models.frozen import ADAPTER_CONFIG
 from ipvrm_lightning.objectives import IPVRM, Objective, build_objective
-from ipvrm_lightning.pretrained import check_place, find_file
+from ipvrm_lightning.pretrained import check_place, find_file, local_folder
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _OWN_OBJECTIVES = "ipvrm_lightning.objectives."
@@ -161,7 +161,9 @@ def describe(
         if source.gguf_file is not None:
             raise ValueError(f"{name} is an export, which has weights of its own: leave {source.gguf_file} out")
         objective = _exported_objective(name, exported.objective, trust_remote_code)
-        description = _of_export(name, _folder(source), exported, objective, reference)
+        description = _of_export(
+            name, local_folder(source.name, revision=source.revision), exported, objective, reference
+        )
     elif given is None:
         what = "an export of a policy" if exported else f"no export of ipvrm (it has no {CONFIG_NAME})"
         raise ValueError(f"{name} is {what}: say how its log-ratios read, by beta or an objective")
@@ -272,7 +274,7 @@ def _part(source: ModelSource) -> Part:
     with library_errors(f"{found}: not the config of an adapter"):
         config: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
         base = ModelSource(str(config["base_model_name_or_path"]), revision=config.get("revision"))
-    return Part(base, str(_folder(source)))
+    return Part(base, str(local_folder(source.name, revision=source.revision)))
 
 
 def _model_source(name: str, revision: str | None = None, gguf_file: str | None = None) -> ModelSource:
@@ -281,14 +283,3 @@ def _model_source(name: str, revision: str | None = None, gguf_file: str | None 
         place, _, gguf_file = name.rpartition("/")
         name = place or "."
     return ModelSource(name, revision=revision, gguf_file=gguf_file)
-
-
-def _folder(source: ModelSource) -> Path:
-    """An export's or adapter's folder; one on the hub is downloaded."""
-    if Path(source.name).exists():
-        return Path(source.name)
-    from huggingface_hub import snapshot_download
-
-    with library_errors(f"{source.name}: cannot be downloaded"):
-        ignored = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
-        return Path(snapshot_download(source.name, revision=source.revision, ignore_patterns=ignored))

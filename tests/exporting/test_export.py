@@ -342,6 +342,7 @@ def test_exports_on_disk_are_read_as_they_were_written(reference: Any, tmp_path:
     written: dict[str, Any] = {"format": 1, "kind": "adapter", "dtype": "bfloat16", "base": BASE}
     written |= {"objective": IPVRM().describe(), "reference": reference, "temperature": 0.7, "layout": LAYOUT}
     written |= {"protocol": "step_sum", "part": "reward", "versions": {"python": "3.11"}}
+    written["settings"] = {"language_model": {"lora": {"alpha": 32}, "quantization": "nf4"}, "base": None}
     written["thresholds"] = {"step_sum": {"value": 0.5, "origin": "oracle", "by_subset": {"gsm8k": {"oracle": 0.5}}}}
     file = tmp_path / "ipvrm_config.json"
     file.write_text(json.dumps(written))

@@ -28,11 +28,11 @@ def test_the_first_difference_is_named_class_before_numbers() -> None:
 
 
 def test_an_export_in_place_of_a_run_is_told_from_a_folder_without_runs(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^reward.checkpoint: no checkpoint under .*; run `ipvrm fit` first$"):
-        newest_checkpoint(tmp_path, what="reward.checkpoint")
+    with pytest.raises(FileNotFoundError, match=r"^--ckpt_path last: no checkpoint under .*; run `ipvrm fit` first$"):
+        newest_checkpoint(tmp_path, what="--ckpt_path last")
     (tmp_path / "ipvrm_config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=r"is what `ipvrm export` wrote; give the checkpoint that it was made"):
-        newest_checkpoint(tmp_path, what="reward.checkpoint")
+        newest_checkpoint(tmp_path, what="--ckpt_path last")
 
 
 def test_optimizer_class_is_that_of_what_the_factory_makes() -> None:

@@ -218,7 +218,9 @@ def test_reward_model_comes_from_a_checkpoint_of_ipvrm_module(tmp_path: Path) ->
         with pytest.raises(ValueError, match=r"was trained by .*IPVRM with beta 10.0"):
             other = RewardModel(objective=IPVRM(beta=1.0), checkpoint=reward.checkpoint)
             run(tmp_path, module(language_model=policy, reward=other), steps=1)
-    with pytest.raises(FileNotFoundError, match=r"reward.checkpoint: no checkpoint under .*nowhere"):
+    with pytest.raises(
+        FileNotFoundError, match=r"reward.checkpoint: .*nowhere: no such file or folder .*run `ipvrm fit` first"
+    ):
         run(tmp_path, module(reward=RewardModel(objective=IPVRM(), checkpoint=str(tmp_path / "nowhere"))), steps=1)
 
 
