@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,8 @@ def _group(answers: str, labels: str) -> Callable[[Mapping[str, Any]], Answers]:
         parsed: Answers = []
         for position, (text, mark) in enumerate(zip(texts, marks, strict=True)):
             field = f"{answers}[{position}]"
-            if isinstance(text, Sequence) and text and all(isinstance(step, str) for step in text):
-                text = text if isinstance(text, str) else "\n\n".join(text)  # a list of steps
+            if isinstance(text, list) and text and all(isinstance(step, str) for step in text):
+                text = "\n\n".join(text)  # of steps
             parsed.append((*prompt_and_response(prompt, text, field), check_outcome(mark, f"{labels}[{position}]")))
         return parsed
 
