@@ -41,9 +41,10 @@ class DataError(ValueError):
         text = self.problem if self.found is ... else f"{self.problem}, found {_short(self.found)}"
         return f"{', '.join(place)}: {text}" if place else text
 
-    def at(self, source: str, row: int) -> DataError:
-        """The same error with its place."""
-        return DataError(self.problem, field=self.field, found=self.found, source=source, row=row)
+    def at(self, source: str = "", row: int | None = None, *, field: str | None = None) -> DataError:
+        """The same error at another place; of the same field where none is given."""
+        field = self.field if field is None else field
+        return DataError(self.problem, field=field, found=self.found, source=source, row=row)
 
     @property
     def reason(self) -> str:

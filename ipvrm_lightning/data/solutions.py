@@ -14,6 +14,7 @@ from ipvrm_lightning.data.schema import (
     check_outcome,
     check_prompt,
     check_text,
+    check_tools,
 )
 
 
@@ -55,6 +56,7 @@ def check_solution(row: Mapping[str, Any], source: str, number: int, subset: str
         if name not in row:
             known = "problem+steps+label or prompt+completions+labels"
             raise DataError(f"missing column; known forms are {known}", field=name, found=sorted(map(str, row)))
+    check_tools(row)
     prompt = check_prompt(row[names[0]], names[0])
     steps = check_list(row[names[1]], names[1])
     steps = [check_text(step, f"{names[1]}[{i}]", what="step") for i, step in enumerate(steps)]

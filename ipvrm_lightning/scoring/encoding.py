@@ -138,4 +138,4 @@ class SolutionEncoder:
 
 def _named(error: DataError, request: ScoreRequest, position: int) -> DataError:
     name = f"solution {position}" if request.id is None else f"solution {request.id!r}"
-    return DataError(error.problem, field=error.field, found=error.found, source=name)
+    return error.at(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ipvrm_lightning.data.reading import Row, find_files, read_rows
-from ipvrm_lightning.data.schema import DataError, check_characters, check_list, check_prompt, check_text
+from ipvrm_lightning.data.schema import DataError, check_characters, check_list, check_prompt, check_text, check_tools
 from ipvrm_lightning.scoring.results import ScoreRequest
 
 STANDARD_INPUT = "-"
@@ -108,6 +108,7 @@ def _request(row: Mapping[str, Any], name: str, step_template: str) -> ScoreRequ
             problem = "missing column; rows have problem and steps, or problem and solution"
             raise DataError(problem, field=field, found=sorted(map(str, row)))
     check_characters(row)
+    check_tools(row)
     steps = row.get("steps")
     if steps is None:
         steps = split_solution(check_text(row.get("solution"), "solution", what="solution"), step_template)
@@ -136,6 +137,4 @@ def _standard_input() -> Iterator[Row]:
             for _, number, row in read_rows(file):
                 yield "standard input", number, row
         except DataError as error:
-            raise DataError(
-                error.problem, field=error.field, found=error.found, source="standard input", row=error.row
-            ) from None
+            raise error.at("standard input", error.row) from None

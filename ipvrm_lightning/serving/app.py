@@ -126,7 +126,7 @@ async def _tell(request: Request, error: Exception) -> JSONResponse:
             text = "send it with the header Content-Type: application/json"
         status, text = 422, text if field else f"the body: {text}"
     elif isinstance(error, DataError):
-        status, text, field = 422, str(DataError(error.problem, found=error.found)), error.field
+        status, text, field = 422, str(error.at(field="")), error.field
     elif isinstance(error, Busy):
         status, text, headers = 503, str(error), {"Retry-After": "1"}
     elif isinstance(error, _TooLate):

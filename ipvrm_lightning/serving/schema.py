@@ -75,7 +75,7 @@ class ScoreBody(_Strict):
 
     def place(self, error: DataError, position: int) -> DataError:
         """The error of a solution, with the field as it stands in this body."""
-        return DataError(error.problem, field=f"solutions[{position}].{error.field}", found=error.found)
+        return error.at(field=f"solutions[{position}].{error.field}")
 
 
 class RankBody(_Strict):
@@ -93,10 +93,9 @@ class RankBody(_Strict):
 
     def place(self, error: DataError, position: int) -> DataError:
         """The error of a candidate, with the field as it stands in this body."""
-        field = f"candidates[{position}]{error.field.removeprefix('steps')}"
-        return DataError(
-            error.problem, field=error.field if error.field.startswith("problem") else field, found=error.found
-        )
+        if error.field.startswith("problem"):
+            return error.at()
+        return error.at(field=f"candidates[{position}]{error.field.removeprefix('steps')}")
 
 
 class Scores(BaseModel):

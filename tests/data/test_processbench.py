@@ -78,6 +78,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "number": ({**GOOD, "steps": ["a", 2]}, "field 'steps[1]': step is not a string, found 2"),
     "text": ({**GOOD, "steps": "abc"}, "field 'steps': not a list, found 'abc'"),
     "missing": ({"problem": "p", "step": [], "label": 0}, "field 'steps': missing column; known forms are"),
+    "tools": ({**GOOD, "tools": [{"name": "add"}]}, "field 'tools': tool definitions"),
     "labels": ({**STEPWISE, "labels": [True]}, "field 'labels': lengths differ, found '1 labels of 3 steps'"),
     "mark": ({**STEPWISE, "labels": [True, "no", True]}, "field 'labels[1]': label is not true or false, found 'no'"),
     "final": ({**GOOD, "final_answer_correct": "yes"}, "field 'final_answer_correct': label is not 0 or 1"),

@@ -165,6 +165,7 @@ def test_a_file_of_other_settings_is_refused(
     [
         ('{"steps": ["a"]}', "row 2, field 'problem': missing column"),
         ('{"problem": "1?"}', "row 2, field 'solution': missing column"),
+        ('{"problem": "1?", "steps": ["a"], "tools": [{"name": "add"}]}', "row 2, field 'tools': tool definitions"),
         ('{"problem": "1?", "steps": ["a", 1]}', r"row 2, field 'steps[1]': step is not a string, found 1"),
         ('{"problem": "1?", "steps": []}', "row 2, field 'steps': empty list"),
         ('{"problem": "1?", "solution": " "}', "row 2, field 'solution': empty solution"),
