@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from ipvrm_lightning.data.chat import encode_example, render, render_prompt
+from ipvrm_lightning.data.chat import encode, encode_example, encode_prompts, render, render_prompt
 from ipvrm_lightning.data.schema import DataError
-from ipvrm_lightning.data.steps import encode_steps, join_steps
+from ipvrm_lightning.data.steps import assign_steps, encode_steps, join_steps
 from tests.data.tokenizers import CHATML, DATED, ENDLESS, REWRITING, STRIPPING, THINKING, byte_level
 
 CHAT = byte_level()
@@ -54,6 +55,35 @@ def test_bos_only_where_the_tokenizer_adds_it() -> None:
     assert with_bos.decode(ids[start:]) == "a<|im_end|>"
     chat_ids, _ = encode_example(byte_level(CHATML, bos=True), "q", "a")
     assert with_bos.bos_token_id not in chat_ids
+
+
+def test_a_tokenizer_that_ends_texts_itself_ends_no_prompt_and_no_response_twice() -> None:
+    """Nor a response that was cut off."""
+    ends, plain = byte_level(None, bos=True, eos=True), byte_level(None, bos=True)
+    assert ends("q")["input_ids"][-1] == ends.eos_token_id
+    assert encode_example(ends, "q", " a") == encode_example(plain, "q", " a")
+    assert encode_prompts(ends, ["q"]) == [plain("q")["input_ids"]]
+    (cut,) = encode(ends, [render(ends, "q", " a", finished=False)])
+    assert not isinstance(cut, DataError) and cut.input_ids == plain("q a")["input_ids"]
+    assert encode_steps(ends, "q", [" a", "b"]) == encode_steps(plain, "q", [" a", "b"])
+
+
+@pytest.mark.parametrize("tokenizer", [CHAT, PLAIN], ids=["chat", "plain"])
+def test_a_special_token_that_begins_a_response_is_the_responses(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids, start = encode_example(tokenizer, "q", "<s>4")
+    assert tokenizer.convert_ids_to_tokens(ids[start:]) == ["<s>", "4", "<|im_end|>"]
+
+
+def test_one_token_of_the_prompt_is_enough() -> None:
+    ids, start = encode_example(PLAIN, "x", " 7")
+    assert (len(ids), start) == (3, 1)
+
+
+def test_an_added_token_across_the_boundary_counts_as_response_too() -> None:
+    tokenizer = byte_level(None)
+    tokenizer.add_tokens([AddedToken("</answer>", special=False, normalized=False)])
+    ids, start = encode_example(tokenizer, "x</ans", "wer>")
+    assert tokenizer.convert_ids_to_tokens(ids[start:]) == ["</answer>", "<|im_end|>"]
 
 
 def test_a_token_across_the_boundary_counts_as_response() -> None:
@@ -215,3 +245,16 @@ def test_a_step_without_a_token_is_refused_by_name() -> None:
     # Two steps of one byte pair each with nothing between them: "St"+"ep" is one token, which begins in step 1.
     with pytest.raises(DataError, match=r"steps\[1\].*no token begins in this step, found 'step 2'"):
         encode_steps(CHAT, "q", ["St", "ep"], step_template="{step}", separator="")
+
+
+def test_a_token_of_two_steps_is_of_the_one_it_begins_in() -> None:
+    encoded = encode_steps(CHAT, "q", ["S", "tep 1"], step_template="{step}", separator="")
+    assert CHAT.convert_ids_to_tokens(encoded.input_ids[encoded.response_start :]) == ["Step", "Ġ1", "<|im_end|>"]
+    assert encoded.step_ids == [0, 1, -1]
+
+
+def test_tokens_that_are_not_in_the_order_of_the_text_are_refused() -> None:
+    encoded: Any = SimpleNamespace(first_letters=[0, 5, 2, 6])
+    assert assign_steps(encoded, [0, 2], 6) == [0, 1, 1, -1]
+    with pytest.raises(DataError, match="not in the order of the text"):
+        assign_steps(encoded, [0, 4], 7)

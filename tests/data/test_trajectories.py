@@ -128,6 +128,15 @@ def test_fewer_prompts_are_a_part_of_more(tmp_path: Path) -> None:
     assert len(few) == 5 and len(more) == 20 and few < more
 
 
+def test_which_prompts_are_used_depends_on_the_seed_and_not_on_their_order(tmp_path: Path) -> None:
+    path, turned = grouped(tmp_path, range(40)), grouped(tmp_path, reversed(range(40)), "turned.jsonl")
+    options = {"max_prompts": 5, "validation_fraction": 0.0}
+    first, again, other = (
+        groups(module(source, **options, seed=seed).train_set) for source, seed in ((path, 0), (turned, 0), (path, 1))
+    )
+    assert first == again != other
+
+
 def test_pairs_are_every_right_with_every_wrong(tmp_path: Path) -> None:
     data = module(grouped(tmp_path, range(8)), pairwise=True, validation_fraction=0.0, batch_size=4)
     dataset, pairs = data.train_set, data.train_pairs
@@ -234,6 +243,46 @@ def test_over_long_is_dropped_or_cut_on_the_right_and_counted(tmp_path: Path, ca
     assert cut.train_set.lengths.tolist() == [whole.lengths[0], 80]
     assert cut.train_set[1].input_ids == whole[1].input_ids[:80]
     assert cut.report == {"truncated to 80 tokens": 1, "dropped: prompt alone is longer than 80 tokens": 1}
+
+
+@pytest.mark.parametrize("over_length", ["drop", "truncate"])
+def test_what_is_just_long_enough_is_kept_whole(tmp_path: Path, over_length: Any) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"prompt": "q", "completion": "It is 7.", "label": 1}]))
+    options: dict[str, Any] = {"validation_fraction": 0.0, "over_length": over_length}
+    (whole,) = module(str(path), **options).train_set  # type: ignore[misc]
+    length, start = len(whole.input_ids), whole.response_start
+    data = module(str(path), max_length=length, **options)
+    assert data.train_set is not None and list(data.train_set) == [whole] and data.report == {}
+    with pytest.raises(ValueError, match=f"'dropped: prompt alone is longer than {start} tokens': 1"):
+        module(str(path), max_length=start, **options)
+    if over_length == "truncate":
+        cut = module(str(path), max_length=start + 1, **options).train_set
+        assert cut is not None and cut[0].input_ids == whole.input_ids[: start + 1]
+
+
+def test_a_row_whose_prompt_has_no_token_of_its_own_is_named_or_skipped(tmp_path: Path) -> None:
+    rows = [{"prompt": q, "completion": a, "label": 1} for q, a in (("x", " 7"), ("S", "tep 1"), ("y", " 8"))]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    options: dict[str, Any] = {"validation_fraction": 0.0, "prompt_format": "plain"}
+    with pytest.raises(DataError, match=r"rows\.json, row 2, field 'prompt': no token of the prompt stands"):
+        module(str(path), **options)
+    data = module(str(path), **options, on_bad_rows="skip")
+    texts = [TOKENIZER.decode(example.input_ids) for example in data.train_set or ()]
+    assert texts == ["x 7<|im_end|>", "y 8<|im_end|>"] and sum(data.report.values()) == 1
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_the_split_is_that_of_each_part(tmp_path: Path, part: str) -> None:
+    folder = tmp_path / "both"
+    folder.mkdir()
+    grouped(folder, range(2), "train.jsonl")
+    grouped(folder, range(2, 5), "test.jsonl")
+    files = {"train": grouped(tmp_path, range(9)), "validation": None, "test": None, part: str(folder)}
+    data = module(**files, validation_fraction=0.0, split="test")  # type: ignore[arg-type]
+    found = {"train": data.train_set, "validation": data.val_set, "test": next(iter(data.test_sets), None)}[part]
+    assert found is not None and len(found) == 3 * 3
 
 
 def test_a_template_that_cannot_hold_a_row_names_it_or_is_skipped(tmp_path: Path) -> None:

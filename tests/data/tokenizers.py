@@ -57,9 +57,9 @@ CORPUS = ["Step 1: To find the sum we add 3 and 4.\n\nStep 2: The answer is 7. u
 
 
 def byte_level(
-    template: str | None = CHATML, *, bos: bool = False, trim_offsets: bool = False, **options: Any
+    template: str | None = CHATML, *, bos: bool = False, eos: bool = False, trim_offsets: bool = False, **options: Any
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with a few merges: any text, several tokens for some characters."""
+    """Byte-level BPE with a few merges: any text, several tokens for some characters; `eos`: it ends texts itself."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -72,8 +72,10 @@ def byte_level(
     )
     core.train_from_iterator(CORPUS, trainer)
     parts: list[Any] = [processors.ByteLevel(trim_offsets=trim_offsets)]
-    if bos:
-        parts.append(processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))]))
+    if bos or eos:
+        around = [(token, core.token_to_id(token)) for token in ("<s>", "<|im_end|>")]
+        single = f"{'<s> ' if bos else ''}$A{' <|im_end|>' if eos else ''}"
+        parts.append(processors.TemplateProcessing(single=single, special_tokens=around))
     core.post_processor = processors.Sequence(parts)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
