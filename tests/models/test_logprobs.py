@@ -31,6 +31,18 @@ CONFIGS = {
         "eos_token_id": 2,
         **TINY,
     },
+    "falcon_h1_scaled": {
+        "model_type": "falcon_h1",
+        "lm_head_multiplier": 0.5,
+        "num_key_value_heads": 2,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_d_ssm": 64,
+        "mamba_chunk_size": 8,
+        **TINY,
+        "num_hidden_layers": 1,
+    },
     "recurrent_gemma_soft_cap": {
         "model_type": "recurrent_gemma",
         "block_types": ["recurrent", "attention"],
@@ -123,6 +135,27 @@ def test_half_precision_returns_float32_close_to_float32() -> None:
     half = response_scores(model.bfloat16(), batch).log_probs
     assert half.dtype == torch.float32
     assert (full - half).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize(("scale", "soft_cap"), [(1.0, None), (0.7, None), (0.7, 2.0)])
+def test_a_head_is_its_formula(scale: float, soft_cap: float | None, temperature: float) -> None:
+    """`cap * tanh(scale * (hidden @ weight.T + bias) / cap)`, over the temperature."""
+    torch.manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((7, 3), (11, 3), (11,)))
+    targets = torch.randint(0, 11, (7,))
+    logits = scale * (torch.einsum("nh,vh->nv", hidden, weight) + bias)
+    logits = (logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)) / temperature
+    head = OutputHead(weight, bias, scale, soft_cap).at_temperature(temperature)
+    exact = {"rtol": 0, "atol": 1e-12}
+    torch.testing.assert_close(heads.head_logits(hidden, head), logits, **exact)
+    ids = torch.stack([targets, targets.roll(1)], 1)
+    torch.testing.assert_close(heads.token_logits(hidden, head, ids), logits.gather(1, ids), **exact)
+    expected = torch.distributions.Categorical(logits=logits).log_prob(targets)
+    for fused in (None, False):
+        found = token_log_probs(hidden, head, targets, chunk_size=3, fused=fused)
+        torch.testing.assert_close(found, expected, **exact)
+        assert token_log_probs(hidden[:0], head, targets[:0], fused=fused).shape == (0,)
 
 
 def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +266,17 @@ def test_gradients_of_the_chunks_are_those_of_finite_differences(soft_cap: float
         return token_log_probs(hidden, head, targets, chunk_size=3, fused=False)
 
     assert torch.autograd.gradcheck(log_probs, (hidden, weight, bias))
+
+
+def test_gradients_of_many_chunks_are_added_up_without_rounding() -> None:
+    """Of terms that are alike, a sum in bfloat16 stands still at 256 of them; its end result is rounded by 2^-9."""
+    hidden, weight, bias = torch.ones(600, 1), torch.zeros(4, 1), torch.zeros(4)
+    hidden, weight, bias = (tensor.bfloat16().requires_grad_() for tensor in (hidden, weight, bias))
+    targets = torch.zeros(600, dtype=torch.long)
+    token_log_probs(hidden, OutputHead(weight, bias, 1.0, None), targets, chunk_size=1).sum().backward()
+    expected = 600 * torch.tensor([0.75, -0.25, -0.25, -0.25])
+    torch.testing.assert_close(weight.grad.squeeze(1).float(), expected, rtol=2**-8, atol=0)
+    torch.testing.assert_close(bias.grad.float(), expected, rtol=2**-8, atol=0)
 
 
 def test_half_precision_products_have_gradients_near_exact_ones() -> None:
