@@ -186,7 +186,7 @@ class WindowSampler:
         """Primitives only, equal on all processes."""
         return {
             "epoch": self.epoch,
-            "position": self._resume or self.position,
+            "position": self.position,
             "seed": self.seed,
             "batch_size": self.batch_size,
             "items": len(self.items),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ipvrm_lightning.data.batching import EvalLoader, WindowLoader
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
-from ipvrm_lightning.data.planning import WindowSampler
+from ipvrm_lightning.data.planning import WindowSampler, split_to_multiple
 from ipvrm_lightning.types import Example, Window
 
 
@@ -245,6 +245,39 @@ def test_last_window_and_sizes_that_cannot_work() -> None:
         WindowSampler(np.array([5] * 9), batch_size=3, max_tokens=99, world_size=2)
     with pytest.raises(ValueError, match="1 training examples cannot be shared by 2"):
         WindowSampler(np.array([5]), batch_size=2, max_tokens=99, world_size=2)
+    with pytest.raises(ValueError, match="1 training pairs cannot be shared by 2"):
+        WindowSampler(np.array([5, 5]), batch_size=2, max_tokens=99, pairs=[(0, 1)], world_size=2)
+    assert WindowSampler([5, 5], batch_size=2, max_tokens=99, world_size=2).windows() in ([[[0], [1]]], [[[1], [0]]])
+    assert len(EvalLoader(make_dataset([5, 5]), max_tokens=99, world_size=2)) == 1
+    assert WindowSampler([5], batch_size=1, max_tokens=1).windows() == [[[0]]]
+    for sizes in ({"batch_size": 0, "max_tokens": 9}, {"batch_size": 1, "max_tokens": 0}):
+        with pytest.raises(ValueError, match="must be positive"):
+            WindowSampler([5], **sizes)
+
+
+def test_a_window_is_sorted_by_length() -> None:
+    """Else its micro-batches would be of padding more than of tokens."""
+    sampler = WindowSampler(LENGTHS, batch_size=13, max_tokens=60)
+    for window in sampler.windows():
+        lengths = [LENGTHS[row] for batch in window for row in batch]
+        assert len(window) > 1 and lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("batches", "halved"),
+    [
+        ([[50, 50], [20] * 8, [200]], 1),  # of 100, 160 and 200 padded tokens, the last of one row
+        ([[50, 50], [10] * 4, [200]], 0),
+        ([[50, 2], [10] * 9, [200]], 0),
+    ],
+)
+def test_the_largest_batch_of_several_rows_is_halved(batches: list[list[int]], halved: int) -> None:
+    lengths = [length for batch in batches for length in batch]
+    rows = iter(range(len(lengths)))
+    items = [[[next(rows)] for _ in batch] for batch in batches]
+    split = split_to_multiple(items, lengths, 4)
+    half = len(batches[halved]) // 2
+    assert split == [*items[:halved], items[halved][:half], items[halved][half:], *items[halved + 1 :]]
 
 
 def test_lengths_may_be_a_list() -> None:

@@ -40,7 +40,7 @@ def cases(tmp_path: Path) -> dict[str, tuple[RandomLanguageModel, Reference, flo
     return {
         "adapters_off": (adapters, AdaptersOff(), 0.0),
         "frozen_copy": (full, FrozenCopy(), 0.0),
-        "cached_adapters": (adapters, CachedReference(source=AdaptersOff(), cache_dir=str(tmp_path)), 1e-5),
+        "cached_adapters": (adapters, CachedReference(cache_dir=str(tmp_path)), 1e-5),
         "cached_copy": (full, CachedReference(source=FrozenCopy(), cache_dir=str(tmp_path)), 1e-5),
     }
 
@@ -52,7 +52,7 @@ def test_at_step_zero_every_log_ratio_is_zero_in_any_batching(
     factory, reference, tolerance = cases(tmp_path)[name]
     model = factory.build_model()
     reference.setup(factory, model)
-    for chosen in ([0, 1, 2, 3], [3, 0], [2], [1, 2]):
+    for chosen in ([2], [0, 1, 2, 3], [3, 0], [1, 2]):
         part = rows(batch, chosen)
         ratios = response_scores(model, part).log_probs - reference.log_probs(part)
         assert ratios.abs().max() <= tolerance
@@ -68,6 +68,16 @@ def test_training_moves_the_model_and_not_the_reference(name: str, tmp_path: Pat
     perturb(model)
     assert (response_scores(model, batch).log_probs - before).abs().max() > 1e-3
     assert (reference.log_probs(batch) - before).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("lora", [LoRA(r=2, dropout=0.5), None], ids=["adapters off", "frozen copy"])
+def test_no_dropout_and_no_gradient_is_in_the_reference(lora: LoRA | None, batch: TrajectoryBatch) -> None:
+    factory = RandomLanguageModel(config={**QWEN, "attention_dropout": 0.5}, lora=lora)
+    model, reference = factory.build_model().train(), AdaptersOff() if lora else FrozenCopy()
+    reference.setup(factory, model)
+    found = reference.log_probs(batch)
+    assert torch.equal(found, response_scores(factory.build_model().eval(), batch).log_probs) and model.training
+    assert not found.requires_grad
 
 
 def test_adapters_stay_on_and_trainable_after_the_reference_was_asked(batch: TrajectoryBatch) -> None:
@@ -98,6 +108,20 @@ def test_kept_values_need_no_source_and_survive_a_new_process(tmp_path: Path, ba
     assert second.source._copy == []
 
 
+def test_values_are_kept_in_files_of_so_many_while_they_are_computed(
+    tmp_path: Path, batch: TrajectoryBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that dies loses few of them."""
+    monkeypatch.setattr("ipvrm_lightning.models.reference.SEQUENCES_PER_FILE", 3)
+    factory, kept = RandomLanguageModel(config=QWEN), []
+    reference = CachedReference(cache_dir=str(tmp_path))
+    reference.setup(factory, factory.build_model())
+    for row in range(4):
+        reference.log_probs(rows(batch, [row]))
+        kept.append(len(list(tmp_path.rglob("*.safetensors"))))
+    assert kept == [0, 0, 1, 1]
+
+
 def test_other_weights_precision_or_tokens_never_find_kept_values(tmp_path: Path, batch: TrajectoryBatch) -> None:
     factory = RandomLanguageModel(config=QWEN)
     cached = CachedReference(source=FrozenCopy(), cache_dir=str(tmp_path))
@@ -122,10 +146,34 @@ def _keys(batch: TrajectoryBatch) -> list[bytes]:
 
 def test_fingerprint_ignores_adapters_and_sees_one_changed_weight() -> None:
     bare = RandomLanguageModel(config=QWEN).build_model()
-    assert weights_fingerprint(bare) == weights_fingerprint(RandomLanguageModel(config=QWEN, lora=LoRA()).build_model())
+    for lora in (LoRA(), LoRA(use_dora=True)):
+        assert weights_fingerprint(bare) == weights_fingerprint(
+            RandomLanguageModel(config=QWEN, lora=lora).build_model()
+        )
     with torch.no_grad():
         bare.model.layers[1].mlp.up_proj.weight[3, 5] += 1e-6
     assert weights_fingerprint(bare) != weights_fingerprint(RandomLanguageModel(config=QWEN).build_model())
+
+
+def test_fingerprint_sees_what_the_config_makes_of_the_weights_and_not_where_they_lie() -> None:
+    def built(**fields: object) -> torch.nn.Module:
+        return RandomLanguageModel(config={**QWEN, **fields}).build_model()
+
+    model, other = built(), built(rms_norm_eps=0.1)
+    assert weights_fingerprint(model) != weights_fingerprint(other)
+    assert weights_fingerprint(model, with_config=False) == weights_fingerprint(other, with_config=False)
+    before = weights_fingerprint(model)
+    model.config._name_or_path, model.config.use_cache = "moved", not model.config.use_cache
+    assert weights_fingerprint(model) == before
+
+
+def test_fingerprint_of_a_base_tells_models_apart_in_any_precision() -> None:
+    model = RandomLanguageModel(config=QWEN).build_model()
+    found = base_fingerprint(model)
+    assert found is not None and found == base_fingerprint(model.bfloat16())
+    assert found != base_fingerprint(RandomLanguageModel(config=QWEN, seed=1).build_model())
+    model.register_buffer("packed", torch.zeros(2, dtype=torch.uint8))  # as 4 bits lie in memory
+    assert base_fingerprint(model) is None
 
 
 def test_fingerprints_ignore_adapters_on_fused_experts() -> None:
