@@ -45,9 +45,19 @@ def test_dataset_gives_back_what_it_was_given() -> None:
     dataset = TrajectoryDataset(iter(examples))
     assert [dataset[i] for i in range(2)] == examples
     assert dataset.lengths.tolist() == [3, 4] and dataset.metadata(1) == {"id": "y"}
-    assert dataset[-1] == examples[1]
+    assert dataset[-1] == examples[1] and dataset[-2] == examples[0]
+    assert dataset.largest_id == 11
     with pytest.raises(IndexError):
         dataset[2]
+
+
+def test_true_values_that_some_examples_do_not_have_are_not_known() -> None:
+    dataset = TrajectoryDataset(
+        Example([5] * (2 + n), 1, "a", true_values=[0.25, 0.5, 0.75] if n == 2 else None) for n in (1, 2, 0, 1)
+    )
+    found = [values.tolist() for i in range(4) if (values := dataset.response_field(i, "true_values")) is not None]
+    assert [[math.isnan(value) for value in row] for row in found] == [[True] * 2, [False] * 3, [True], [True] * 2]
+    assert found[1] == [0.25, 0.5, 0.75] and dataset[1].true_values == found[1]
 
 
 def test_fingerprint_depends_on_ids_starts_and_outcomes() -> None:
@@ -64,6 +74,8 @@ def test_fingerprint_depends_on_ids_starts_and_outcomes() -> None:
         ([Example([1, 2], 0, "a")], "leaves no prompt"),
         ([Example([1, 2], 2, "a")], "no response"),
         ([Example([1, 2], 1, "a", 1), Example([1, 2], 1, "a")], "1 of 2 examples have no outcome"),
+        ([Example([1, 2], 1, "a", step_label=2), Example([1, 2], 1, "a")], "1 of 2 examples have no step_label"),
+        ([Example([1, 2], 1, "a", step_ids=[0]), Example([1, 2], 1, "a")], "1 of 2 examples have step_ids"),
         ([Example([1, 2], 1, "a", step_ids=[0, 0])], "2 step_ids for 1 response tokens"),
     ],
 )

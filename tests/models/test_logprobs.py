@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -153,8 +155,9 @@ def test_a_head_is_its_formula(scale: float, soft_cap: float | None, temperature
     torch.testing.assert_close(heads.token_logits(hidden, head, ids), logits.gather(1, ids), **exact)
     expected = torch.distributions.Categorical(logits=logits).log_prob(targets)
     for fused in (None, False):
-        found = token_log_probs(hidden, head, targets, chunk_size=3, fused=fused)
-        torch.testing.assert_close(found, expected, **exact)
+        for count in (7, 1):
+            found = token_log_probs(hidden[:count], head, targets[:count], chunk_size=3, fused=fused)
+            torch.testing.assert_close(found, expected[:count], **exact)
         assert token_log_probs(hidden[:0], head, targets[:0], fused=fused).shape == (0,)
 
 
@@ -183,9 +186,10 @@ def test_a_head_that_is_not_known_is_refused_by_name() -> None:
         check_output_head(model)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("scale", [0.9, 1.1])
-def test_half_precision_hides_no_unknown_scale(scale: float, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "off"), [("bfloat16", 0.1), ("float16", 0.1), ("float32", 0.005)])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_no_precision_hides_an_unknown_scale(sign: int, dtype: Any, off: float) -> None:
+    scale = 1 + sign * off
     for name in ("qwen3", "gemma2_soft_cap", "granite_scaled"):
         model = RandomLanguageModel(config={**CONFIGS[name], "initializer_range": 0.2}, dtype=dtype).build_model()
         check_output_head(model)
@@ -289,7 +293,7 @@ def test_half_precision_products_have_gradients_near_exact_ones() -> None:
     for dtype in (torch.float32, torch.float64):
         hidden, weight = (tensor.to(dtype).requires_grad_() for tensor in rounded)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
-            values = token_log_probs(hidden, OutputHead(weight, None, 1.0, None), targets, chunk_size=8, fused=False)
+            values = token_log_probs(hidden, OutputHead(weight, None, 1.0, None), targets, chunk_size=8)
         (values * weights).sum().backward()
         found.append((values.detach().double(), hidden.grad.double(), weight.grad.double()))
         assert values.dtype == hidden.grad.dtype == weight.grad.dtype == dtype

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from ipvrm_lightning.models import RandomLanguageModel
 from ipvrm_lightning.rollouts.groups import Attempt, Group, answer_prompts, collect_mixed
@@ -19,6 +20,9 @@ from ..models.conftest import QWEN
 
 TOKENIZER = byte_level(None)
 END = TOKENIZER.eos_token_id
+#: What the policy may say, so that all kinds of responses occur: two letters, a space, and what ends a response.
+SAID = torch.zeros(len(TOKENIZER), dtype=torch.bool)
+SAID[TOKENIZER.convert_tokens_to_ids(["4", "q", "Ġ", "<s>", "<|im_end|>"])] = True
 PROMPTS = [PromptExample([10 + i] * (3 - i), f"prompt {i}", f"truth {i}", "", f"id {i}") for i in range(3)]
 
 
@@ -38,7 +42,8 @@ def test_attempts_are_their_prompts_and_right_where_they_ended_and_are_said_to_b
     temperature: float, top_p: float
 ) -> None:
     model = RandomLanguageModel(config={**QWEN, "vocab_size": len(TOKENIZER), "initializer_range": 0.2}).build_model()
-    ends, sampling = [END, *range(4, 80)], Sampling(8, temperature, top_p, max_new_tokens=5)
+    model.lm_head.register_forward_hook(lambda _, __, logits: logits.where(SAID, float("-inf")))
+    ends, sampling = [END, TOKENIZER.bos_token_id], Sampling(16, temperature, top_p, max_new_tokens=4)
     verifier = Recorder()
     found = answer_prompts(model, TOKENIZER, verifier, PROMPTS, sampling, end_token_ids=ends, batch_size=5, seed=3)
     assert [group.prompt for group in found] == PROMPTS
@@ -48,8 +53,8 @@ def test_attempts_are_their_prompts_and_right_where_they_ended_and_are_said_to_b
         (alone,) = sample_responses(
             model,
             [prompt.input_ids],
-            num_return_sequences=8,
-            max_new_tokens=5,
+            num_return_sequences=16,
+            max_new_tokens=4,
             eos_token_id=ends,
             pad_token_id=END,
             temperature=temperature,
@@ -69,9 +74,15 @@ def test_attempts_are_their_prompts_and_right_where_they_ended_and_are_said_to_b
             said = (None, None) if blank else (prompt.ground_truth, attempt.text[:1])
             assert (attempt.answer, attempt.problem) == said
             kinds.add((attempt.finished, blank, even))
-        assert group.accuracy == sum(attempt.outcome for attempt in group.attempts) / 8
+        assert group.accuracy == sum(attempt.outcome for attempt in group.attempts) / 16
     assert next(shown, None) is None
-    assert {(True, False, True), (True, False, False), (False, False, True), (True, True, True)} <= kinds
+    assert {
+        (True, False, True),
+        (True, False, False),
+        (False, False, True),
+        (True, True, True),
+        (True, True, False),
+    } <= kinds
 
 
 def test_nothing_is_sampled_for_no_prompt() -> None:
