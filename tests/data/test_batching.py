@@ -73,6 +73,7 @@ def test_fingerprint_depends_on_ids_starts_and_outcomes() -> None:
     [
         ([Example([1, 2], 0, "a")], "leaves no prompt"),
         ([Example([1, 2], 2, "a")], "no response"),
+        ([Example([1, 2], 1, "a", 2)], "outcome must be 0, 1 or None, found 2"),
         ([Example([1, 2], 1, "a", 1), Example([1, 2], 1, "a")], "1 of 2 examples have no outcome"),
         ([Example([1, 2], 1, "a", step_label=2), Example([1, 2], 1, "a")], "1 of 2 examples have no step_label"),
         ([Example([1, 2], 1, "a", step_ids=[0]), Example([1, 2], 1, "a")], "1 of 2 examples have step_ids"),

@@ -42,11 +42,21 @@ def scored(model: nn.Module, batch: TrajectoryBatch, **options: object) -> Behav
     return behavior_scores(model, batch, **{"top_k": 6, "min_probability": MIN_PROBABILITY, **options})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("chunk_size", [3, 256])
-def test_candidates_and_log_probs_are_those_of_the_full_distribution(temperature: float, chunk_size: int) -> None:
+@pytest.mark.parametrize(
+    ("temperature", "chunk_size", "top_k", "min_probability"),
+    [(1.0, 3, 6, MIN_PROBABILITY), (0.7, 256, 6, MIN_PROBABILITY), (0.7, 3, 40, 0.05), (1.0, 256, 97, 0.05)],
+)
+def test_candidates_and_log_probs_are_those_of_the_full_distribution(
+    temperature: float, chunk_size: int, top_k: int, min_probability: float
+) -> None:
     model, batch = sharp_model(), make_batch()
-    found = scored(model, batch, temperature=temperature, chunk_size=chunk_size)
+    options = {"temperature": temperature, "chunk_size": chunk_size}
+    found = scored(model, batch, top_k=top_k, min_probability=min_probability, **options)
+    width = int(found.candidates.mask.sum(-1).max())
+    assert found.candidates.ids.shape[-1] == width < top_k or top_k == 6, "no wider than needed"
+    _, entropies = candidate_log_probs(model, batch, found.candidates, with_entropy=True, **options)  # type: ignore[arg-type]
+    assert entropies is not None
+    torch.testing.assert_close(entropies, found.entropy, rtol=1e-5, atol=2e-6)
     for row, log_probs in enumerate(plain_log_probs(model, batch, temperature)):
         start, length = int(batch.response_starts[row]), len(log_probs)
         for position in range(length):
@@ -56,10 +66,10 @@ def test_candidates_and_log_probs_are_those_of_the_full_distribution(temperature
             if position == length - 1:
                 assert ids == []
             else:
-                likely = log_probs[position].topk(6).indices.tolist()
-                likely = [i for i in likely if log_probs[position, i].exp() > MIN_PROBABILITY and i != sampled]
+                most = log_probs[position].topk(top_k).indices.tolist()
+                likely = [i for i in most if log_probs[position, i].exp() > min_probability and i != sampled]
                 assert ids[0] == sampled
-                assert set(ids[1:]) == set(likely if sampled in log_probs[position].topk(6).indices else likely[:5])
+                assert set(ids[1:]) == set(likely if sampled in most else likely[: top_k - 1])
                 torch.testing.assert_close(
                     found.log_probs[row, position][counted], log_probs[position, ids], rtol=0, atol=5e-6
                 )

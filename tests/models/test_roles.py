@@ -82,9 +82,15 @@ def test_contexts_nest_and_put_back_what_was_active() -> None:
         before = log_probs(model)
         with pytest.raises(RuntimeError), roles.use("policy"):
             raise RuntimeError
-        with roles.use("reference"):
-            pass
-        assert torch.equal(log_probs(model), before)
+        with roles.use("reference") as reference:
+            assert not reference.training
+        assert model.training and torch.equal(log_probs(model), before)
+
+
+def test_no_role_is_a_model_that_cannot_be_read() -> None:
+    config = {**TINY, "model_type": "gemma3_text", "use_bidirectional_attention": True, "head_dim": 8}
+    with pytest.raises(ValueError, match="it is no causal language model"):
+        build_roles(RandomLanguageModel(config={**config, "initializer_range": 0.2}))
 
 
 def test_adapters_share_one_base() -> None:
@@ -123,6 +129,8 @@ def test_dropout_that_models_keep_as_a_number_and_that_of_a_second_adapter_are_o
     batch = make_batch()
     batch = batch.__class__(batch.input_ids % 64, batch.lengths, batch.response_starts, batch.index)
     for role in ("policy", "reward"):
+        for parameter in roles.trained(role).values():  # type: ignore[arg-type]
+            nn.init.normal_(parameter)  # a fresh adapter adds nothing, with dropout or without
         with roles.use(role) as model:  # type: ignore[arg-type]
             first, second = (response_scores(model.train(), batch).log_probs for _ in range(2))
         assert torch.equal(first, second), role
@@ -144,8 +152,10 @@ def test_noise_that_models_draw_for_themselves_is_off(kind: str) -> None:
     batch = make_batch()
     batch = batch.__class__(batch.input_ids % 64, batch.lengths, batch.response_starts, batch.index)
     with build_roles(factory).use("policy") as model:
+        check_repeats(model.eval())
+        assert not model.training
+        check_repeats(model.train())
         assert model.training
-        check_repeats(model)
         assert torch.equal(response_scores(model, batch).log_probs, response_scores(model, batch).log_probs)
 
 
