@@ -67,7 +67,7 @@ def last_line(text: str) -> str | None:
 
 def plain(text: str) -> str:
     """Text with single spaces, no dollar signs around it and no full stop at its end."""
-    return " ".join(text.split()).strip("$ ").removesuffix(".").rstrip()
+    return " ".join(text.split()).strip("$ ").removesuffix(".").rstrip("$ ")
 
 
 def is_proper(text: str) -> bool:

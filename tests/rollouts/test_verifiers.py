@@ -52,8 +52,11 @@ def verifier() -> Iterator[MathVerifier]:
         (r"\boxed{\boxed{5}}", "5"),
         (r"\boxed{7} and, cut off, \boxed{8", "7"),
         (r"\boxed{7}. Put it in \boxed{}.", "7"),
+        (r"\boxed{7}. Put it in \boxed{ }.", "7"),
+        (r"} so \boxed{7}}", "7"),
         (r"\boxed{4}, Answer: 3", "4"),
         ("Answer: 12.4", "12.4"),
+        ("Answer: **12**", "12"),
         ("**Answer:** $12$\nThis follows from $3 \\cdot 4$.", "12"),
         ("**Final Answer**: 12 because 3 times 4 is 12", "12"),
         ("Final Answer: The final answer is $\\frac{1}{2}$. I hope it is correct.", r"\frac{1}{2}"),
@@ -98,6 +101,8 @@ def test_exact_match() -> None:
         Verdict(False, None, None),
     ]
     assert not verdict(exact, "Answer: 0.5", "1/2").correct
+    assert verdict(exact, r"\boxed{$7.$}", " 7").correct and verdict(exact, "7", "$7$.").correct
+    assert not verdict(exact, "Answer: YES", "yes").correct
     assert verdict(ExactMatch(use_last_line=False), "42", "42").answer is None
     assert verdict(ExactMatch(ignore_case=True), "the answer is YES.", "yes").correct
     assert verdict(ExactMatch(response_characters=10), r"\boxed{1}" + " " * 10, "1").answer is None
