@@ -72,6 +72,7 @@ def test_template_and_separator_are_arguments(tmp_path: Path) -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "label": ({**GOOD, "label": 3}, "field 'label': label is not a step number from -1 to 2, found 3"),
     "low": ({**GOOD, "label": -2}, "field 'label': label is not a step number from -1 to 2, found -2"),
+    "float": ({**GOOD, "label": 0.5}, "field 'label': label is not a step number from -1 to 2, found 0.5"),
     "bool": ({**GOOD, "label": True}, "field 'label': label is not a step number from -1 to 2, found True"),
     "none": ({**GOOD, "steps": []}, "field 'steps': empty list, found []"),
     "blank": ({**GOOD, "steps": ["a", " ", "c"]}, "field 'steps[1]': empty step, found ' '"),
@@ -106,6 +107,8 @@ def test_over_long_solutions_are_an_error_or_dropped_but_never_cut(tmp_path: Pat
         module(path, max_length=150)
     data = module(path, max_length=150, over_length="drop")
     assert len(data.test_sets[0]) == 1 and data.report == {"dropped: longer than 150 tokens (math)": 1}
+    length = int(data.test_sets[0].lengths[0])
+    assert data.test_sets[0][0] == module(write(tmp_path, [GOOD]), max_length=length).test_sets[0][0]
     with pytest.raises(ValueError, match="lose steps"):
         ProcessBenchDataModule(over_length="truncate")  # type: ignore[arg-type]
 
@@ -126,6 +129,14 @@ def test_subsets_and_limit(tmp_path: Path) -> None:
         DataError, match=r"no file for subset omnimath; .* gsm8k, math; give --data\.subsets null for all"
     ):
         module(tmp_path, subsets=["omnimath"])
+
+
+def test_a_tokenizer_that_is_named_is_the_one_that_is_used(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(tmp_path / "tokenizer")
+    path = write(tmp_path, [GOOD])
+    data = ProcessBenchDataModule(path=str(path / "math.json"), tokenizer=str(tmp_path / "tokenizer"))
+    data.setup("test")
+    assert data.test_sets[0].fingerprint() == module(path / "math.json").test_sets[0].fingerprint()
 
 
 def test_hub_subsets_are_splits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -63,6 +63,12 @@ def test_forms_are_recognised_by_their_columns(name: str, tmp_path: Path) -> Non
     assert TOKENIZER.decode(prompt.input_ids) == "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.parametrize(("number", "text"), [(0.5, "0.5"), (-2.0, "-2"), (-0.25, "-0.25"), (10**20, str(10**20))])
+def test_a_number_that_is_right_becomes_text(tmp_path: Path, number: float, text: str) -> None:
+    (prompt,) = module(train=write(tmp_path / "rows.jsonl", [{"prompt": "q", "answer": number}])).train_prompts
+    assert prompt.ground_truth == text
+
+
 BAD = {
     "list": ({"prompt": "q", "answer": ["2"]}, "answer", "['2']"),
     "null": ({"prompt": "q", "answer": None}, "answer", "None"),

@@ -206,6 +206,45 @@ def test_skipped_rows_are_counted_by_reason_wherever_it_stands(tmp_path: Path) -
     assert report.counts == {"skipped: responses: empty response": 3}
 
 
+TURNS = [USER, {"role": "assistant", "content": "4?"}, {"role": "user", "content": "Sure?"}]
+SYSTEM = {"role": "system", "content": "Think."}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"conversation": [*TURNS, RIGHT]}, TURNS),
+        ({"prompt": TURNS, "completion": "7"}, TURNS),
+        ({"prompt": TURNS, "completion": [RIGHT]}, TURNS),
+        ({"prompt": TURNS, "completion": [*TURNS, RIGHT]}, TURNS),
+        ({"prompt": "3+4?", "completion": [*TURNS[1:], RIGHT]}, TURNS),
+        ({"prompt": "3+4?", "completion": [*TURNS, RIGHT]}, TURNS),
+        ({"prompt": [USER], "completion": [SYSTEM, USER, RIGHT]}, [SYSTEM, USER]),
+        ({"prompt": "3+4?", "completion": [SYSTEM, *TURNS, RIGHT]}, [SYSTEM, *TURNS]),
+        ({"prompt": [SYSTEM, USER], "completion": [SYSTEM, USER, RIGHT]}, [SYSTEM, USER]),
+        ({"prompt": [SYSTEM, USER], "completion": [RIGHT]}, [SYSTEM, USER]),
+    ],
+)
+def test_the_last_answer_of_a_conversation_is_the_response_to_all_before_it(
+    tmp_path: Path, row: dict[str, Any], prompt: list[dict[str, str]]
+) -> None:
+    (rollout,) = read_rollouts(write(tmp_path, [{**row, "label": 1}]), Report())
+    assert (rollout.prompt, rollout.response) == (prompt, "7")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [SYSTEM, USER], "completion": [USER, RIGHT]},
+        {"prompt": "3+4?", "completion": [SYSTEM, TURNS[2], RIGHT]},
+        {"prompt": TURNS, "completion": [USER, RIGHT]},
+    ],
+)
+def test_a_conversation_with_another_beginning_is_refused(tmp_path: Path, row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="conversation does not begin with the prompt"):
+        list(read_rollouts(write(tmp_path, [{**row, "label": 1}]), Report()))
+
+
 def test_completions_may_be_lists_of_steps(tmp_path: Path) -> None:
     row = {"prompt": "q", "completions": [["one", "two"], ["three"]], "correctness": [1, 0], "id": 5}
     rollouts = list(read_rollouts(write(tmp_path, [row]), Report()))
