@@ -266,7 +266,7 @@ def _kernels(model: nn.Module) -> str:
 def _bare_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     named = []
     for name, tensor in model.state_dict().items():
-        if ".lora_" in name or "lora_magnitude" in name or not isinstance(tensor, Tensor):
+        if ".lora_" in name or not isinstance(tensor, Tensor):
             continue
         # fused experts are wrapped once for each of their weights, hence any number of base layers
         parts = name.removeprefix("base_model.model.").split(".")
