@@ -127,6 +127,10 @@ def test_options_of_attention_that_are_not_known_are_refused() -> None:
     for name, option in {"sliding_window": 4, "softcap": 50.0, "s_aux": torch.zeros(2), "is_causal": False}.items():
         with pytest.raises(ValueError, match=r"varlen (knows no|is causal)"):
             varlen_attention(torch.nn.Module(), query, query, query, None, cu_seq_lens_q=ends, **{name: option})
+    encoder = torch.nn.Module()
+    encoder.is_causal = False
+    with pytest.raises(ValueError, match="varlen is causal, Module is not"):
+        varlen_attention(encoder, query, query, query, None, cu_seq_lens_q=ends)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

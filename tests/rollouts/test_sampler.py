@@ -70,6 +70,13 @@ def test_batching_changes_nothing(model, prompts, temperature: float) -> None:
     assert whole == sample(model, prompts, num_return_sequences=3, temperature=temperature, batch_size=1)
 
 
+def test_padding_shifts_no_position(prompts) -> None:
+    """Of a model that learns its positions: rotary ones hold distances alone, which padding leaves as they are."""
+    model = make_model("gpt2")
+    whole = sample(model, prompts, num_return_sequences=2, max_new_tokens=12)
+    assert whole == sample(model, prompts, num_return_sequences=2, max_new_tokens=12, batch_size=1)
+
+
 def test_seeded_runs_repeat_and_differ_by_seed(model, prompts) -> None:
     first = sample(model, prompts, num_return_sequences=4, seed=5)
     assert first == sample(model, prompts, num_return_sequences=4, seed=5)
