@@ -33,6 +33,7 @@ def test_response_ends_with_the_end_of_turn_and_nothing_after() -> None:
 
 def test_text_prompt_is_one_user_message() -> None:
     assert encode_example(CHAT, "3+4?", "7") == encode_example(CHAT, [{"role": "user", "content": "3+4?"}], "7")
+    assert encode_example(CHAT, "3+4?", "7") == encode_example(CHAT, "3+4?", "7", prompt_format="chat")
 
 
 def test_system_prompt_only_where_messages_have_none() -> None:

@@ -69,6 +69,20 @@ def test_a_number_that_is_right_becomes_text(tmp_path: Path, number: float, text
     assert prompt.ground_truth == text
 
 
+def test_split_and_seed_are_those_of_the_arguments(tmp_path: Path) -> None:
+    problems(tmp_path, range(9), "train.jsonl")
+    problems(tmp_path, range(10, 20), "test.jsonl")
+
+    def drawn(**options: Any) -> list[str]:
+        data = module(train=str(tmp_path), validation_fraction=0.0, **options)
+        return ids(next(iter(data.train_dataloader())).take(9))
+
+    first = drawn()
+    assert sorted(first) == [f"p{i}" for i in range(9)]
+    assert first == drawn(seed=0) != drawn(seed=1)
+    assert set(drawn(split="test")) < {f"p{i}" for i in range(10, 20)}
+
+
 BAD = {
     "list": ({"prompt": "q", "answer": ["2"]}, "answer", "['2']"),
     "null": ({"prompt": "q", "answer": None}, "answer", "None"),

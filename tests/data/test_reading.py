@@ -223,10 +223,11 @@ SYSTEM = {"role": "system", "content": "Think."}
         ({"prompt": "3+4?", "completion": [SYSTEM, *TURNS, RIGHT]}, [SYSTEM, *TURNS]),
         ({"prompt": [SYSTEM, USER], "completion": [SYSTEM, USER, RIGHT]}, [SYSTEM, USER]),
         ({"prompt": [SYSTEM, USER], "completion": [RIGHT]}, [SYSTEM, USER]),
+        ({"prompt": "3+4?", "completion": [RIGHT]}, "3+4?"),  # text, as a tokenizer without a template needs it
     ],
 )
 def test_the_last_answer_of_a_conversation_is_the_response_to_all_before_it(
-    tmp_path: Path, row: dict[str, Any], prompt: list[dict[str, str]]
+    tmp_path: Path, row: dict[str, Any], prompt: str | list[dict[str, str]]
 ) -> None:
     (rollout,) = read_rollouts(write(tmp_path, [{**row, "label": 1}]), Report())
     assert (rollout.prompt, rollout.response) == (prompt, "7")
