@@ -123,8 +123,9 @@ class PolicyUpdate:
         distribution_coef: alpha, weight of the candidate branch; 0 leaves it out.
         top_k: most likely tokens to choose candidates from (reference code: 5).
         min_probability: P_min; a candidate must be likelier.
-        kl_coef: weight of the KL to the supervised model, estimated on sampled tokens.
-        candidate_kl_coef: weight of the KL to the supervised model that lies on the candidates.
+        kl_coef: weight of the KL to the supervised model, estimated (k3) on sampled tokens, per response token.
+        candidate_kl_coef: weight of the KL to the supervised model that lies on the candidates: each counted one adds
+            p log(p / q) - p + q, per response token, where p is the policy's probability and q the supervised model's.
         entropy_coef: weight of the entropy bonus.
         gradient_clip_val: largest norm of the gradient, None for no limit.
         max_skipped_updates: updates in a row that may be skipped because their gradient was not finite.

@@ -14,7 +14,8 @@ class Schedule:
 
     Args:
         name: shape after the warm-up.
-        warmup: share of the whole run over which the rate rises from zero.
+        warmup: share of the whole run over which the rate rises from zero, to the nearest step; the first step is then
+            taken at zero and changes no weight.
     """
 
     name: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
