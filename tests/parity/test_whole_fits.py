@@ -25,7 +25,7 @@ from ipvrm_lightning.types import Example, Window
 
 from ..modules.conftest import InMemoryData, make_examples, quiet_trainer, tiny, trained_state
 
-RATE, DECAY, CLIP, WARMUP = 1e-2, 0.1, 0.3, 0.2
+RATE, DECAY, CLIP, WARMUP = 2e-3, 0.1, 0.3, 0.2
 EXAMPLES = make_examples(22)
 
 
@@ -155,6 +155,7 @@ def by_hand(case: Case, run: Observed) -> tuple[dict[str, Tensor], list[dict[str
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_fit_is_what_a_plain_loop_makes_of_it(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     case, run = CASES[name], Observed()
     pairwise = case.objective is not None and case.objective.pairwise
     options: dict[str, Any] = {
@@ -176,14 +177,14 @@ def test_a_fit_is_what_a_plain_loop_makes_of_it(name: str, tmp_path: Path) -> No
             assert sorted(row for rows in epoch for row in rows) == list(range(len(EXAMPLES)))
     weights, logged, validation = by_hand(case, run)
     for mine, theirs in zip(logged, run.logged, strict=True):
-        assert {key: theirs[key] for key in mine} == pytest.approx(mine, rel=2e-5, abs=1e-7)
+        assert {key: theirs[key] for key in mine} == pytest.approx(mine, rel=1e-5, abs=1e-7)
     assert max(mine["train/gradient_norm"] for mine in logged) > CLIP
     final = trained_state(module)
     untrained = {"model.lm_head.weight"} if name == "qrm" else set()
     assert final.keys() == weights.keys() - untrained
     for key, value in final.items():
         if key != "value_head.bias":  # it falls out of a difference of means: its gradient is nothing but rounding
-            torch.testing.assert_close(value, weights[key], rtol=0, atol=1e-5)
+            torch.testing.assert_close(value, weights[key], rtol=0, atol=2e-5)
             assert (value - run.start[key]).abs().max() > 1e-3
     if not pairwise:
-        assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(validation, rel=2e-5)
+        assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(validation, rel=1e-5)
