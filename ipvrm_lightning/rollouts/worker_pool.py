@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 TIME_LIMIT, MEMORY_LIMIT, WORKER_DIED = "time limit", "memory limit", "worker died"
 
 _OUT_OF_MEMORY = 77
+_ROOM = 4 * 2**20  # bytes that a worker must be able to take before its first task
 _FAILED_STARTS = 3
 _ENDING = 5.0  # seconds from a worker's last word to its exit code
 
@@ -210,6 +211,7 @@ def serve(function: Callable[[Any], Any], trial: Any, expected: Any) -> None:
     if sys.platform != "darwin":  # which refuses a limit below what every process has mapped from the start
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
+        bytearray(_ROOM)  # a short trial may find room in what the process has already
         if function(trial) != expected:
             os._exit(_OUT_OF_MEMORY)
         connection.send(None)
