@@ -40,5 +40,7 @@ def test_optimizer_class_is_that_of_what_the_factory_makes() -> None:
         optimizer_class(partial(torch.optim.SGD, lr=0.1), {"bias": torch.nn.Parameter(torch.zeros(1))})
         == "torch.optim.sgd.SGD"
     )
-    assert optimizer_class(torch.optim.Muon, {"weight": torch.nn.Parameter(torch.zeros(2, 2))}) == "torch.optim.Muon"
+    if hasattr(torch.optim, "Muon"):  # torch 2.9
+        muon = optimizer_class(torch.optim.Muon, {"weight": torch.nn.Parameter(torch.zeros(2, 2))})
+        assert muon == "torch.optim.Muon"
     assert optimizer_class(torch.optim.AdamW, {}) is None
