@@ -84,7 +84,7 @@ def generalized_advantages(td_advantages: Tensor, mask: Tensor, *, discount: flo
     check_mask(mask, td_advantages)
     sums = keep(widen(td_advantages), mask)
     decay, span, length = discount * gae_lambda, 1, td_advantages.shape[-1]
-    while span < length and decay**span > 0:
+    while span < length:
         later = torch.nn.functional.pad(sums[..., span:], (0, span))
         sums = sums + decay**span * later
         span *= 2

@@ -70,5 +70,5 @@ def balance_outcomes(
         weights = torch.where(right == 1, 1 - accuracy, accuracy)
         if normalize:
             mean = group_moments(weights, group_ids).mean
-            weights = torch.where(mean > 0, weights / mean.clamp_min(torch.finfo(mean.dtype).tiny), 1.0)
+            weights = torch.where(mean > 0, weights / mean, 1.0)
     return OutcomeBalance(weights, margins)

@@ -86,7 +86,7 @@ def oracle(outcomes: Tensor, group_ids: Tensor, *, n: int | None = None) -> floa
         ValueError: no solutions, n larger than the smallest group, shapes that do not match.
     """
     right, inverse, sizes = _groups(outcomes, group_ids, n)
-    wrong = sizes - _totals(right, inverse, len(sizes)).long()
+    wrong = sizes - _totals(right, inverse, len(sizes))
     drawn = sizes if n is None else torch.full_like(sizes, n)
     return float((1 - _share_of_subsets(wrong, drawn, sizes)).mean())
 
@@ -141,7 +141,7 @@ def _share_of_subsets(members: Tensor, drawn: Tensor, size: Tensor) -> Tensor:
     """C(members, drawn) / C(size, drawn): the share of subsets that lie within `members` of `size`."""
 
     def log_sequences(among: Tensor) -> Tensor:
-        return torch.lgamma(among + 1) - torch.lgamma((among - n).clamp_min(0) + 1)
+        return torch.lgamma(among + 1) - torch.lgamma(among - n + 1)
 
     inside, n, whole = members.double(), drawn.double(), size.double()
     # a difference of two equal numbers where all of `size` are members: 1, with no rounding

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ipvrm_lightning.functional.masking import check_mask, keep, last_positions, widen
+from ipvrm_lightning.functional.masking import check_mask, last_positions, widen
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def select_candidates(logits: Tensor, sampled_ids: Tensor, top_k: int) -> Tensor
     if not 1 <= top_k <= logits.shape[-1]:
         raise ValueError(f"top_k must lie between 1 and the {logits.shape[-1]} tokens of the vocabulary, found {top_k}")
     top = logits.topk(top_k, dim=-1).indices
-    sampled = sampled_ids.to(top.dtype).unsqueeze(-1)
+    sampled = sampled_ids.unsqueeze(-1)
     found = top == sampled
     shifted = torch.cat((sampled, top[..., :-1]), dim=-1)
     swapped = torch.where(found, top[..., :1], top)
@@ -63,6 +63,6 @@ def candidate_mask(log_probs: Tensor, mask: Tensor, *, min_probability: float) -
         raise ValueError(f"min_probability must lie in [0, 1], found {min_probability}")
     check_mask(mask, log_probs[..., 0])
     positions = (mask & ~last_positions(mask)).unsqueeze(-1)
-    likely = keep(widen(log_probs), positions).exp() > min_probability
+    likely = widen(log_probs).exp() > min_probability
     likely[..., 0] = True
     return likely & positions

@@ -39,7 +39,7 @@ def prefix_weights(mask: Tensor, weighting: str, dtype: torch.dtype = torch.floa
     if weighting not in PREFIX_WEIGHTINGS:
         raise ValueError(f"prefix_weighting must be one of {', '.join(PREFIX_WEIGHTINGS)}, found {weighting!r}")
     numbers = position_numbers(mask).to(dtype)
-    lengths = mask.sum(-1, keepdim=True).to(dtype)
+    lengths = mask.sum(-1, keepdim=True)
     ones = mask.to(dtype)
     if weighting == "uniform":
         raw = ones
@@ -94,7 +94,7 @@ def ipvrm_loss(
     # -logsigmoid(z - m) and -logsigmoid(-(z + m)) are softplus(m - z) and softplus(m + z).
     losses = softplus(margins.unsqueeze(-1) - signs.unsqueeze(-1) * values)
     weights = prefix_weights(mask, prefix_weighting, values.dtype)
-    sequences = (keep(losses, mask) * weights).sum(-1)
+    sequences = (losses * weights).sum(-1)
     if outcome_weights is not None:
         sequences = sequences * _per_sequence(outcome_weights, batch, "outcome_weights", values)
     if reduction == "none":

@@ -200,5 +200,5 @@ def candidate_kl(log_probs: Tensor, reference_log_probs: Tensor, candidate_mask:
     """
     check_mask(candidate_mask, log_probs, "candidate_mask")
     own = keep(widen(log_probs), candidate_mask)
-    terms = own.exp() * low_variance_kl(own, keep(widen(reference_log_probs), candidate_mask))
-    return keep(terms, candidate_mask).sum(-1)
+    # what does not count is log-probability 0 on both sides, which differs by nothing
+    return (own.exp() * low_variance_kl(own, keep(widen(reference_log_probs), candidate_mask))).sum(-1)
