@@ -61,6 +61,38 @@ def test_generalised_advantages_against_the_recursion(length: int, discount: flo
     torch.testing.assert_close(found, loop_gae(case.ratios, case.mask, discount * gae_lambda))
 
 
+@pytest.mark.parametrize(("discount", "gae_lambda"), [(1.0, 1.0), (0.9, 0.5)])
+def test_left_padding_shifts_the_advantages_and_stays_zero(discount: float, gae_lambda: float) -> None:
+    settings = {"discount": discount, "gae_lambda": gae_lambda}
+    td, mask = torch.tensor([[1.0, -2.0, 3.0, NAN, NAN]]), torch.tensor([[True, True, True, False, False]])
+    right = F.generalized_advantages(td, mask, **settings)
+    left = F.generalized_advantages(td.roll(2, -1), mask.roll(2, -1), **settings)
+    assert torch.equal(left, right.roll(2, -1))
+    assert left[0, :2].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("normalization", F.NORMALIZATIONS)
+@pytest.mark.parametrize("scale", [1e-4, 1e3])
+def test_the_scale_of_values_changes_nothing(normalization: str, scale: float) -> None:
+    case = random_case()
+    td = case.ratios.unsqueeze(-1)
+    plain, scaled = (
+        F.distrl_advantages(factor * td, case.outcomes, case.groups, case.mask, normalization=normalization)
+        for factor in (1.0, scale)
+    )
+    torch.testing.assert_close(scaled.tokens, plain.tokens)
+    torch.testing.assert_close(scaled.candidates, plain.candidates)
+
+
+@pytest.mark.parametrize("normalization", F.NORMALIZATIONS)
+def test_the_reference_codes_coefficients_are_the_defaults(normalization: str) -> None:
+    case = random_case()
+    given = (case.ratios.unsqueeze(-1), case.outcomes, case.groups, case.mask)
+    named = {"discount": 1.0, "gae_lambda": 1.0, "outcome_coef": 1.0, "gae_coef": 0.05}
+    found = F.distrl_advantages(*given, normalization=normalization).tokens
+    assert torch.equal(found, F.distrl_advantages(*given, normalization=normalization, **named).tokens)
+
+
 def test_with_coefficients_of_one_the_first_advantage_is_the_last_prefix_value() -> None:
     case = random_case()
     first = F.generalized_advantages(
@@ -146,5 +178,9 @@ def test_what_is_refused() -> None:
         F.distrl_advantages(TD, OUTCOMES[:3], GROUPS, MASK)
     with pytest.raises(ValueError, match="group_ids"):
         F.distrl_advantages(TD, OUTCOMES, GROUPS[:3], MASK)
+    with pytest.raises(ValueError, match="mask has shape"):
+        F.distrl_advantages(TD, OUTCOMES, GROUPS, MASK[:, :1])
+    with pytest.raises(ValueError, match="mask must be boolean"):
+        F.generalized_advantages(SAMPLED, MASK.long(), discount=1.0, gae_lambda=1.0)
     with pytest.raises(ValueError, match="gae_lambda must lie in"):
         F.generalized_advantages(SAMPLED, MASK, discount=1.0, gae_lambda=1.1)

@@ -64,6 +64,13 @@ def test_one_of_one_is_pass_at_1_and_all_of_all_the_default() -> None:
     assert F.best_of_n(SCORES, OUTCOMES, GROUPS, n=3) == pytest.approx(F.best_of_n(SCORES, OUTCOMES, GROUPS))
 
 
+def test_a_float_comes_back_whatever_carries_a_gradient() -> None:
+    scores = SCORES.clone().requires_grad_()
+    votes = F.majority_vote(list("abcabc"), OUTCOMES, GROUPS)
+    found = (F.best_of_n(scores, OUTCOMES, GROUPS), F.pass_at_1(OUTCOMES, GROUPS), F.oracle(OUTCOMES, GROUPS), votes)
+    assert {type(value) for value in found} == {float}
+
+
 def test_permuting_changes_nothing() -> None:
     order = torch.tensor([5, 2, 0, 3, 1, 4])
     moved = F.best_of_n(SCORES[order], OUTCOMES[order], GROUPS[order], n=2)
@@ -87,6 +94,10 @@ def test_votes_by_hand() -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="n must lie between 1 and the smallest group's 3 solutions, found 4"):
         F.best_of_n(SCORES, OUTCOMES, GROUPS, n=4)
+    with pytest.raises(ValueError, match="the smallest group's 2 solutions, found 3"):
+        F.best_of_n(SCORES[1:], OUTCOMES[1:], GROUPS[1:], n=3)
+    with pytest.raises(ValueError, match="group_ids has shape"):
+        F.pass_at_1(OUTCOMES, GROUPS[:2])
     with pytest.raises(ValueError, match="n must lie between"):
         F.oracle(OUTCOMES, GROUPS, n=0)
     with pytest.raises(ValueError, match="solution 2: score is NaN"):

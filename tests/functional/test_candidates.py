@@ -21,6 +21,13 @@ def test_one_candidate_is_the_sampled_token() -> None:
     assert F.select_candidates(LOGITS, sampled, 1).squeeze(-1).tolist() == sampled.tolist()
 
 
+def test_as_many_candidates_as_tokens() -> None:
+    sampled = torch.tensor([[1, 3, 4, 0]])
+    chosen = F.select_candidates(LOGITS, sampled, 5)
+    assert torch.equal(chosen[..., 0], sampled)
+    assert chosen.sort(-1).values.tolist() == [[[0, 1, 2, 3, 4]] * 4]
+
+
 def test_candidates_are_distinct_and_the_rest_are_the_likeliest() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(8, 9, 20, generator=generator)
@@ -49,9 +56,18 @@ def test_a_candidate_must_exceed_the_least_probability() -> None:
     assert counted[0, 0].tolist() == [True, False]
 
 
+def test_the_sampled_token_counts_alone() -> None:
+    mask = torch.tensor([[True, True]])
+    only = F.candidate_mask(torch.full((1, 2, 1), -9.0), mask, min_probability=0.1)
+    assert only.tolist() == [[[True], [False]]]
+    none_else = F.candidate_mask(torch.zeros(1, 2, 2), mask, min_probability=1.0)
+    assert none_else[0, 0].tolist() == [True, False]
+
+
 def test_what_is_refused() -> None:
-    with pytest.raises(ValueError, match="top_k must lie between 1 and the 5 tokens"):
-        F.select_candidates(LOGITS, torch.zeros(1, 4).long(), 6)
+    for top_k in (0, 6):
+        with pytest.raises(ValueError, match=f"top_k must lie between 1 and the 5 tokens .*found {top_k}"):
+            F.select_candidates(LOGITS, torch.zeros(1, 4).long(), top_k)
     with pytest.raises(ValueError, match="sampled_ids"):
         F.select_candidates(LOGITS, torch.zeros(1, 3).long(), 2)
     with pytest.raises(ValueError, match="min_probability"):

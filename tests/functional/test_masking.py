@@ -23,6 +23,22 @@ def test_moments_ignore_what_is_masked() -> None:
     assert masking.masked_std(values, MASK, correction=1).item() == pytest.approx(2)
 
 
+def test_a_deviation_that_no_numbers_give_is_zero() -> None:
+    values = torch.tensor([1.0, 3.0])
+    for mask in ([True, False], [False, False]):
+        assert masking.masked_std(values, torch.tensor(mask)).item() == 0
+        assert masking.masked_std(values, torch.tensor(mask), correction=1).item() == 0
+    assert masking.masked_std(values, torch.tensor([True, True]), correction=1).item() == pytest.approx(2**0.5)
+
+
+def test_groups_without_weight_and_no_groups_at_all() -> None:
+    values, groups = torch.tensor([4.0, 2.0, 2.0]), torch.tensor([1, 0, 0])
+    moments = masking.group_moments(values, groups, torch.tensor([False, True, True]))
+    assert moments.mean.tolist() == [0, 2, 2]
+    assert moments.std.tolist() == [0, 0, 0]
+    assert masking.group_moments(values[:0], groups[:0]).mean.tolist() == []
+
+
 def test_group_moments_by_hand_with_weights() -> None:
     moments = masking.group_moments(
         torch.tensor([1.0, 9.0, 3.0, 100.0]), torch.tensor([7, -2, 7, 7]), torch.tensor([1, 1, 1, 0])
@@ -33,7 +49,8 @@ def test_group_moments_by_hand_with_weights() -> None:
 
 @pytest.mark.parametrize(("given", "expected"), [("bfloat16", "float32"), ("float16", "float32"), ("int64", "float32")])
 def test_widen(given: str, expected: str) -> None:
-    assert masking.widen(torch.ones(2, dtype=getattr(torch, given))).dtype == getattr(torch, expected)
+    values = torch.ones(2, dtype=getattr(torch, given))
+    assert masking.widen(values).dtype == masking.check_outcomes(values).dtype == getattr(torch, expected)
     assert masking.widen(torch.ones(2, dtype=torch.float64)).dtype == torch.float64
 
 
@@ -48,7 +65,8 @@ def test_what_is_refused() -> None:
         masking.check_outcomes(torch.zeros(2), 3)
     with pytest.raises(ValueError, match="one-dimensional"):
         masking.check_outcomes(torch.zeros(2, 2))
-    with pytest.raises(ValueError, match="integers"):
-        masking.check_groups(torch.zeros(2), 2)
+    for kind in (torch.float32, torch.bool):
+        with pytest.raises(ValueError, match=f"integers, found {kind}"):
+            masking.check_groups(torch.zeros(2, dtype=kind), 2)
     with pytest.raises(ValueError, match="expected"):
         masking.check_groups(torch.zeros(2).long(), 3)

@@ -40,6 +40,10 @@ def test_prefix_weighting_by_hand(weighting: str, weights: list[float]) -> None:
     assert F.prefix_weights(MASK, weighting)[1].tolist() == [1, 0, 0]
 
 
+def test_early_weights_of_two_tokens_lie_on_the_first() -> None:
+    assert F.prefix_weights(torch.tensor([[True, True]]), "early").tolist() == [[1, 0]]
+
+
 def test_margins_and_weights_per_sequence_by_hand() -> None:
     loss = F.ipvrm_loss(
         RATIOS,
@@ -158,6 +162,27 @@ def test_rows_without_a_token_do_not_count() -> None:
         )
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_batch_without_a_token_has_no_loss(name: str) -> None:
+    assert LOSSES[name](torch.full((2, 3), float("nan")), OUTCOMES, torch.zeros(2, 3).bool()).item() == 0
+
+
+def test_a_batch_of_one_token_by_hand() -> None:
+    for reduction in ("sequence", "token"):
+        loss = ipvrm(reduction, "uniform")(RATIOS[:1, :1], OUTCOMES[:1], MASK[:1, :1])
+        assert loss.item() == pytest.approx(softplus(0.7 - 3))
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_pair_counts_where_both_sides_have_a_token(empty: int) -> None:
+    ratios = RATIOS + 1
+    alone = F.pairwise_loss(ratios[:1], MASK[:1], ratios[1:], MASK[1:], beta=2.0)
+    twice = [row.expand(2, -1) for row in ratios]
+    masks = [row.expand(2, -1).clone() for row in MASK]
+    masks[empty][1] = False
+    torch.testing.assert_close(F.pairwise_loss(twice[0], masks[0], twice[1], masks[1], beta=2.0), alone)
+
+
 def test_extreme_ratios_stay_finite() -> None:
     ratios = torch.tensor([[1e4, 1e4], [-1e4, -1e4]], requires_grad=True)
     loss = F.ipvrm_loss(ratios, torch.tensor([0, 1]), torch.ones(2, 2).bool(), beta=10.0, margin=5.0)
@@ -182,6 +207,8 @@ def test_what_is_refused() -> None:
         loss(margin=torch.ones(3))
     with pytest.raises(ValueError, match="outcome_weights has shape"):
         loss(outcome_weights=torch.ones(1))
+    with pytest.raises(ValueError, match="mask must be boolean"):
+        F.implicit_prm_loss(RATIOS, OUTCOMES, MASK.long(), beta=1.0)
     with pytest.raises(ValueError, match="pooling must be one of sum, mean"):
         F.pairwise_loss(RATIOS, MASK, RATIOS, MASK, beta=1.0, pooling="max")
     with pytest.raises(ValueError, match="1 chosen for 2 rejected"):

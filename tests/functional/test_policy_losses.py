@@ -74,6 +74,15 @@ def test_clip_fractions_and_dual_clip_switched_off() -> None:
     assert one(1.5, 2.0, distribution_coef=0.0).total.item() == pytest.approx(-2.56)
 
 
+def test_the_widest_and_the_narrowest_clips() -> None:
+    closed = {"clip_low": 0.0, "clip_high": 0.0, "candidate_clip": 0.0}
+    assert one(1.1, 2.0, **closed).total.item() == pytest.approx(-2 * 1.1)
+    assert one(0.9, -2.0, **closed).total.item() == pytest.approx(2 * 1.1)
+    # A bad token that has become nearly impossible still has its own ratio.
+    assert one(0.01, -2.0, clip_low=1.0, candidate_clip=1.0).total.item() == pytest.approx(0.02 * 1.1)
+    assert one(5.0, -2.0, dual_clip=1.5).token.item() == pytest.approx(3)
+
+
 def test_candidates_are_weighted_with_their_behaviour_probability() -> None:
     old = torch.log(torch.tensor([[[0.5, 0.2, 0.1]]], dtype=torch.float64))
     loss = F.distrl_loss(
@@ -185,6 +194,13 @@ def test_what_is_refused() -> None:
         F.distrl_loss(**(given | {"old_log_probs": given["old_log_probs"][..., :1]}))
     with pytest.raises(ValueError, match="candidate_mask must be boolean"):
         F.distrl_loss(**(given | {"candidate_mask": given["candidate_mask"].float()}))
+    for mask in (given["mask"].float(), given["mask"][:, :1]):
+        with pytest.raises(ValueError, match=r"^mask "):
+            F.distrl_loss(**(given | {"mask": mask}))
+    with pytest.raises(ValueError, match="mask has shape"):
+        F.distrl_loss(**(given | {"advantages": given["advantages"][:, :1]}))
+    with pytest.raises(ValueError, match="candidate_mask has shape"):
+        F.candidate_kl(given["log_probs"], given["old_log_probs"], given["candidate_mask"][..., :1])
     with pytest.raises(ValueError, match="dual_clip must be above 1"):
         F.distrl_loss(**given, dual_clip=1.0)
     with pytest.raises(ValueError, match="clip_low"):
@@ -201,6 +217,15 @@ def test_low_variance_kl_is_unbiased_and_never_negative() -> None:
     divergence = (policy.exp() * (policy - reference)).sum()
     torch.testing.assert_close((policy.exp() * estimates).sum(), divergence)
     assert F.low_variance_kl(policy, policy).abs().max() == 0
+
+
+def test_low_variance_kl_of_impossible_tokens_is_finite_and_moves_only_the_policy() -> None:
+    policy = torch.tensor([-200.0, -1.0, 0.0], requires_grad=True)
+    reference = torch.tensor([0.0, -1.5, -200.0], requires_grad=True)
+    estimates = F.low_variance_kl(policy, reference)
+    gradient, other = torch.autograd.grad(estimates.sum(), (policy, reference), allow_unused=True)
+    assert estimates.isfinite().all() and gradient.isfinite().all()
+    assert other is None
 
 
 def test_candidate_kl_over_the_whole_vocabulary_is_the_divergence_with_its_gradient() -> None:

@@ -43,7 +43,11 @@ def test_padding_changes_nothing_and_gets_no_gradient(name: str) -> None:
 def test_left_padding_shifts_the_values() -> None:
     right = F.normalized_values(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[True, True, False]]), beta=1.0)
     left = F.normalized_values(torch.tensor([[9.0, 1.0, 2.0]]), torch.tensor([[False, True, True]]), beta=1.0)
-    assert left[0, 1:].tolist() == right[0, :2].tolist()
+    assert left.tolist() == [[0, *right[0, :2].tolist()]]
+    logits, log_probs, mask = torch.tensor([[1.0, 3.0, 9.0]]), -torch.ones(1, 3), torch.tensor([[True, True, False]])
+    right = F.endo_rewards(logits, log_probs, mask)
+    left = F.endo_rewards(logits.roll(1), log_probs.roll(1), mask.roll(1))
+    assert left.tolist() == [[0, *right[0, :2].tolist()]]
 
 
 def test_half_precision_is_widened_before_summing() -> None:
@@ -78,3 +82,9 @@ def test_a_mask_of_another_kind_is_refused() -> None:
         F.prefix_values(RATIOS, MASK.float(), beta=1.0)
     with pytest.raises(ValueError, match="shape"):
         F.normalized_values(RATIOS, MASK[:, :2], beta=1.0)
+    for ratios in (RATIOS, RATIOS.unsqueeze(-1)):
+        with pytest.raises(ValueError, match="mask must be boolean"):
+            F.td_advantages(ratios, MASK.long(), beta=1.0)
+    for logits, log_probs in ((RATIOS, RATIOS[:, :1]), (RATIOS[:, :1], RATIOS)):
+        with pytest.raises(ValueError, match="mask has shape"):
+            F.endo_rewards(logits, log_probs, MASK)
