@@ -124,8 +124,8 @@ def test_what_is_refused() -> None:
         F.brier_score(PREDICTED[None], OUTCOMES[None])
     with pytest.raises(ValueError, match=r"expected one dimension, found shape \(5, 1\)"):
         F.auroc(PREDICTED[:, None], OUTCOMES)
-    for other in (PREDICTED[:2], PREDICTED[None]):
+    for first, second in ((PREDICTED, PREDICTED[:2]), (PREDICTED[None], PREDICTED[None])):
         with pytest.raises(ValueError, match="must be equal and one-dimensional"):
-            F.pearson_correlation(PREDICTED[None], other)
+            F.pearson_correlation(first, second)
     with pytest.raises(ValueError, match="differ"):
         F.spearman_correlation(PREDICTED, PREDICTED[:2])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,6 +75,7 @@ def test_by_hand() -> None:
     low = F.step_f1_at(scores, labels, 0.25)
     assert low == (pytest.approx(2 / 3), 0.25, 1.0, 0.5)
     assert F.step_f1_at(scores, labels, 0.1).f1 == 0
+    assert F.step_f1_at(scores[:2], labels[:2], 1.0) == (0.0, 1.0, 0.0, 0.0)
 
 
 def test_first_error() -> None:
@@ -81,7 +83,8 @@ def test_first_error() -> None:
     assert F.first_error([3.0, 2.0], 2.0) == -1
     assert F.first_error([], 2.0) == -1
     # As a float32 comparison this would be false: the threshold rounds to the score.
-    assert F.first_error(torch.tensor([1.0]), 1.0 + 1e-12) == 0
+    for scores in (torch.tensor([1.0]), np.ones(1, dtype=np.float32)):
+        assert F.first_error(scores, 1.0 + 1e-12) == 0  # type: ignore[arg-type]
 
 
 def test_float32_scores_are_judged_as_they_were_chosen() -> None:

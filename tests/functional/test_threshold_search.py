@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from ipvrm_lightning.functional import best_threshold, first_error
+from ipvrm_lightning.functional import best_threshold, first_error, step_f1_at
 from ipvrm_lightning.functional.threshold_search import ThresholdSearch
 
 
@@ -88,6 +88,19 @@ def test_right_at_agrees_with_the_definition() -> None:
     for threshold in (-3.0, -2.0, -1.5, 0.0, 1.0, 2.0, 2.5):
         expected = [first_error(row, threshold) == label for row, label in zip(scores, labels, strict=True)]
         assert search.right_at(torch.tensor([threshold], dtype=torch.float64)).tolist() == expected
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_curve_is_step_f1_at_every_threshold(ties: bool) -> None:
+    scores, labels = draw(1, 30, ties=ties)
+    curve = ThresholdSearch(scores, labels).curve()
+    thresholds = curve.threshold.tolist()
+    assert thresholds == sorted(set(thresholds))
+    assert curve.f1.tolist() == pytest.approx([step_f1_at(scores, labels, each).f1 for each in thresholds])
+    # what it says of a stretch holds at each score and above all of them
+    flat = sorted({score for row in scores for score in row})
+    every = {round(step_f1_at(scores, labels, each).f1, 12) for each in (*flat, flat[-1] + 1)}
+    assert {round(f1, 12) for f1 in curve.f1.tolist()} == every
 
 
 def test_nothing_weighted_has_no_threshold() -> None:
