@@ -57,7 +57,7 @@ def _score_rows(ratios: Tensor, step_ids: Tensor, protocol: str, beta: float) ->
     if not step_ids.numel():
         return [ratios.new_zeros(0) for _ in range(rows)]
     steps = (step_ids.max(-1).values + 1).clamp_min(0)
-    width = max(int(steps.max()), 0)
+    width = int(steps.max())
     inside = step_ids >= 0
     # One bin for each step of each row, and one more per row for tokens in no step.
     bins = torch.where(inside, step_ids, width).long()
@@ -67,9 +67,9 @@ def _score_rows(ratios: Tensor, step_ids: Tensor, protocol: str, beta: float) ->
         row, step = empty.nonzero()[0].tolist()
         raise ValueError(f"row {row}: step {step} has no token")
     if protocol in ("step_sum", "step_mean"):
-        scores = _add_up(torch.where(inside, ratios, 0.0), bins, width)
+        scores = _add_up(ratios, bins, width)
         if protocol == "step_mean":
-            scores = scores / counts.clamp_min(1)
+            scores = scores / counts
     else:
         positions = torch.arange(length, device=ratios.device).expand(rows, length)
         last = positions.new_zeros(rows, width + 1).scatter_reduce_(-1, bins, positions, "amax")[:, :width]
