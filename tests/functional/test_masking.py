@@ -45,6 +45,8 @@ def test_group_moments_by_hand_with_weights() -> None:
     )
     assert moments.mean.tolist() == [2, 9, 2, 2]
     assert moments.std.tolist() == [1, 0, 1, 1]
+    learned = torch.ones(2, requires_grad=True)
+    assert not any(moment.requires_grad for moment in masking.group_moments(learned, torch.tensor([0, 0])))
 
 
 @pytest.mark.parametrize(("given", "expected"), [("bfloat16", "float32"), ("float16", "float32"), ("int64", "float32")])

@@ -45,6 +45,21 @@ def test_a_batch_is_its_rows_and_padding_is_never_touched(protocol: str) -> None
     assert found[1].tolist() == alone.tolist()
 
 
+@pytest.mark.parametrize("protocol", EXPECTED)
+def test_ids_of_another_type_and_rows_without_tokens(protocol: str) -> None:
+    narrow = F.step_scores(RATIOS, STEPS.to(torch.int32), protocol=protocol)
+    assert isinstance(narrow, Tensor) and narrow.tolist() == EXPECTED[protocol]
+    for rows in (0, 2):
+        empty = F.step_scores(torch.zeros(rows, 0), torch.zeros(rows, 0).long(), protocol=protocol)
+        assert [scores.tolist() for scores in empty] == [[]] * rows
+    assert F.step_scores(torch.zeros(0, 3), torch.zeros(0, 3).long(), protocol=protocol) == []
+
+
+def test_scores_carry_no_gradient() -> None:
+    found = F.step_scores(RATIOS.clone().requires_grad_(), STEPS, protocol="step_sum")
+    assert isinstance(found, Tensor) and not found.requires_grad
+
+
 def test_the_last_prefix_is_the_final_value() -> None:
     ratios = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     steps = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2]).expand(3, 8)
@@ -63,5 +78,6 @@ def test_what_is_refused() -> None:
         F.step_scores(torch.ones(2, 3), torch.tensor([[0, 1, 2], [0, 2, 2]]), protocol="step_sum")
     with pytest.raises(ValueError, match="protocol must be one of step_sum, prefix_sum, prefix_mean, step_mean"):
         F.step_scores(RATIOS, STEPS, protocol="sum")
-    with pytest.raises(ValueError, match="must both be"):
-        F.step_scores(RATIOS, STEPS[:3], protocol="step_sum")
+    for ratios, steps in ((RATIOS, STEPS[:3]), (RATIOS[None, None], STEPS[None, None])):
+        with pytest.raises(ValueError, match="must both be"):
+            F.step_scores(ratios, steps, protocol="step_sum")

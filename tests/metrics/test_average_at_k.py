@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 from typing import Any
 
 import pytest
@@ -117,12 +118,14 @@ def test_order_and_splits_change_nothing() -> None:
     assert report_to_json(first.compute()) == report_to_json(judge(rows))
 
 
-def test_what_is_not_known_is_not_a_number() -> None:
+def test_what_is_not_known_is_not_a_number(capsys: pytest.CaptureFixture[str]) -> None:
     metric = AverageAtK()
     metric.update(torch.tensor([1, 0]), ["p", "p"], ["s", "s"])
     report = metric.compute()
     assert math.isnan(report.micro.cut_off) and math.isnan(report.micro.mean_length)
     assert report.micro.average.share == 0.5
+    print_report(report)
+    assert re.search(r"\n *s +50.0 .* 1 +2 +- +- *\n", capsys.readouterr().out)
 
 
 def test_equal_keys_of_two_sources_are_two_prompts() -> None:
@@ -135,6 +138,9 @@ def test_table_shows_both_means_and_who_was_left_out(capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     for text in ("(micro)", "(macro)", "33.3 [", "37.5 [", "61.1", "k = 4", "1 at k = 4"):
         assert text in shown
+    # prompts, responses to each, percent cut off, mean length
+    for row in (r"easy .* 2 +4 +25\.0 +25 *\n", r"hard .* 1 +2 +50\.0 +15 *\n", r"micro.* 3 +2 to 4 +30\.0 +23 *\n"):
+        assert re.search(row, shown)
 
 
 def test_names_of_sources_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:

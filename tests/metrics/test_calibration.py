@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ipvrm_lightning.functional import auroc, brier_score, expected_calibration_error
 from ipvrm_lightning.metrics import PrefixCalibration
+from ipvrm_lightning.metrics.tables import print_report
 
 
 def responses(count: int, longest: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,6 +77,19 @@ def test_a_value_that_tells_the_probability_is_calibrated() -> None:
     assert report.overall.ece < 0.02
     assert report.overall.brier == pytest.approx(1 / 6, abs=0.005)
     assert report.final_auroc == pytest.approx(5 / 6, abs=0.01)
+
+
+def test_tables_show_the_final_value_and_every_bin(capsys: pytest.CaptureFixture[str]) -> None:
+    metric = PrefixCalibration(positions=1, bins=2)
+    values = torch.tensor([[0.7, 0.2], [0.3, 0.9]]).logit()
+    metric.update(values, torch.ones(2, 2, dtype=torch.bool), torch.tensor([1.0, 0.0]))
+    print_report(metric.compute())
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # the first response ends with 0.2 and is right, the second with 0.9 and is wrong
+    assert ["final", "value", "2", "0.85", "0.725", "0.0"] in rows
+    # two prefixes say 0.2 and 0.3, one of them right; two say 0.7 and 0.9, one of them right
+    assert ["all", "prefixes", "4", "0.275", "0.4075", "-"] in rows
+    assert ["0", "to", "50", "%", "2", "25.0", "50.0"] in rows and ["50", "to", "100", "%", "2", "80.0", "50.0"] in rows
 
 
 def test_bad_input_is_named() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ipvrm_lightning.metrics import PrefixTruth, PrefixTruthReport, report_to_json
+from ipvrm_lightning.metrics.tables import print_report
 
 NAN = float("nan")
 
@@ -39,6 +40,32 @@ def test_the_truth_itself_is_perfect() -> None:
     assert report.problems == 0 and math.isnan(report.within_problem)
 
 
+def test_solutions_that_have_no_correlation_are_left_out() -> None:
+    truths = torch.tensor([[0.2, 0.4, 0.9], [0.1, 0.9, NAN], [0.5, 0.5, 0.5], [0.3, 0.2, 0.1]], dtype=torch.float64)
+    metric = PrefixTruth()
+    # two prefixes always lie on a line, a constant on none
+    said = torch.where(truths.isnan(), 0.5, truths)
+    said[1], said[3] = said[1].flip(0), said[3].flip(0)
+    metric.update(said.logit(), truths, solution_ids=torch.arange(4))
+    report = metric.compute()
+    assert report.solutions == 2
+    assert report.within_solution == pytest.approx(0.0, abs=1e-12)  # the first follows the truth, the last mirrors it
+
+
+def test_the_table_shows_every_number(capsys: pytest.CaptureFixture[str]) -> None:
+    report = PrefixTruthReport(77, 0.11111, 0.22222, 0.33333, 0.44444, 0.55555, 3, 0.66666, 2)
+    print_report(report)
+    rows = [line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines() if "0." in line]
+    assert [(name.strip(), value) for name, value in rows] == [
+        ("Pearson correlation", "0.1111"),
+        ("Spearman correlation", "0.2222"),
+        ("correlation within a solution (mean of 3)", "0.5555"),  # as Python rounds 0.55555
+        ("correlation within a problem (mean of 2)", "0.6667"),
+        ("Brier score", "0.3333"),
+        ("best constant's Brier score (floor)", "0.4444"),
+    ]
+
+
 def judged(metric: PrefixTruth) -> str:
     report = metric.compute()
     assert isinstance(report, PrefixTruthReport)
@@ -64,7 +91,10 @@ def test_order_and_splits_change_nothing_at_all() -> None:
 def test_bad_input_is_named() -> None:
     metric = PrefixTruth()
     with pytest.raises(ValueError, match=r"expected probabilities, found 1\.5"):
-        metric.update(torch.zeros(1, 1), torch.tensor([[1.5]]))
+        metric.update(torch.zeros(1, 2), torch.tensor([[0.5, 1.5]]))
+    for shape in ((1, 2), (1,)):
+        with pytest.raises(ValueError, match=r"expected values and true_values \[B, T\], found"):
+            metric.update(torch.zeros(shape), torch.full((1,), 0.5))
     with pytest.raises(ValueError, match="expected finite numbers, found inf"):
         metric.update(torch.tensor([[float("inf")]]), torch.tensor([[0.5]]))
     with pytest.raises(ValueError, match="no prefix with a known true value"):
