@@ -374,6 +374,9 @@ def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:
     any_right = sum(any(record["scores"]) for record in records) / 5
     assert trainer.callback_metrics["test/all/pass@2"] == pytest.approx(any_right)
     cut = sum(not done for record in records for done in record["finished"])
+    assert trainer.callback_metrics["test/all/cut_off"] == pytest.approx(cut / 10)
+    tokens = sum(sum(record["response_tokens"]) for record in records) / 10
+    assert trainer.callback_metrics["test/all/response_tokens"] == pytest.approx(tokens)
     assert (
         all(s == 0 for r in records for s, done in zip(r["scores"], r["finished"], strict=True) if not done) or not cut
     )

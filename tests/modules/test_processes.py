@@ -50,3 +50,20 @@ def test_mini_batches_keep_prompts_whole_and_have_a_response_for_every_process()
         assert len(parts) == expected
         groups: list[set[Any]] = [set(np.asarray(dataset.group_ids)[rows].tolist()) for rows in parts]
         assert sum(map(len, groups)) == len(set().union(*groups)) == 5
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "said"),
+    [
+        (9, 1, []),  # as many as there are prompts
+        (5, 4, []),
+        (5, 5, ["2 mini-batches in place of 5"]),
+        (4, 20, ["1 mini-batches in place of 4"]),
+        (9, 20, ["1 mini-batches in place of 5"]),
+    ],
+)
+def test_fewer_mini_batches_than_are_asked_for_are_warned_of(
+    count: int, processes: int, said: list[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    plan_mini_batches(responses(5, 4), count=count, max_tokens=1000, processes=processes)
+    assert [str(warning.message).partition(":")[0] for warning in recwarn] == said

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ipvrm_lightning.data import TrajectoryDataModule
 from ipvrm_lightning.modules import IPVRMModule, updates
+from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.modules.updates import GuardedUpdates, check_optimizer, gradient_norm, named_rows
 from ipvrm_lightning.objectives import IPVRM
 from ipvrm_lightning.types import TrajectoryBatch
@@ -143,7 +144,22 @@ def test_bounds_that_cannot_work_are_refused() -> None:
         IPVRMModule(language_model=tiny(), max_skipped_updates=-1)
 
 
+def test_a_gradient_without_losses_is_skipped_and_cleared() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([1.0, float("inf")])
+    skips, alone = GuardedUpdates(1), Processes(0, 1, torch.device("cpu"))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    with pytest.warns(UserWarning, match="^step 3: the gradient is not finite: update skipped$"):
+        norm = skips.step(optimizer, [weight], 1.0, alone, where="step 3: ")
+    assert weight.grad is None and weight.tolist() == [1, 1] and not torch.isfinite(norm)
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert skips.step(optimizer, [weight], 1.0, alone).item() == 5  # before it is clipped to 1
+    assert weight.tolist() == pytest.approx([1 - 0.6, 1 - 0.8], abs=1e-6)
+    assert skips.state_dict() == {"skipped": 1, "in_a_row": 0}
+
+
 def test_many_rows_are_not_all_named() -> None:
+    assert named_rows(range(8), None) == "0, 1, 2, 3, 4, 5, 6, 7"
     assert named_rows(range(20), None) == "0, 1, 2, 3, 4, 5, 6, 7 and 12 more"
 
 
