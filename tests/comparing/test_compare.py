@@ -370,6 +370,25 @@ def test_labels_of_the_same_size_tell_data_apart(tmp_path: Path, capsys: pytest.
     assert_refused(capsys, [*map(str, files)], "longest step floor of beta (other solutions, or other folds)")
 
 
+def test_numbers_that_no_run_knows_are_equal_and_so_are_the_last_digits_of_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a subset without an error, and of processors that add up in another order."""
+    files = []
+    for seed in range(2):
+        reports = reward_reports(seed)
+        subsets = reports["step_f1"]["subsets"]
+        subsets["beta"]["longest_step"]["cross_fitted"]["f1"] = None
+        subsets["alpha"]["longest_step"]["cross_fitted"]["f1"] *= 1 + seed * 1e-12
+        subsets["beta"]["protocols"]["step_sum"]["cross_fitted"]["f1"] = 0.5 if seed else None
+        files.append(write_run(tmp_path, f"{seed}", config(reward_model(), seed=seed), reports))
+    (group,) = compared(capsys, tmp_path)["groups"]
+    assert set(group["measures"]["step_f1.beta"].values()) == {None}
+    assert group["measures"]["step_f1.alpha"]["spread"] is not None
+    _rewrite(files[1], lambda r: r["step_f1"]["subsets"]["beta"]["longest_step"]["cross_fitted"].update(f1=0.25))
+    assert_refused(capsys, [str(tmp_path)], "floor of beta (other solutions, or other folds): nan against 0.25")
+
+
 def test_one_run_counts_once(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = study / "0-test/results.json"
     assert_refused(capsys, [str(study), str(study / "0-test")], f"{first}: given twice, also as {first}")
