@@ -27,6 +27,9 @@ def softplus(x: float) -> float:
 
 
 OUTCOMES = batch(outcomes=torch.tensor([1.0, 0.0]))
+BALANCED = batch(
+    outcomes=torch.tensor([1.0, 0.0]), outcome_weights=torch.tensor([0.5, 3.0]), margins=torch.tensor([0.0, 5.0])
+)
 PAIRS = batch(pairs=torch.tensor([[1, 0]]))
 
 # by hand: sums are 0.6 and 0.3, running means 0.2, 0.3 and 0.1, -0.1, 0.1
@@ -38,6 +41,11 @@ CASES: list[tuple[Objective, TrajectoryBatch, float]] = [
         IPVRM(beta=2.0, margin=1.0),
         OUTCOMES,
         ((softplus(0.6) + softplus(0.4)) / 2 + (softplus(1.2) + softplus(0.8) + softplus(1.2)) / 3) / 2,
+    ),
+    (
+        IPVRM(beta=2.0, margin=1.0),
+        BALANCED,
+        (0.5 * (softplus(-0.4) + softplus(-0.6)) / 2 + 3 * (softplus(5.2) + softplus(4.8) + softplus(5.2)) / 3) / 2,
     ),
     (
         IPVRM(beta=2.0, margin=1.0, reduction="token"),
@@ -85,9 +93,11 @@ def test_missing_labels_are_named() -> None:
 
 
 def test_units() -> None:
-    assert [o.unit for o in (IPVRM(), IPVRM(reduction="token"), ImplicitPRM(), DPORM(), QRM())] == [
-        "sequences", "tokens", "sequences", "pairs", "pairs",
-    ]  # fmt: skip
+    objectives = (IPVRM(), IPVRM(reduction="token"), ImplicitPRM(), DPORM(), QRM())
+    assert [o.unit for o in objectives] == ["sequences", "tokens", "sequences", "pairs", "pairs"]
+    assert [o.pairwise for o in objectives] == [False, False, False, True, True]
+    assert [o.balanced for o in objectives] == [True, True, False, False, False]
+    assert [o.trainable for o in (*objectives, EndoRM())] == [True] * 5 + [False]
 
 
 def test_scores_of_an_objective_without_a_scale_are_read_as_they_are() -> None:
@@ -111,6 +121,26 @@ def test_objectives_as_arguments_are_described_and_made_again() -> None:
     assert described == {"class_path": f"{__name__}.Mixed", "init_args": arguments}
     again = build_objective(described)
     assert again.first.describe() == arguments["first"] and again.parts[0].beta == 3.0
+
+
+class ByName(Objective):
+    def __init__(self, *, parts: dict[str, Any]) -> None:
+        super().__init__()
+        self.parts = parts
+
+
+def test_objectives_in_a_mapping_are_described_and_made_again() -> None:
+    described = ByName(parts={"first": QRM(beta=3.0), "weight": 0.5, "more": [1, None]}).describe()
+    assert described["init_args"] == {"parts": {"first": QRM(beta=3.0).describe(), "weight": 0.5, "more": [1, None]}}
+    again = build_objective(described).parts
+    assert isinstance(again["first"], QRM) and again["first"].beta == 3.0
+    assert {name: again[name] for name in ("weight", "more")} == {"weight": 0.5, "more": [1, None]}
+
+
+@pytest.mark.parametrize("path", ["builtins.print", "builtins.dict", "torch.nn.Linear", "torch.pi"])
+def test_nothing_but_an_objective_is_called(path: str) -> None:
+    with pytest.raises(ValueError, match="it is no objective"):
+        build_objective({"class_path": path, "init_args": {}})
 
 
 class Renamed(IPVRM):

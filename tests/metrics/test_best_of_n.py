@@ -121,7 +121,8 @@ def test_a_prompt_without_answers_is_left_to_luck_and_spoils_no_vote() -> None:
 
 
 def test_usual_scores_by_hand() -> None:
-    scores = rollout_scores(torch.tensor([0.5, -1.0]), [[1.0, 3.0], [-2.0]])
+    scores = rollout_scores(torch.tensor([0.5, -1.0], requires_grad=True), [[1.0, 3.0], [-2.0]])
+    assert all(row.dtype == torch.float64 and not row.requires_grad for row in scores.values())
     assert {name: row.tolist() for name, row in scores.items()} == {
         "final_value": [0.5, -1.0],
         "min_step": [1.0, -2.0],

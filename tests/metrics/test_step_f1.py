@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ipvrm_lightning.functional import best_threshold
+from ipvrm_lightning.functional import best_threshold, first_error
 from ipvrm_lightning.metrics import JudgeSettings, StepF1, StepF1Report, judge_solutions, recompute, report_to_json
 from ipvrm_lightning.metrics.resampling import bootstrap_weights, seed_of
 from ipvrm_lightning.metrics.score_file import write_scores
@@ -39,6 +39,30 @@ def solution(name: str, label: int, scores: list[float], *, problem: str, **know
         step_lengths=known.pop("lengths", [1] * len(scores)),
         **known,
     )
+
+
+def test_settings_are_those_it_is_given_and_those_that_judging_a_file_has() -> None:
+    assert StepF1().settings == JudgeSettings()
+    given = {"folds": 3, "resamples": 7, "confidence": 0.8, "random_seeds": 4, "seed": 9, "fixed_threshold": 0.1}
+    assert StepF1(**given).settings == JudgeSettings(**given)
+
+
+def test_thresholds_of_solutions_are_those_they_were_judged_by(make_solutions: Make) -> None:
+    solutions = sorted(make_solutions(40, subsets=("only",)), key=lambda one: one.id)
+    settings = JudgeSettings(resamples=2, random_seeds=2, fixed_threshold={"step_sum": -0.25})
+    chosen = thresholds_of_solutions("only", solutions, settings)
+    for protocol, results in judge_solutions(solutions, settings).subsets["only"].protocols.items():
+        assert set(chosen[protocol]) == set(results)
+        for origin, result in results.items():
+            thresholds = chosen[protocol][origin]
+            assert len(thresholds) == 40 and sum(thresholds) / 40 == pytest.approx(result.threshold)
+            found = [
+                first_error(one.step_scores[protocol], threshold) == one.label
+                for one, threshold in zip(solutions, thresholds, strict=True)
+                if one.label >= 0
+            ]
+            assert sum(found) / len(found) == pytest.approx(result.error_accuracy)
+    assert chosen["step_sum"]["fixed"] == [-0.25] * 40
 
 
 def test_a_case_worked_by_hand() -> None:
