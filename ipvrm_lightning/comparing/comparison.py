@@ -115,7 +115,7 @@ def _measures_of_same_data(runs: Sequence[Run], choice: Choice) -> list[dict[Col
             check_reports(run.reports, choice, str(run.path))
             found.append(measures(run.reports, choice))
             known.append({**dict(conditions(run.reports, choice)), **_split_of(run)})
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             what = f"{type(error).__name__}: {error}"
             raise ValueError(f"{run.path}: not a results.json that `ipvrm test` writes ({what})") from error
         for name, value in known[0].items():

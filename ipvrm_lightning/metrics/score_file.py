@@ -25,7 +25,8 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_finite_number(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
+    """Whether a value is a number that a float holds: neither a truth value, nor a whole number beyond 2^53."""
     if isinstance(value, float):
         return math.isfinite(value)
     return _is_integer(value) and abs(value) <= _LARGEST
@@ -47,7 +48,7 @@ def _check_steps(solution: ScoredSolution, where: str) -> None:
         if not isinstance(values, list) or len(values) != len(lengths):
             raise ValueError(f"{where}: step_scores.{protocol}: expected {len(lengths)} scores, found {values!r}")
         for step, value in enumerate(values):
-            if not _is_finite_number(value):
+            if not is_finite_number(value):
                 raise ValueError(
                     f"{where}: step_scores.{protocol}: expected finite numbers, found {value!r} at step {step}"
                 )
@@ -78,7 +79,7 @@ def check_solution(solution: ScoredSolution, where: str) -> None:
         raise ValueError(
             f"{where}: final_answer_correct: expected true, false or null, found {solution.final_answer_correct!r}"
         )
-    if solution.final_value is not None and not _is_finite_number(solution.final_value):
+    if solution.final_value is not None and not is_finite_number(solution.final_value):
         raise ValueError(f"{where}: final_value: expected a finite number or null, found {solution.final_value!r}")
 
 

@@ -6,13 +6,12 @@ One solution per line as JSON, beside the score file, which keeps its own form. 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ipvrm_lightning.metrics.score_file import is_text, numbered_lines
+from ipvrm_lightning.metrics.score_file import is_finite_number, is_text, numbered_lines
 from ipvrm_lightning.whole_files import write_atomically
 
 
@@ -105,7 +104,7 @@ def _check_list(values: Any, types: tuple[type, ...], tokens: list[str], where: 
 def _is_a(value: Any, types: tuple[type, ...]) -> bool:
     if isinstance(value, str):
         return str in types and is_text(value)
-    return type(value) in types and math.isfinite(value)
+    return type(value) in types and is_finite_number(value)
 
 
 def write_tokens(path: str | Path, lines: Iterable[str]) -> Path:

@@ -300,6 +300,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda file: _rewrite(file, lambda r: r["calibration"].update(final_ece="low")),
         "{1}: not a results.json that `ipvrm test` writes (TypeError: expected a number",
     ),
+    "a number beyond any float": (
+        lambda file: _rewrite(file, lambda r: r["calibration"].update(final_ece=10**400)),
+        "{1}: not a results.json that `ipvrm test` writes (OverflowError: int too large",
+    ),
     "a field that is missing": (
         lambda file: _rewrite(file, lambda r: r["step_f1"]["average"].pop("random")),
         "{1}: not a results.json that `ipvrm test` writes (KeyError: 'random')",

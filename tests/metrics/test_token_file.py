@@ -33,6 +33,9 @@ def test_it_reads_back_to_five_digits(tmp_path: Path) -> None:
     [
         ({"label": 2}, "label: expected -1 or one of 2 steps, found 2"),
         ({"label": True}, "label: .* found True"),
+        ({"label": 10**400}, "label: .* found 1000"),  # beyond any float
+        ({"values": [0.1, 0.2, 10**400, 0.3]}, "values: expected a list of int or float"),
+        ({"step_ids": [0, 1, 1, 2**53 + 1]}, "step_ids: expected a list of int"),
         ({"tokens": None}, "tokens: expected a list of str"),
         ({"tokens": []}, "tokens: expected one per token and at least one, found 0 for 0 tokens"),
         ({"tokens": ["\ud800", "", "", ""]}, "tokens: expected a list of str"),
