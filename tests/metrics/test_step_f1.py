@@ -51,18 +51,23 @@ def test_thresholds_of_solutions_are_those_they_were_judged_by(make_solutions: M
     solutions = sorted(make_solutions(40, subsets=("only",)), key=lambda one: one.id)
     settings = JudgeSettings(resamples=2, random_seeds=2, fixed_threshold={"step_sum": -0.25})
     chosen = thresholds_of_solutions("only", solutions, settings)
-    for protocol, results in judge_solutions(solutions, settings).subsets["only"].protocols.items():
+    report = judge_solutions(solutions, settings).subsets["only"]
+    for protocol, results in report.protocols.items():
         assert set(chosen[protocol]) == set(results)
         for origin, result in results.items():
             thresholds = chosen[protocol][origin]
             assert len(thresholds) == 40 and sum(thresholds) / 40 == pytest.approx(result.threshold)
-            found = [
-                first_error(one.step_scores[protocol], threshold) == one.label
-                for one, threshold in zip(solutions, thresholds, strict=True)
-                if one.label >= 0
-            ]
-            assert sum(found) / len(found) == pytest.approx(result.error_accuracy)
+            hits: dict[tuple[bool, bool | None], list[bool]] = {}
+            for one, threshold in zip(solutions, thresholds, strict=True):
+                found = first_error(one.step_scores[protocol], threshold) == one.label
+                hits.setdefault((one.label >= 0, one.final_answer_correct), []).append(found)
+            passed, lucky, others = hits[False, True], hits[True, True], hits[True, False]
+            assert min(map(len, (passed, lucky, others))) > 1
+            assert result.correct_accuracy == pytest.approx(sum(passed) / len(passed))
+            assert result.right_answer_accuracy == pytest.approx(sum(lucky) / len(lucky))
+            assert result.error_accuracy == pytest.approx(sum(lucky + others) / len(lucky + others))
     assert chosen["step_sum"]["fixed"] == [-0.25] * 40
+    assert report.random.oracle_std > 0 and report.random.cross_fitted_std > 0
 
 
 def test_a_case_worked_by_hand() -> None:
