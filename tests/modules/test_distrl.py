@@ -201,7 +201,8 @@ def test_reward_model_comes_from_a_checkpoint_of_ipvrm_module(tmp_path: Path) ->
         data.setup = lambda stage=None, d=data: _small_tokens(d)  # type: ignore[method-assign]
         trainer.fit(trained, datamodule=data)
         trainer.save_checkpoint(folder / "last.ckpt")
-        reward = RewardModel(objective=IPVRM(), checkpoint=str(tmp_path / str(lora)), update="frozen")
+        named = folder / "last.ckpt" if lora else tmp_path / "False"  # the file, or the folder of its run
+        reward = RewardModel(objective=IPVRM(), checkpoint=str(named), update="frozen")
         model = module(language_model=policy, reward=reward)
         run(tmp_path, model, steps=1)
         expected = list(trained.trainable_parameters().values())
