@@ -53,7 +53,11 @@ def together(shares: list[list[list[int]]], work: Callable[[list[ScoredBatch], P
     barrier, given = threading.Barrier(len(shares)), [None] * len(shares)
 
     def one(rank: int) -> Any:
-        return work([scored(rows) for rows in shares[rank]], Threads(rank, len(shares), barrier, given))
+        try:
+            return work([scored(rows) for rows in shares[rank]], Threads(rank, len(shares), barrier, given))
+        except BaseException:
+            barrier.abort()  # the others would wait
+            raise
 
     with ThreadPoolExecutor(len(shares)) as pool:
         return list(pool.map(one, range(len(shares))))

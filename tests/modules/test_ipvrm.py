@@ -110,7 +110,7 @@ def test_training_separates_right_from_wrong(tmp_path: Path) -> None:
         assert math.isfinite(trainer.callback_metrics[name])
 
 
-def test_auroc_counts_the_pairs_in_the_right_order_whatever_the_batches(tmp_path: Path) -> None:
+def test_auroc_counts_the_pairs_in_the_right_order_and_the_loss_is_a_mean_whatever_the_batches(tmp_path: Path) -> None:
     logged, expected = [], []
     for max_tokens in (4096, 60, 1):
         module = IPVRMModule(language_model=tiny(seed=1), reference=FrozenCopy(), optimizer=SGD)
@@ -124,6 +124,7 @@ def test_auroc_counts_the_pairs_in_the_right_order_whatever_the_batches(tmp_path
         logged.append(found["val/auroc"])
         batch = collate(data.val_set, range(len(data.val_set)))
         scores, mask = module.token_scores(batch)
+        assert found["val/loss"] == pytest.approx(module.objective(scores, mask, batch).item(), rel=1e-5)
         logits = module.objective.prefix_logits(scores, mask).detach()
         finals = [row[length - 1].item() for row, length in zip(logits, batch.response_lengths, strict=True)]
         right, wrong = ([f for f, y in zip(finals, batch.outcomes, strict=True) if y == label] for label in (1, 0))

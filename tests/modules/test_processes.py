@@ -55,6 +55,7 @@ def test_mini_batches_keep_prompts_whole_and_have_a_response_for_every_process()
 @pytest.mark.parametrize(
     ("count", "processes", "said"),
     [
+        (2, 1, []),
         (9, 1, []),  # as many as there are prompts
         (5, 4, []),
         (5, 5, ["2 mini-batches in place of 5"]),

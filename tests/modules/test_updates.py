@@ -140,8 +140,11 @@ def test_two_processes_decide_alike(on_nonfinite: Any, tmp_path: Path) -> None:
 def test_bounds_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match="gradient_clip_val must be above 0"):
         IPVRMModule(language_model=tiny(), gradient_clip_val=-1.0)
-    with pytest.raises(ValueError, match="max_skipped_updates at least 0"):
-        IPVRMModule(language_model=tiny(), max_skipped_updates=-1)
+    for bounds in ({"max_skipped_updates": -1}, {"chunk_size": 0}):
+        with pytest.raises(ValueError, match="chunk_size must be at least 1 and max_skipped_updates at least 0"):
+            IPVRMModule(language_model=tiny(), **bounds)  # type: ignore[arg-type]
+    IPVRMModule(language_model=tiny(), gradient_clip_val=1e-9, max_skipped_updates=0, chunk_size=1)
+    IPVRMModule(language_model=tiny(), gradient_clip_val=None)
 
 
 def test_a_gradient_without_losses_is_skipped_and_cleared() -> None:
