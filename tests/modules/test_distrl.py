@@ -350,7 +350,8 @@ def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run_in_the_end(
 
 
 def test_temperature_enters_sampling_and_ratios_alike(tmp_path: Path) -> None:
-    model = module(sampling=Sampling(group_size=4, max_new_tokens=12, temperature=0.7))
+    sampling = Sampling(group_size=4, max_new_tokens=12, temperature=0.7)
+    model = module(sampling=sampling, reward=RewardModel(objective=IPVRM(), update="frozen"))
     kept: list[Any] = []
     score = model.score
     model.score = lambda dataset, rows: kept.append(score(dataset, rows)) or kept[-1]  # type: ignore[method-assign]
@@ -362,6 +363,8 @@ def test_temperature_enters_sampling_and_ratios_alike(tmp_path: Path) -> None:
     log_probs = (logits[start - 1 : -1] / 0.7).log_softmax(-1)
     expected = log_probs.gather(-1, part.batch.input_ids[0, start : start + length, None]).squeeze(-1)
     torch.testing.assert_close(part.behavior.log_probs[0, :length, 0], expected, rtol=0, atol=2e-6)
+    # a reward model that still is the policy says nothing, at that temperature
+    assert part.td_advantages.abs().max() < 1e-4
 
 
 def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_an_optimizer_of_ones_own_needs_no_schedule(tmp_path: Path) -> None:
 def test_a_schedule_that_would_not_be_followed_is_refused(schedule: dict[str, Any], tmp_path: Path) -> None:
     module = OwnRate(language_model=tiny(lora=True))
     module.schedule = schedule
-    with pytest.raises(ValueError, match=r"OwnRate.configure_optimizers: \w+LR\w* is asked for every [12] (step|epoch);"):
+    with pytest.raises(ValueError, match=r"OwnRate.configure_optimizers: \w+LR\w* is asked for every \d (step|epoch)"):
         fit(tmp_path, module)
 
 

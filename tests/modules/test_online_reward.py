@@ -1,0 +1,141 @@
+"""What a reward model says of a step, and its shares of a loss, against the whole step in one piece."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ipvrm_lightning import functional as F
+from ipvrm_lightning.data.dataset import TrajectoryDataset
+from ipvrm_lightning.modules.distrl_metrics import Values
+from ipvrm_lightning.modules.distrl_settings import RewardModel
+from ipvrm_lightning.modules.experience import ScoredBatch
+from ipvrm_lightning.modules.online_reward import OnlineReward
+from ipvrm_lightning.modules.processes import Processes
+from ipvrm_lightning.objectives import DPORM, IPVRM, ImplicitPRM, Objective
+from ipvrm_lightning.types import Example, TrajectoryBatch
+
+from .conftest import tiny
+from .experience_cases import GROUPS, LENGTHS, OUTCOMES, SHARES, scored, together
+
+#: Two mixed prompts, and one that is always right.
+DATASET = TrajectoryDataset(
+    Example([1, *range(10 * row, 10 * row + length)], 1, group=str(group), outcome=int(outcome))
+    for row, (length, group, outcome) in enumerate(
+        zip([*LENGTHS.tolist(), 2, 3], [*GROUPS.tolist(), 2, 2], [*OUTCOMES.tolist(), 1, 1], strict=True)
+    )
+)
+PAIRS = {(0, 1), (2, 1), (3, 1), (4, 5), (6, 5)}
+
+
+def online(objective: Objective, *, mini_batches: int = 1, max_tokens: int = 16) -> OnlineReward:
+    settings = RewardModel(
+        objective=objective,
+        mini_batches=mini_batches,
+        adaptive_difficulty_boundary=objective.balanced,
+        dynamic_loss_weighting=objective.balanced,
+    )
+    roles: Any = None
+    return OnlineReward(roles, settings, temperature=0.7, chunk_size=4, max_tokens=max_tokens)
+
+
+def plans(reward: OnlineReward, processes: int) -> list[list[list[TrajectoryBatch]]]:
+    """Micro-batches of each process of each mini-batch."""
+    found = [reward.plan(DATASET, Processes(rank, processes, torch.device("cpu")), seed=0) for rank in range(processes)]
+    assert len({len(plan) for plan in found}) == 1
+    return [list(parts) for parts in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("objective", [IPVRM(beta=2.0), ImplicitPRM(beta=2.0)], ids=["mean", "sum"])
+@pytest.mark.parametrize("name", SHARES)
+def test_a_response_is_told_by_its_last_value(name: str, objective: Objective) -> None:
+    def work(parts: list[ScoredBatch], processes: Processes) -> dict[str, Tensor]:
+        return online(objective).metrics(parts, TrajectoryDataset([DATASET[row] for row in range(7)]), processes)
+
+    td = scored(list(range(7))).td_advantages
+    assert td is not None
+    # an advantage is beta times a log-ratio: the trained quantity is the mean or the sum of them
+    values = np.array([float(td[row, :length, 0].sum()) for row, length in enumerate(LENGTHS.tolist())])
+    values = values / LENGTHS.numpy() if isinstance(objective, IPVRM) else values
+    for found in together(SHARES[name], work):
+        assert float(found["reward/score"]) == pytest.approx(values.mean(), abs=1e-6)
+        assert float(found["reward/accuracy"]) == pytest.approx(np.mean((values > 0) == (OUTCOMES.numpy() == 1)))
+        assert float(found["reward/correlation"]) == pytest.approx(np.corrcoef(values, OUTCOMES)[0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_response_is_learned_from_once(processes: int) -> None:
+    for mini_batch in plans(online(IPVRM(), mini_batches=2), processes):
+        rows = sorted(row for share in mini_batch for batch in share for row in batch.index.tolist())
+        groups = {int(DATASET.group_ids[row]) % 2 for row in rows}
+        assert len(groups) == 1 and len({len(share) for share in mini_batch}) == 1
+        assert rows == [row for row in range(9) if int(DATASET.group_ids[row]) % 2 in groups]
+
+
+@pytest.mark.parametrize(
+    ("processes", "expected"),
+    [
+        (1, [{(0, 1), (2, 1), (3, 1)}, {(4, 5), (6, 5)}]),  # the third prompt has no pair
+        (2, [{(0, 1), (2, 1), (3, 1)}, {(4, 5), (6, 5)}]),
+        (3, [{(0, 1), (2, 1), (3, 1)}]),  # two pairs are too few
+    ],
+)
+def test_every_pair_of_a_mini_batch_is_learned_from_once(processes: int, expected: list[set[tuple[int, int]]]) -> None:
+    found = []
+    for mini_batch in plans(online(DPORM(), mini_batches=3), processes):
+        assert len({len(share) for share in mini_batch}) == 1
+        pairs = []
+        for batch in (batch for share in mini_batch for batch in share):
+            assert batch.pairs is not None
+            pairs += [tuple(batch.index[pair].tolist()) for pair in batch.pairs]
+        assert len(set(pairs)) == len(pairs)
+        found.append(set(pairs))
+    assert found == expected
+
+
+@pytest.mark.parametrize("objective", [IPVRM(), IPVRM(reduction="token"), ImplicitPRM(), DPORM(beta=2.0)])
+@pytest.mark.parametrize("max_tokens", [1, 16, 1000])
+def test_shares_add_up_to_the_loss_of_the_whole_step(objective: Objective, max_tokens: int) -> None:
+    """On full logits at the temperature that sampled, with weights and margins from the accuracy of each prompt."""
+    model = tiny().build_model()
+    ratios, mask = torch.zeros(9, 7), torch.zeros(9, 7, dtype=torch.bool)
+    reference = 0.1 * torch.randn(9, 7, generator=torch.Generator().manual_seed(0)) - 5
+    with torch.no_grad():
+        for row in range(9):
+            ids = torch.tensor([DATASET[row].input_ids])
+            log_probs = (model(input_ids=ids).logits[0, :-1] / 0.7).log_softmax(-1).gather(-1, ids[0, 1:, None])
+            mask[row, : len(log_probs)] = True
+            ratios[row, : len(log_probs)] = log_probs[:, 0]
+    ratios = torch.where(mask, ratios - reference, 0.0)
+    outcomes = torch.from_numpy(DATASET.outcomes).float()
+    if isinstance(objective, IPVRM):
+        accuracy = torch.tensor([3 / 4] * 4 + [2 / 3] * 3 + [1 - 1e-6] * 2)
+        weights = torch.tensor([2 / 3, 2.0, 2 / 3, 2 / 3, 0.75, 1.5, 0.75, 1.0, 1.0])
+        margins = 5 - (2 * outcomes - 1) * accuracy.logit()
+        settings = {"beta": 10.0, "margin": margins, "outcome_weights": weights, "reduction": objective.reduction}
+        expected = F.ipvrm_loss(ratios, outcomes, mask, **settings)  # type: ignore[arg-type]
+        values = F.normalized_values(ratios, mask, beta=10.0)
+    elif isinstance(objective, DPORM):
+        right, wrong = (list(side) for side in zip(*PAIRS, strict=True))
+        expected = F.pairwise_loss(ratios[right], mask[right], ratios[wrong], mask[wrong], beta=2.0)
+        values = F.prefix_values(ratios, mask, beta=2.0)
+    else:
+        expected = F.implicit_prm_loss(ratios, outcomes, mask, beta=0.05)
+        values = F.prefix_values(ratios, mask, beta=0.05)
+
+    alone = Processes(0, 1, torch.device("cpu"))
+    reward, taken = online(objective, max_tokens=max_tokens), Values(9, torch.device("cpu"))
+    (mini_batch,) = reward.plan(DATASET, alone, seed=0)
+    loss_of = reward.loss_over(mini_batch, DATASET, reference, alone, taken)
+    shares = [loss_of(model, batch) for batch in mini_batch]
+    torch.testing.assert_close(torch.stack([loss for loss, _ in shares]).sum().detach(), expected)
+    assert all(loss.requires_grad for loss, _ in shares)
+    assert {row for _, rows in shares for row in rows.tolist()} == set(range(7 if objective.pairwise else 9))
+    # what is logged of it is what it said of each response, however often it was read
+    seen = taken.sums[1] > 0
+    finals = values[torch.arange(9), mask.sum(1) - 1]
+    torch.testing.assert_close(taken.sums[0][seen] / taken.sums[1][seen], finals[seen], rtol=1e-4, atol=1e-4)
