@@ -69,7 +69,9 @@ def test_a_response_is_told_by_its_last_value(name: str, objective: Objective) -
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_every_response_is_learned_from_once(processes: int) -> None:
-    for mini_batch in plans(online(IPVRM(), mini_batches=2), processes):
+    mini_batches = plans(online(IPVRM(), mini_batches=2), processes)
+    assert len(mini_batches) == 2
+    for mini_batch in mini_batches:
         rows = sorted(row for share in mini_batch for batch in share for row in batch.index.tolist())
         groups = {int(DATASET.group_ids[row]) % 2 for row in rows}
         assert len(groups) == 1 and len({len(share) for share in mini_batch}) == 1
@@ -134,8 +136,12 @@ def test_shares_add_up_to_the_loss_of_the_whole_step(objective: Objective, max_t
     shares = [loss_of(model, batch) for batch in mini_batch]
     torch.testing.assert_close(torch.stack([loss for loss, _ in shares]).sum().detach(), expected)
     assert all(loss.requires_grad for loss, _ in shares)
-    assert {row for _, rows in shares for row in rows.tolist()} == set(range(7 if objective.pairwise else 9))
+    learned = list(range(7 if objective.pairwise else 9))
+    assert sorted({row for _, rows in shares for row in rows.tolist()}) == learned
     # what is logged of it is what it said of each response, however often it was read
     seen = taken.sums[1] > 0
+    assert seen.nonzero()[:, 0].tolist() == learned
     finals = values[torch.arange(9), mask.sum(1) - 1]
     torch.testing.assert_close(taken.sums[0][seen] / taken.sums[1][seen], finals[seen], rtol=1e-4, atol=1e-4)
+    again = reward.loss_over(mini_batch, DATASET, reference, alone)(model, mini_batch[0])
+    torch.testing.assert_close(again[0], shares[0][0])
