@@ -82,7 +82,7 @@ def test_prefix_logits_are_what_each_objective_trains() -> None:
 def test_published_numbers_are_the_defaults() -> None:
     assert (IPVRM().beta, IPVRM().margin, IPVRM().reduction) == (10.0, 5.0, "sequence")
     assert (ImplicitPRM().beta, DPORM().beta, DPORM().margin) == (0.05, 0.05, 0.0)
-    assert (QRM().beta, QRM().margin, EndoRM().discount) == (0.2, 2.0, 0.95)
+    assert (QRM().beta, QRM().margin, EndoRM().beta, EndoRM().discount) == (0.2, 2.0, 1.0, 0.95)
 
 
 def test_missing_labels_are_named() -> None:

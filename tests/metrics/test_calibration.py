@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ipvrm_lightning.functional import auroc, brier_score, expected_calibration_error
-from ipvrm_lightning.metrics import PrefixCalibration
+from ipvrm_lightning.metrics import PrefixCalibration, report_to_json
 from ipvrm_lightning.metrics.tables import print_report
 
 
@@ -32,6 +32,23 @@ def test_overall_and_final_numbers_are_those_of_the_functions() -> None:
     assert report.final_brier == pytest.approx(brier_score(final.sigmoid(), outcomes))
     assert report.final_ece == pytest.approx(expected_calibration_error(final.sigmoid(), outcomes))
     assert (report.responses, report.right) == (50, int(outcomes.sum()))
+    assert (report.overall.start, report.overall.stop) == (0, 1)
+
+
+def test_float32_values_are_judged_in_float64() -> None:
+    values, mask, outcomes = responses(50, 17)
+    reports = []
+    for given in (values.float(), values.float().double()):
+        metric = PrefixCalibration(bins=1)
+        metric.update(given, mask, outcomes.to(given.dtype))
+        reports.append(report_to_json(metric.compute()))
+    assert reports[0] == reports[1]
+
+
+def test_certain_values_lie_in_the_first_and_the_last_bin() -> None:
+    metric = PrefixCalibration(positions=2, bins=3)
+    metric.update(torch.tensor([[100.0, -800.0]]), torch.ones(1, 2, dtype=torch.bool), torch.ones(1))
+    assert [[cell.tokens for cell in part.bins] for part in metric.compute().positions] == [[0, 0, 1], [1, 0, 0]]
 
 
 def test_stretches_by_hand() -> None:
@@ -98,9 +115,15 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="row 0 has no response token"):
         metric.update(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool), one)
     with pytest.raises(ValueError, match="one run of tokens from the left"):
-        metric.update(torch.zeros(1, 2), torch.tensor([[False, True]]), one)
+        metric.update(torch.zeros(2, 2), torch.tensor([[True, True], [False, True]]), torch.ones(2))
     with pytest.raises(ValueError, match="found nan"):
-        metric.update(torch.tensor([[float("nan")]]), torch.tensor([[True]]), one)
+        metric.update(torch.tensor([[0.0, float("nan")]]), torch.tensor([[True, True]]), one)
+    for values, mask, count in ((1, 1, 1), ((1, 2), (1, 3), 1), ((1, 2), (1, 2), 2)):
+        with pytest.raises(ValueError, match=r"expected values and mask \[B, T\] and outcomes \[B\], found"):
+            metric.update(torch.zeros(values), torch.ones(mask, dtype=torch.bool), torch.ones(count))
+    for settings in ({"positions": 0}, {"bins": 0}):
+        with pytest.raises(ValueError, match="expected at least one position and one bin, found"):
+            PrefixCalibration(**settings)
     with pytest.raises(ValueError, match=r"found 0\.5"):
         metric.update(torch.zeros(1, 1), torch.tensor([[True]]), one / 2)
     with pytest.raises(ValueError, match="no responses"):

@@ -4,8 +4,10 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,6 +70,28 @@ def test_thresholds_of_solutions_are_those_they_were_judged_by(make_solutions: M
             assert result.error_accuracy == pytest.approx(sum(lucky + others) / len(lucky + others))
     assert chosen["step_sum"]["fixed"] == [-0.25] * 40
     assert report.random.oracle_std > 0 and report.random.cross_fitted_std > 0
+
+
+def test_intervals_are_of_problems_drawn_anew(make_solutions: Make) -> None:
+    """Percentiles, and mirrored ones for the best threshold, which is sought in each resample."""
+    solutions = sorted(make_solutions(60, subsets=("only",)), key=lambda one: one.id)
+    settings = JudgeSettings(resamples=20, random_seeds=2, confidence=0.8, fixed_threshold=-0.25)
+    results = judge_solutions(solutions, settings).subsets["only"].protocols["step_sum"]
+    thresholds = thresholds_of_solutions("only", solutions, settings)["step_sum"]
+    scores, labels = [one.step_scores["step_sum"] for one in solutions], [one.label for one in solutions]
+    weights = bootstrap_weights([one.problem for one in solutions], resamples=20, seed=seed_of(("only",), 0)).long()
+    draws: dict[str, list[float]] = {origin: [] for origin in results}
+    for resample in weights.tolist():
+        rows = [row for row, times in enumerate(resample) for _ in range(times)]
+        draws["oracle"].append(best_threshold([scores[row] for row in rows], [labels[row] for row in rows]).f1)
+        for origin in ("cross_fitted", "fixed"):
+            hits = [(labels[row] < 0, first_error(scores[row], thresholds[origin][row]) == labels[row]) for row in rows]
+            passed, found = ([hit for right, hit in hits if right == wanted] for wanted in (True, False))
+            draws[origin].append(harmonic_mean([sum(passed) / len(passed), sum(found) / len(found)]))
+    for origin, result in results.items():
+        low, high = np.quantile(draws[origin], [0.1, 0.9])
+        expected = (2 * result.f1 - high, 2 * result.f1 - low) if origin == "oracle" else (low, high)
+        assert 0 < low < high < 1 and result.f1_interval == pytest.approx(expected)
 
 
 def test_a_case_worked_by_hand() -> None:

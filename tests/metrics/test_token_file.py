@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ def test_it_reads_back_to_five_digits(tmp_path: Path) -> None:
     (back,) = read_tokens(path)
     assert back.td_advantages == pytest.approx(RECORD.td_advantages, rel=1e-4)
     assert {**asdict(back), "td_advantages": 0} == {**asdict(RECORD), "td_advantages": 0}
+    others = [replace(RECORD, id=str(label), label=label, prompt="ä問") for label in (-1, 0, 1)]
+    back_again = read_tokens(write_tokens(path, map(record_to_line, others)))
+    assert [(one.label, one.prompt) for one in back_again] == [(label, "ä問") for label in (-1, 0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,7 @@ def test_it_reads_back_to_five_digits(tmp_path: Path) -> None:
         ({"step_ids": [0, 1, 1]}, "step_ids: .* found 3 for 4 tokens"),
         ({"step_ids": [0, 1, 1, -2]}, "step_ids: expected -1 or the number of a step, found -2"),
         ({"values": [0.1, 0.2, None, 0.3]}, "values: expected a list of int or float"),
+        ({"values": [0.1, 0.2, float("nan"), 0.3]}, "values: expected a list of int or float"),
         ({"td_advantages": [0.1, 0.2, "x", 0.3]}, "td_advantages: expected a list of int or float"),
         ({"prompt": 1}, "prompt: expected text, found 1"),
         ({"extra": 1}, "extra: unknown field"),
