@@ -271,9 +271,12 @@ class IPVRMModule(WindowedModule):
         super().on_load_checkpoint(checkpoint)
 
     def _replace_output_head(self) -> None:
-        """Train a linear value head; an output head of its own would get no gradient, which DDP does not forgive."""
+        """Train a linear value head; an output head of its own would get no gradient, which DDP does not forgive.
+
+        Without a bias, which falls out of a pair: Adam would make steps of what rounding leaves of its gradient.
+        """
         head = base_language_model(self.model).get_output_embeddings()
-        self.value_head = torch.nn.Linear(head.weight.shape[1], 1)
+        self.value_head = torch.nn.Linear(head.weight.shape[1], 1, bias=False)
         if self.device_mesh is not None and not self.language_model.has_adapters:
             # what one optimiser updates is all sharded or all whole: torch refuses a mixture
             fully_shard(self.value_head, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)

@@ -268,7 +268,7 @@ class PrefixValueModel:
             return None
         from safetensors.torch import load_file
 
-        head = nn.Linear(base_language_model(self.model).get_output_embeddings().weight.shape[1], 1)
+        head = nn.Linear(base_language_model(self.model).get_output_embeddings().weight.shape[1], 1, bias=False)
         with library_errors(f"{self.description.value_head}: not the value head of this model"):
             head.load_state_dict(load_file(self.description.value_head))
         return head.requires_grad_(False).to(self.device)

@@ -175,7 +175,7 @@ def test_a_value_head_is_read(judged: Judged, tmp_path: Path, real_inputs: dict[
     with torch.no_grad():
         states = model(torch.tensor([encoded.input_ids]), output_hidden_states=True).hidden_states[-1][0]
     head = load_file(out / "value_head.safetensors")
-    values = (states @ head["weight"][0] + head["bias"])[encoded.response_start :]
+    values = (states @ head["weight"][0])[encoded.response_start :]
     assert found.final_value == pytest.approx(0.2 * values.mean().item(), abs=1e-5)
     (out / "value_head.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no value_head\.safetensors"):
@@ -187,7 +187,7 @@ def test_a_value_head_is_as_wide_as_what_the_output_head_reads(tmp_path: Path) -
     config = {"model_type": "opt", "hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 48, "num_hidden_layers": 1}
     config |= {"num_attention_heads": 4, "vocab_size": 97, "max_position_embeddings": 64, "do_layer_norm_before": False}
     RandomLanguageModel(config=config).build_model().save_pretrained(tmp_path)
-    save_file({"weight": torch.ones(1, 16), "bias": torch.ones(1)}, tmp_path / "value_head")
+    save_file({"weight": torch.ones(1, 16)}, tmp_path / "value_head")
     source = ModelSource(str(tmp_path))
     description = Description("opt", Part(source), source, QRM(), value_head=tmp_path / "value_head")
     encoder = SolutionEncoder(None, description.layout)  # type: ignore[arg-type]
