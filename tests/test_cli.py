@@ -160,7 +160,7 @@ def test_every_policy_config_fits_a_tiny_model(
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Lines for the user that go by Lightning's logger."""
     lines: list[str] = []
-    for module in ("lightning_cli", "modules.online_reward"):
+    for module in ("lightning_cli", "models.initial_reward"):
         monkeypatch.setattr(f"ipvrm_lightning.{module}.rank_zero_info", lines.append)
     return lines
 
