@@ -155,7 +155,8 @@ def describe(
 
 def _settings(stored: Mapping[str, Any], *, merged: bool) -> dict[str, Any]:
     """What the run's checkpoint says that weights began with, as it is of the export."""
-    kept = {name: stored["settings"][name] for name in ("language_model", "base") if name in stored["settings"]}
+    known = stored.get("settings", {})
+    kept = {name: known[name] for name in ("language_model", "base") if name in known}
     if merged and "language_model" in kept:
         kept["language_model"] = {**kept["language_model"], "lora": None, "quantization": None}
     return kept
