@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from ipvrm_lightning.callbacks.optimizer_settings import OptimizerSettings
 from ipvrm_lightning.callbacks.predictions import PredictionFile
@@ -40,7 +41,7 @@ from ipvrm_lightning.run_folders import (
     hold,
     holds_training,
     logged_settings,
-    new_run_name,
+    new_run,
     unfinished_run,
 )
 from ipvrm_lightning.strategies import accelerator_for, check_fit, check_trainer
@@ -62,6 +63,16 @@ class IPVRMCLI(LightningCLI):
     fit that was killed goes on when the same command is given again: its newest run with the same config that has not
     ended is continued in its folder, which one command at a time may write to.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Parse the arguments and run the command; where it has written nothing, its folder goes."""
+        self._own_folder: Path | None = None
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            if self._own_folder is not None:
+                with suppress(OSError):  # it is not empty
+                    self._own_folder.rmdir()
 
     @classmethod
     def run(cls) -> IPVRMCLI:
@@ -142,8 +153,9 @@ class IPVRMCLI(LightningCLI):
         resumed = self._choose_checkpoint(config, root, fingerprint)
         check_output_folder(root)
         if config.trainer.logger is not False:
-            run = resumed.parent.parent.name if resumed else new_run_name(root, command)
-            run = os.environ.setdefault("IPVRM_RUN", run)
+            known = os.environ.get("IPVRM_RUN") or (resumed and resumed.parent.parent.name)
+            # for the processes that this one starts, too
+            os.environ["IPVRM_RUN"] = run = known or self._new_run(root, command).name
             config.trainer.logger = _loggers(root, run, resumed, config.trainer.logger)
         for note in config_notes(values) if command == "fit" else ():
             rank_zero_info(note)
@@ -152,6 +164,13 @@ class IPVRMCLI(LightningCLI):
             RunRecord(config=fingerprint, settings=logged_settings(values)),
             *self._callbacks_of_command(config, continues=resumed is not None),
         ]
+
+    def _new_run(self, root: Path, command: str) -> Path:
+        """A folder for a run; the first process says where all of them write."""
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return root / command
+        self._own_folder = new_run(root, command)
+        return self._own_folder
 
     def _choose_checkpoint(self, config: Namespace, root: Path, fingerprint: str) -> Path | None:
         """Set `ckpt_path` where the command left it open, and refuse what cannot be loaded before anything is built.

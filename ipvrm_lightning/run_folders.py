@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -23,11 +25,15 @@ _HOW = ("ckpt_path", "config", "resume", "checkpoint_minutes")
 _SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|(api|access|private)_?key)$", re.IGNORECASE)
 
 
-def new_run_name(root: Path, command: str) -> str:
-    """A name that no folder under `root` has yet: time and command."""
+def new_run(root: Path, command: str) -> Path:
+    """A folder under `root`, named by time and command; made at once, for others may start in the same second."""
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{command}"
-    taken = len(list(root.glob(f"{name}*")))
-    return f"{name}-{taken + 1}" if taken else name
+    for number in count(1):
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("numbers do not end")
 
 
 def config_fingerprint(config: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ipvrm_lightning.cli import main
 from ipvrm_lightning.exporting.source import find_run
 from ipvrm_lightning.lightning_cli import _loggers
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in
-from ipvrm_lightning.run_folders import checkpoint_to_resume
+from ipvrm_lightning.run_folders import checkpoint_to_resume, new_run
 
 from .conftest import REPOSITORY
 from .test_cli import real_inputs, tiny_overlay  # noqa: F401
@@ -135,6 +136,19 @@ def test_loggers_are_told_the_config_and_no_secret(
     assert told_board["data/init_args/train"].string_value.endswith("rollouts.jsonl")
 
 
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        folders = list(threads.map(lambda _: new_run(tmp_path / "runs", "fit"), range(32)))
+    assert len(set(folders)) == 32 and all(folder.is_dir() for folder in folders)
+    assert min(folders).name.endswith("-fit")
+
+
+def test_a_config_that_is_refused_leaves_no_folder(tmp_path: Path, command: Command) -> None:
+    with pytest.raises(SystemExit):
+        command("fit", "--model.init_args.gradient_clip_val", "-1")
+    assert not list(tmp_path.glob("*-fit*"))
+
+
 def test_a_run_that_kept_weights_alone_is_started_anew(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,7 +165,7 @@ def test_a_run_that_kept_weights_alone_is_started_anew(
     command("fit", **options)
     lines = [line for line in said if not line.startswith(("objective", "optimizer"))]
     assert lines == [f"{run} has not ended, but its checkpoints hold weights alone (save_weights_only): a new run"]
-    assert len(list(tmp_path.glob("*-fit"))) == 2
+    assert len(list(tmp_path.glob("*-fit*"))) == 2
     alone = newest_in(run / "checkpoints")
     with pytest.raises(SystemExit):
         command("fit", "--ckpt_path", str(alone), **options)
