@@ -27,11 +27,12 @@ _SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|(api|acce
 
 def new_run(root: Path, command: str) -> Path:
     """A folder under `root`, named by time and command; made at once, for others may start in the same second."""
+    root.mkdir(parents=True, exist_ok=True)
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{command}"
     for number in count(1):
         folder = root / (name if number == 1 else f"{name}-{number}")
         with suppress(FileExistsError):
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
     raise AssertionError("numbers do not end")
 

@@ -141,6 +141,9 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: 
         folders = list(threads.map(lambda _: new_run(tmp_path / "runs", "fit"), range(32)))
     assert len(set(folders)) == 32 and all(folder.is_dir() for folder in folders)
     assert min(folders).name.endswith("-fit")
+    (tmp_path / "unmounted").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match="unmounted"):
+        new_run(tmp_path / "unmounted", "fit")
 
 
 def test_a_config_that_is_refused_leaves_no_folder(tmp_path: Path, command: Command) -> None:
