@@ -9,15 +9,19 @@ from ast import literal_eval
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
 from pkgutil import resolve_name
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import yaml
 
 from ipvrm_lightning.packaged_configs import packaged_names
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
 
 _MOST_VALUES = 100_000
 #: What the parser reads with: stricter than the one in Python, where there is one in C.
@@ -49,6 +53,21 @@ def bound_values() -> None:
     load = get_loader("yaml")
     if getattr(load, "func", None) is not _load_bounded:
         set_loader("yaml", partial(_load_bounded, load), (yaml.YAMLError,))
+
+
+def read_counts_as_counts(parser: ArgumentParser) -> None:
+    """Have the parser read `1` as one batch, not as all of them, in Lightning's arguments that are a count or a share.
+
+    It tries the types in the order that Python hands out, and Python keeps `Union`s by their members in any order:
+    Lightning's `Union[int, float]` is `Union[float, int]` where another library has asked for that one before.
+
+    Args:
+        parser: of a command.
+    """
+    for action in parser._actions:
+        kinds = get_args(getattr(action, "_typehint", None))
+        if int in kinds and float in kinds:
+            action._typehint = reduce(or_, sorted(kinds, key=lambda kind: kind is float))  # type: ignore[attr-defined]
 
 
 def _load_bounded(load: Callable[[str], Any], text: str) -> Any:

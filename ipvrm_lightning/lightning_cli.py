@@ -29,7 +29,7 @@ from ipvrm_lightning.callbacks.tables import ResultsTable
 from ipvrm_lightning.callbacks.tokens import TokenFile
 from ipvrm_lightning.callbacks.whole_epochs import WholeEpochs
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
-from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_output_folder
+from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_output_folder, read_counts_as_counts
 from ipvrm_lightning.config_notes import config_notes
 from ipvrm_lightning.failures import mistakes, names_full_disk
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in, origin, read_checkpoint
@@ -121,6 +121,7 @@ class IPVRMCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        read_counts_as_counts(parser)
         if subcommand == "fit":
             parser.add_argument(
                 "--resume",

@@ -3,12 +3,19 @@ from __future__ import annotations
 from argparse import ArgumentError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import pytest
 from jsonargparse import ArgumentParser
 
-from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_config_files, check_output_folder
+from ipvrm_lightning.cli import main
+from ipvrm_lightning.config_checks import (
+    bound_values,
+    check_class_paths,
+    check_config_files,
+    check_output_folder,
+    read_counts_as_counts,
+)
 from ipvrm_lightning.data import TrajectoryDataModule
 from ipvrm_lightning.lightning_cli import IPVRMCLI
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
@@ -181,3 +188,25 @@ def test_schedules_and_advantages_of_ones_own_are_named_by_class_path(fit_parser
     assert type(model.reward.scheduler) is Halved and model.reward.scheduler.floor == 0.5
     assert type(model.advantages) is OwnCredit and model.advantages.temperature == 2
     assert model.advantages.normalization == "minibatch"  # the config's, under another class
+
+
+def test_one_is_a_count_in_whichever_order_python_has_the_types() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--batches", type=Union[float, int, None])  # noqa: UP007
+    assert isinstance(parser.parse_args(["--batches=1"]).batches, float)  # else there is nothing left to mend
+    read_counts_as_counts(parser)
+    for text, value in (("1", 1), ("4", 4), ("1.0", 1.0), ("0.25", 0.25), ("null", None)):
+        found = parser.parse_args([f"--batches={text}"]).batches
+        assert (found, type(found)) == (value, type(value))
+    with pytest.raises(ArgumentError):
+        parser.parse_args(["--batches=some"])
+
+
+def test_one_batch_is_not_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(IPVRMCLI, "_run_subcommand", lambda self, subcommand: made.append(self.trainer))
+    names = [f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")]
+    command = ["fit", "--config", "configs/ipvrm_arithmetic.yaml", "--trainer.default_root_dir", str(tmp_path)]
+    for text, kind in (("1", int), ("1.0", float)):
+        main([*command, *(f"--trainer.{name}={text}" for name in names)])
+        assert [type(getattr(made[-1], name)) for name in names] == [kind] * 4
