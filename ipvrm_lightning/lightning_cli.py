@@ -254,13 +254,18 @@ def _checkpoint_to_resume(root: Path, fingerprint: str) -> Path | None:
     """Where a run with this config goes on that has not ended, None where a new one starts.
 
     Raises:
-        ValueError: it is still going on.
+        ValueError: it is still going on, or has saved a folder of shards.
     """
     run = unfinished_run(root, fingerprint)
     if run is None:
         return None
     hold(run, "look").close()
     found = checkpoint_to_resume(run)
+    if found is not None and found.is_dir():
+        raise ValueError(
+            f"{run} has not ended, and its logs cannot go on from a folder of shards: go on in a new folder with"
+            f" --ckpt_path {found}, or start anew with --resume never"
+        )
     if found is not None:
         rank_zero_info(f"This run has not ended: going on from {found}. A new one: --resume never")
         # said of the run's own folders, in which nothing is deleted

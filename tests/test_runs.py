@@ -180,6 +180,24 @@ def test_a_run_that_kept_weights_alone_is_started_anew(
     assert checkpoint_to_resume(run) == whole
 
 
+def test_a_run_that_saved_shards_does_not_go_on_by_itself(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning's strategies for modules of one's own may save a folder, which does not say how far the logs are."""
+    command("fit")
+    (run,) = tmp_path.glob("*-fit")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "ended": None}))
+    shards = run / "checkpoints" / "resume-2.ckpt"
+    shards.mkdir()
+    with pytest.raises(SystemExit):
+        command("fit")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ipvrm fit:")]
+    assert f"go on in a new folder with --ckpt_path {shards}" in line
+    command("fit", "--resume", "never")
+    assert len(list(tmp_path.glob("*-fit*"))) == 2
+
+
 def test_the_config_that_a_run_has_kept_writes_to_a_folder_of_its_own() -> None:
     def names(loggers: list[Any]) -> list[tuple[str, str]]:
         return [(one.class_path.rpartition(".")[2], one.init_args.version) for one in loggers]
