@@ -167,6 +167,28 @@ def test_gradients_through_four_bits_are_those_of_the_dequantised_weights(
             torch.testing.assert_close(source[name].grad, weight.grad, rtol=0, atol=1e-5)
 
 
+def test_under_autocast_activations_have_the_precision_that_they_have_without_four_bits(
+    tmp_path: Path, batch: TrajectoryBatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    wider = {**QWEN, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    RandomLanguageModel(config=wider).build_model().save_pretrained(tmp_path)
+    found: list[dict[str, Any]] = []
+    for quantization in (None, "nf4"):
+        model = PretrainedLanguageModel(name=str(tmp_path), quantization=quantization, lora=LoRA(r=2)).build_model()
+        seen: dict[str, Any] = {}
+        for name, module in model.named_modules():
+            module.register_forward_hook(
+                lambda _, __, output, name=name, seen=seen: seen.update({name: getattr(output, "dtype", None)})
+            )
+        with torch.autocast("cpu", torch.bfloat16):
+            response_scores(model, batch).log_probs.sum().backward()
+        found.append(seen)
+    assert found[0] == found[1]
+    products = {kind for name, kind in found[1].items() if name.endswith("_proj")}
+    assert products == {torch.bfloat16} and len(found[1]) > 40
+
+
 def test_four_bits_are_the_same_in_evaluation_and_train_the_same_after_it(
     tmp_path: Path, batch: TrajectoryBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
