@@ -89,7 +89,7 @@ def behavior_scores(
     hidden = response_hidden_states(model, batch)
     targets = response_token_ids(batch)
     mask = response_mask(batch)
-    products = head.in_product_precision()
+    products = head.in_product_precision(hidden)
     parts = [
         _choose(head_logits(h, products), y, min(top_k, head.weight.shape[0]), min_probability)
         for h, y in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
@@ -171,7 +171,7 @@ def _choose(logits: Tensor, targets: Tensor, top_k: int, min_probability: float)
 
 
 def _entropies(hidden: Tensor, head: OutputHead, chunk_size: int) -> Tensor:
-    head = head.in_product_precision()
+    head = head.in_product_precision(hidden)
 
     def entropy(states: Tensor) -> Tensor:
         log_probs = head_logits(states, head).log_softmax(-1)

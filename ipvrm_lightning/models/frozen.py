@@ -9,8 +9,8 @@ import torch
 
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.exported import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelSource
+from ipvrm_lightning.models.four_bits import prepare_four_bits, quantization_options
 from ipvrm_lightning.models.logprobs import check_output_head
-from ipvrm_lightning.models.preparation import prepare_four_bits, quantization_options
 from ipvrm_lightning.models.reference import weights_fingerprint
 from ipvrm_lightning.pretrained import find_file, load_model
 

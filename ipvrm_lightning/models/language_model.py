@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ipvrm_lightning.failures import library_errors
+from ipvrm_lightning.models.four_bits import check_four_bits, check_quantization, quantization_options
 from ipvrm_lightning.models.preparation import (
     attention_options,
-    check_four_bits,
-    check_quantization,
     check_sharded,
     empty_model,
     prepare_for_training,
-    quantization_options,
 )
 from ipvrm_lightning.pretrained import load_config, load_model, load_tokenizer, quantization_of
 

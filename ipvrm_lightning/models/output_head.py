@@ -50,12 +50,17 @@ class OutputHead(NamedTuple):
         soft_cap = None if self.soft_cap is None else self.soft_cap / temperature
         return self if temperature == 1.0 else self._replace(scale=self.scale / temperature, soft_cap=soft_cap)
 
-    def in_product_precision(self) -> OutputHead:
-        """The head with its weight cast once to the precision that autocast asks of products."""
+    def in_product_precision(self, hidden: Tensor) -> OutputHead:
+        """The head with its weight cast once to the precision of products: autocast's, else the wider one's of both.
+
+        Args:
+            hidden: states that are multiplied with it.
+        """
         device = self.weight.device.type
-        if self.weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-            return self
-        return self._replace(weight=self.weight.to(torch.get_autocast_dtype(device)))
+        dtype = torch.promote_types(self.weight.dtype, hidden.dtype)
+        if self.weight.dtype != torch.float64 and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        return self._replace(weight=self.weight.to(dtype))
 
 
 def base_language_model(model: nn.Module) -> Any:
@@ -172,7 +177,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         compiled: bool,
         chunk_size: int,
     ) -> Tensor:
-        head = OutputHead(weight, bias, scale, soft_cap, compiled).in_product_precision()
+        head = OutputHead(weight, bias, scale, soft_cap, compiled).in_product_precision(hidden)
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.precision, ctx.options, ctx.chunk_size = head.weight.dtype, head[2:], chunk_size
         log_probs = _compiled(_log_probs) if compiled else _log_probs
@@ -229,7 +234,7 @@ def _compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 def head_logits(hidden: Tensor, head: OutputHead) -> Tensor:
     """All logits of [n, H], float32 or wider, [n, V]: for chunks without gradient, or under checkpointing."""
-    head = head.in_product_precision()
+    head = head.in_product_precision(hidden)
     logits = _product(hidden.to(head.weight.dtype), head.weight.T)
     return _finish((logits if head.bias is None else logits + head.bias).to(_wide(logits.dtype)), head)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ipvrm_lightning.failures import library_errors
+from ipvrm_lightning.models.four_bits import prepare_four_bits
 from ipvrm_lightning.models.packing import VARLEN, register_varlen
 
 if TYPE_CHECKING:
@@ -17,51 +18,8 @@ if TYPE_CHECKING:
 
     from ipvrm_lightning.models.language_model import DType, LoRA
 
-#: Share of a model's weights that may stay in float32 where the others are in 4 bits: convolutions, for example.
-_LEFT_WIDE = 0.05
 #: Share of the weights that `all-linear` may leave out without a word: convolutions and routers.
 _UNADAPTED = 0.01
-
-
-def check_quantization(quantization: str | None, lora: LoRA | None) -> None:
-    """Refuse quantised weights without adapters.
-
-    Raises:
-        ValueError: weights in 4 bits cannot be trained themselves.
-    """
-    if quantization is not None and lora is None:
-        raise ValueError("quantization needs lora: weights in 4 bits cannot be trained themselves")
-
-
-def quantization_options(gguf_file: str | None, quantization: str | None, compute_dtype: DType) -> dict[str, Any]:
-    """What `from_pretrained` is told of weights in fewer bits: a GGUF file is dequantised, `nf4` doubly quantised.
-
-    Args:
-        gguf_file: GGUF file in the model's folder.
-        quantization: `nf4`, or None for weights as they are.
-        compute_dtype: precision of products with 4-bit weights.
-
-    Raises:
-        ValueError: both are asked for.
-    """
-    if gguf_file is not None:
-        from transformers import GgufConfig
-
-        if quantization is not None:
-            raise ValueError("a GGUF file is dequantised on loading; save it as safetensors to load it in 4 bits")
-        return {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-    if quantization is None:
-        return {}
-    from transformers import BitsAndBytesConfig
-
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
-        )
-    }
 
 
 def attention_options(attn_implementation: str | None) -> dict[str, str]:
@@ -130,59 +88,6 @@ def uncompiled(model: PreTrainedModel) -> AbstractContextManager[Any]:
         model: a Hugging Face model.
     """
     return torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
-
-
-def check_four_bits(model: PreTrainedModel, name: str) -> None:
-    """Refuse a model most of which 4 bits do not reach: bitsandbytes takes layers, experts lie many in one parameter.
-
-    `prepare_four_bits` would widen these to float32, and a model that was to shrink would grow.
-
-    Args:
-        model: without weights, as `empty_model` gives it.
-        name: of it, for the error.
-
-    Raises:
-        ValueError: says how much would be left, and what to do.
-    """
-    left = {key: parameter.numel() for key, parameter in model.named_parameters() if parameter.ndim > 2}
-    count = sum(left.values())
-    share = count / sum(parameter.numel() for parameter in model.parameters())
-    if share > _LEFT_WIDE:
-        raise ValueError(
-            f"{name}: {share:.0%} of its weights are experts that lie many in one parameter ({max(left, key=left.get)})"  # type: ignore[arg-type]
-            f" and that quantization: nf4 does not reach: in float32 they would take {count * 4 / 1e9:.3g} GB. Train it"
-            " without quantization: lora with dtype: bfloat16"
-        )
-
-
-def prepare_four_bits(model: Any) -> Any:
-    """Widen and freeze what a model in 4 bits has in half precision, and keep its products as they are in training.
-
-    In evaluation on a CPU with AVX512-BF16, bitsandbytes would rewrite the weights for kernels that round to bfloat16
-    and have no gradient, and later steps of training would go through these: without a word, with wrong gradients.
-
-    A product comes out in the precision of what goes in, which is float32 after a norm. Under autocast it is to be half
-    precision, as with weights that are not in 4 bits: so much less for the rest of the block to read and to keep.
-
-    Args:
-        model: freshly loaded in 4 bits.
-    """
-    from bitsandbytes.nn import Linear4bit
-    from peft import prepare_model_for_kbit_training
-
-    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-            module.register_forward_pre_hook(_in_autocast_precision)
-    return model
-
-
-def _in_autocast_precision(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    device = inputs[0].device.type
-    return (
-        tuple(i.to(torch.get_autocast_dtype(device)) for i in inputs) if torch.is_autocast_enabled(device) else inputs
-    )
 
 
 def _say_what_has_no_adapter(model: Any) -> None:

@@ -189,6 +189,51 @@ def test_under_autocast_activations_have_the_precision_that_they_have_without_fo
     assert products == {torch.bfloat16} and len(found[1]) > 40
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_embeddings_published_in_bfloat16_stay_so_beside_four_bits_and_change_no_number(
+    tied: bool, tmp_path: Path, batch: TrajectoryBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = {**QWEN, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "tie_word_embeddings": tied}
+    RandomLanguageModel(config=config, dtype="bfloat16").build_model().save_pretrained(tmp_path)
+    factory = PretrainedLanguageModel(name=str(tmp_path), quantization="nf4", lora=LoRA(r=2))
+    prompts = batch.input_ids[:, :4]
+
+    def found(autocast: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model: Any = factory.build_model()
+        kinds.append({p.dtype for name, p in model.named_parameters() if "embed_tokens" in name or "lm_head" in name})
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            log_probs = response_scores(model, batch).log_probs
+            log_probs.sum().backward()
+            model.eval()
+            options = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+            sampled = model.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), **options)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        return [log_probs.detach(), torch.stack(sampled.logits), *(gradients if autocast else [])]
+
+    kinds: list[set[torch.dtype]] = []
+    short = found(True), found(False)
+    monkeypatch.setattr("ipvrm_lightning.models.four_bits._shorten_embeddings", lambda model: None)
+    wide = found(True), found(False)
+    assert kinds == [{torch.bfloat16}] * 2 + [{torch.float32}] * 2
+    assert all(torch.equal(one, other) for one, other in zip(short[0], wide[0], strict=True))
+    torch.testing.assert_close(short[1], wide[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("why", ["other numbers", "an embedding that scales"])
+def test_embeddings_are_wide_beside_four_bits_where_bfloat16_would_change_numbers(why: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = {**QWEN, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    scales = why == "an embedding that scales"
+    config |= {"model_type": "gemma3_text"} if scales else {}
+    RandomLanguageModel(config=config, dtype="bfloat16" if scales else "float32").build_model().save_pretrained(
+        tmp_path
+    )
+    model: Any = PretrainedLanguageModel(name=str(tmp_path), quantization="nf4", lora=LoRA(r=2)).build_model()
+    assert model.get_input_embeddings().weight.dtype == torch.float32
+
+
 def test_four_bits_are_the_same_in_evaluation_and_train_the_same_after_it(
     tmp_path: Path, batch: TrajectoryBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from ipvrm_lightning.models.four_bits import check_quantization
 from ipvrm_lightning.models.language_model import (
     Divide,
     LanguageModelFactory,
     LoRA,
     PretrainedLanguageModel,
 )
-from ipvrm_lightning.models.preparation import check_quantization
 from ipvrm_lightning.worlds.arithmetic.settings import ArithmeticWorld, Size
 
 if TYPE_CHECKING:
