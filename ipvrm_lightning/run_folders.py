@@ -22,7 +22,9 @@ RECORD = "run.json"
 #: Settings that say how a run is started, not what it computes.
 _HOW = ("ckpt_path", "config", "resume", "checkpoint_minutes")
 #: Names of arguments, of callbacks of one's own say, that no service is to be told.
-_SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|(api|access|private)_?key)$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(^|_)(token|secret|password|passwd|credentials?|(api|access|private|secret)_?key)$", re.IGNORECASE
+)
 
 
 def new_run(root: Path, command: str) -> Path:

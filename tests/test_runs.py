@@ -24,7 +24,14 @@ from ipvrm_lightning.cli import main
 from ipvrm_lightning.exporting.source import find_run
 from ipvrm_lightning.lightning_cli import _loggers
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in
-from ipvrm_lightning.run_folders import checkpoint_to_resume, new_run
+from ipvrm_lightning.run_folders import (
+    checkpoint_to_resume,
+    config_fingerprint,
+    logged_settings,
+    new_run,
+    unfinished_run,
+    write_record,
+)
 
 from .conftest import REPOSITORY
 from .test_cli import real_inputs, tiny_overlay  # noqa: F401
@@ -134,6 +141,31 @@ def test_loggers_are_told_the_config_and_no_secret(
     told_board = start.session_start_info.hparams
     assert told_board["model/init_args/optimizer/init_args/lr"].number_value == 0.003
     assert told_board["data/init_args/train"].string_value.endswith("rollouts.jsonl")
+
+
+def test_names_say_what_is_a_secret() -> None:
+    kept = {"max_tokens": 5, "tokenizer": "t", "pad_token_id": 0, "key": "metric", "passwords_file": "f"}
+    names = ("token", "hf_token", "api_key", "APIKEY", "secret_key", "client_secret", "db_password")
+    secret = dict.fromkeys(names, "hunter2")
+    told = logged_settings({"model": [{**kept, **secret}], "ckpt_path": "last", "trainer": {"logger": kept}, **secret})
+    assert told == {"model": [kept], "trainer": {}}
+
+
+def test_the_newest_run_of_a_config_goes_on_unless_it_has_ended(tmp_path: Path) -> None:
+    config = {"data": {"a": 1, "b": 2}, "resume": "auto", "ckpt_path": None}
+    first, second = config_fingerprint(config), config_fingerprint({"data": {"a": 1, "b": 3}})
+    assert first != second
+    assert first == config_fingerprint({"ckpt_path": "last", "data": {"b": 2, "a": 1}, "resume": "never"})
+    records = [(first, None), (first, "2026"), (second, "2026"), (second, None)]
+    for number, (fingerprint, ended) in enumerate(records):
+        (tmp_path / f"{number}-fit").mkdir()
+        write_record(tmp_path / f"{number}-fit", {"config": fingerprint})
+        write_record(tmp_path / f"{number}-fit", {"ended": ended})
+    for number, broken in enumerate(("{", "[]"), len(records)):
+        (tmp_path / f"{number}-fit").mkdir()
+        (tmp_path / f"{number}-fit" / "run.json").write_text(broken)
+    found = [unfinished_run(tmp_path, fingerprint) for fingerprint in (first, second, "another")]
+    assert found == [None, tmp_path / "3-fit", None]
 
 
 def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
