@@ -122,7 +122,7 @@ def _check(
     ):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, found {value}")
-    if temperature < 0 or not 0 < top_p <= 1:
+    if not (temperature >= 0 and 0 < top_p <= 1):  # nor NaN
         raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1, found {temperature} and {top_p}")
 
 

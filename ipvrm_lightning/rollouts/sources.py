@@ -47,7 +47,7 @@ class Sampling:
         for name in ("group_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sampling.{name} must be at least 1, not {getattr(self, name)}")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1):  # nor NaN
             found = f"{self.temperature} and {self.top_p}"
             raise ValueError(f"sampling needs temperature >= 0 and 0 < top_p <= 1, not {found}")
 

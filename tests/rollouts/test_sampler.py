@@ -291,6 +291,7 @@ def test_mode_and_global_random_state_are_kept(model, prompts) -> None:
         ({"num_return_sequences": 0}, "num_return_sequences"),
         ({"top_p": 0.0}, "top_p"),
         ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
         ({"eos_token_id": [EOS, 23], "pad_token_id": EOS}, "token 23 .* embeddings for 23 tokens: its"),
         ({"pad_token_id": 99}, "token 99 .* embeddings for 23 tokens"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ def test_only_the_token_that_ended_a_response_is_left_out(tmp_path: Path) -> Non
 def test_an_unknown_stop_token_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stop_tokens: the tokenizer has no token '<end>'"):
         next(source(tmp_path, stop_tokens=["<end>"]).respond(PROMPTS, SAMPLING))
+
+
+def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:
+    Sampling(group_size=1, temperature=0.0, top_p=1.0, max_new_tokens=1)
+    for name, value in (("group_size", 0), ("max_new_tokens", 0)):
+        with pytest.raises(ValueError, match=rf"^sampling\.{name} must be at least 1, not 0$"):
+            Sampling(**{name: value})
+    for name, wrong in (("temperature", -0.1), ("temperature", math.nan), ("top_p", 0.0), ("top_p", 1.1)):
+        with pytest.raises(ValueError, match=r"^sampling needs temperature >= 0 and 0 < top_p <= 1, not "):
+            Sampling(**{name: wrong})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        source(tmp_path, batch_size=0)
 
 
 def test_seeds_of_requests_are_stable() -> None:
