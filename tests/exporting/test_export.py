@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from ipvrm_lightning.cli import main
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.exporting import export_checkpoint
 from ipvrm_lightning.exporting.card import model_card
-from ipvrm_lightning.exporting.record import read_results
+from ipvrm_lightning.exporting.folder import _put_in_place
+from ipvrm_lightning.exporting.record import read_results, thresholds
 from ipvrm_lightning.exporting.source import find_run, model_weights
 from ipvrm_lightning.models import LoRA, PretrainedLanguageModel
-from ipvrm_lightning.models.exported import ExportedConfig, Layout, ModelSource, read_exported_config
+from ipvrm_lightning.models.exported import ExportedConfig, Layout, ModelSource, Threshold, read_exported_config
 from ipvrm_lightning.models.frozen import load_frozen
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.reference import weights_fingerprint
@@ -327,6 +330,57 @@ def test_the_card_says_how_an_objective_of_ones_own_is_run() -> None:
         commands += re.findall("^ipvrm .*", model_card(record, config={}, reports=None), re.MULTILINE)
     score = "ipvrm score --model THIS_FOLDER"
     assert commands == [f"{score} --trust_remote_code solutions.jsonl", f"{score} solutions.jsonl"]
+
+
+def test_the_card_says_what_was_trained_from_what_and_measured() -> None:
+    def f1(oracle: float, cross_fitted: float | None) -> dict[str, Any]:
+        return {"oracle": {"f1": oracle}, "cross_fitted": {"f1": cross_fitted}}
+
+    judged = {"solutions": 12, "protocols": {"step_sum": f1(0.5, 0.4567), "step_mean": f1(0.25, None)}}
+    judged |= {"random": {"oracle_mean": 0.2, "cross_fitted_mean": 0.1}, "longest_step": f1(0.3, 0.15)}
+    versions, settings = run_facts()["versions"], {"seed_everything": 3, "model": {"b": 1, "a": 2}, "data": None}
+    adapter = ExportedConfig("adapter", "float32", ModelSource("owner/base"), IPVRM().describe(), "adapters_off")
+    card = model_card(
+        replace(adapter, versions=versions),
+        config={"ckpt_path": "x", **settings},
+        reports={"step_f1": {"subsets": {"gsm8k": judged}}},
+    )
+    _, front, text = card.split("---\n", 2)
+    assert {"base_model": "owner/base", "library_name": "peft"}.items() <= yaml.safe_load(front).items()
+    assert "# A reward model trained with IPVRM (beta 10.0, margin 5.0" in text and "from `owner/base`." in text
+    assert "which is this model with its adapter switched off;" in text
+    assert "\n| gsm8k (12) | 50.0 / 45.7 | 25.0 / - | 20.0 / 10.0 | 30.0 / 15.0 |\n" in text
+    assert yaml.safe_load(text.split("```yaml")[1].split("```")[0]) == settings
+    plain = model_card(ExportedConfig("model", versions=versions), config={}, reports={"calibration": {}})
+    front = yaml.safe_load(plain.split("---\n")[1])
+    assert "base_model" not in front and front["library_name"] == "transformers"
+    assert "# A policy or supervised model\n" in plain and "from random weights." in plain
+    assert "The results hold no step F1." in plain and "ipvrm score" not in plain
+
+
+def test_a_threshold_is_the_mean_over_the_subsets_that_have_one() -> None:
+    def chosen(oracle: float, cross_fitted: float | None) -> dict[str, Any]:
+        return {"oracle": {"threshold": oracle}, "cross_fitted": {"threshold": cross_fitted}}
+
+    a = {"step_sum": chosen(0.5, 0.25), "step_mean": chosen(1.0, None)}
+    b = {"step_sum": chosen(1.5, math.nan), "step_mean": {**chosen(2.0, None), "cross_fitted": None}}
+    reports = {"step_f1": {"subsets": {"a": {"protocols": a}, "b": {"protocols": b}}}}
+    sums = {"a": {"oracle": 0.5, "cross_fitted": 0.25}, "b": {"oracle": 1.5, "cross_fitted": None}}
+    means = {"a": {"oracle": 1.0, "cross_fitted": None}, "b": {"oracle": 2.0, "cross_fitted": None}}
+    assert thresholds(reports, "cross_fitted") == {"step_sum": Threshold(0.25, "cross_fitted", sums)}
+    assert thresholds(reports, "oracle") == {
+        "step_sum": Threshold(1.0, "oracle", sums),
+        "step_mean": Threshold(1.5, "oracle", means),
+    }
+    assert thresholds({"calibration": {}}, "oracle") == {}
+
+
+def test_an_export_that_cannot_be_put_in_place_leaves_the_one_before(tmp_path: Path) -> None:
+    (out := tmp_path / "out").mkdir()
+    (out / "README.md").write_text("of before")
+    with pytest.raises(FileNotFoundError):
+        _put_in_place(tmp_path / "nothing", out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "README.md").read_text() == "of before"
 
 
 BASE = {"name": "owner/base", "revision": "0a1b", "gguf_file": None, "dtype": "bfloat16", "quantization": "nf4"}

@@ -97,6 +97,15 @@ def test_what_an_export_cannot_hold_is_refused(case: str, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value) and not list(tmp_path.glob("*out*"))
 
 
+def test_an_adapter_on_4_bit_weights_is_not_merged(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", IPVRM().describe())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["init_args"]["language_model"]["init_args"] |= {"quantization": "nf4", "lora": {"r": 2}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"^an adapter on 4-bit weights cannot be merged without loss"):
+        export_checkpoint(run, tmp_path / "out", merge=True)
+
+
 @pytest.mark.parametrize("case", [name for name in REFUSED if name != "no objective"])
 def test_the_callback_refuses_it_before_training(case: str, tmp_path: Path) -> None:
     objective, options, message = REFUSED[case]
