@@ -59,12 +59,15 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, kept: int) -> None:
     assert path.read_bytes() == whole
 
 
-def test_a_torn_only_line_longer_than_a_block_is_dropped(tmp_path: Path) -> None:
+def test_a_torn_line_longer_than_a_block_is_dropped(tmp_path: Path) -> None:
     fill(tmp_path, PROMPTS)
     path = tmp_path / "rollouts.jsonl"
     whole = path.read_bytes()
     path.write_bytes(b'{"id": "' + b"x" * 200_000)
     assert fill(tmp_path, PROMPTS) == [prompt.id for prompt in PROMPTS]
+    assert path.read_bytes() == whole
+    path.write_bytes(whole + b'{"id": "' + b"x" * 200_000)
+    assert fill(tmp_path, PROMPTS) == []
     assert path.read_bytes() == whole
 
 
