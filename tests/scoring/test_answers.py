@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from ipvrm_lightning.scoring.answers import answer, ranked
 from ipvrm_lightning.scoring.encoding import EncodedSolution
 from ipvrm_lightning.scoring.results import ScoreRequest, SolutionScore
+from ipvrm_lightning.scoring.tables import score_table
 from ipvrm_lightning.types import Example
 
 #: Two steps, of a token and of two, and the end of the turn.
@@ -65,6 +68,29 @@ def test_tokens_are_the_text_in_pieces() -> None:
         (" c", 1, 0.3, 2.0),
         ("<e>", -1, 0.4, 30.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "threshold", "verdicts", "caption"),
+    [
+        ("prefix_mean", 0.5, ["first error", "after it"], "step 1 is the first with prefix_mean below 0.5"),
+        ("step_sum", 0.0, ["passed", "first error"], "step 2 is the first with step_sum below 0"),
+        ("step_sum", -1.0, ["passed", "passed"], "no step has step_sum below -1"),
+        ("prefix_mean", None, ["-", "-"], "no verdict: give --threshold, or export with --results"),
+    ],
+)
+def test_a_table_has_the_numbers_and_the_verdict_of_each_step(
+    protocol: str, threshold: float | None, verdicts: list[str], caption: str
+) -> None:
+    console = Console(width=140, file=io.StringIO())
+    console.print(score_table(answered(protocol=protocol, threshold=threshold)))
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    own = protocol != "step_sum"
+    title, heads, _, *shown, below = filter(None, lines)
+    assert title == "x" and heads == f"step text value P(right) TD advantage{f' {protocol}' * own} verdict"
+    rows = [f"1 a; 0.500 0.622 1.500{' 0.200' * own}", f"2 b c 2.000 0.881 -0.250{' 0.700' * own}"]
+    assert shown == [f"{row} {verdict}" for row, verdict in zip(rows, verdicts, strict=True)]
+    assert below == f"whole solution: value 30.000, P(right) 1.000; {caption}"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -275,6 +275,10 @@ def test_rows_of_several_files_have_ids_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "more" / "a.json").write_bytes((tmp_path / "a.json").read_bytes())
     again = read_requests([str(tmp_path), str(tmp_path / "more")])
     assert [one.request.id for one in again] == ["a-1", "b-1", f"{tmp_path}/more/a.json-1"]
+    (tmp_path / "more" / "a.json").write_text(
+        json.dumps([{"problem": "1?", "steps": ["a"], "id": n} for n in (0, None)])
+    )
+    assert [one.request.id for one in read_requests([str(tmp_path / "more")])] == ["0", "a-2"]
 
 
 def test_a_folder_s_own_scores_are_none_of_its_solutions(

@@ -177,6 +177,8 @@ def test_a_value_head_is_read(judged: Judged, tmp_path: Path, real_inputs: dict[
     head = load_file(out / "value_head.safetensors")
     values = (states @ head["weight"][0])[encoded.response_start :]
     assert found.final_value == pytest.approx(0.2 * values.mean().item(), abs=1e-5)
+    with pytest.raises(ValueError, match="QRM takes no reference"):
+        describe(str(out), reference=judged.base)
     (out / "value_head.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no value_head\.safetensors"):
         describe(str(out))
@@ -209,6 +211,8 @@ def test_a_reward_model_of_distrl_is_read_against_its_policy(lora: bool, judged:
     batch = collate(TrajectoryDataset([Example(encoded.input_ids, encoded.response_start, "")]), [0])
     with torch.no_grad():
         own, other = (response_scores(models[part], batch, temperature=0.7).log_probs for part in ("reward", "policy"))
+    with pytest.raises(ValueError, match="is an export of a policy: say how its log-ratios read"):
+        describe(str(tmp_path / "merged-policy"))
     found = PrefixValueModel.from_pretrained(str(reward)).score("1?", ["add", "so 2"], tokens=True)
     assert found.tokens is not None
     expected = (3 * (own - other))[0].tolist()
@@ -265,6 +269,8 @@ def test_gguf_files_are_named_by_path_or_by_file(
         assert (given.reward.model.name, given.reward.model.gguf_file) == ("owner/name", "q8.gguf")
         assert given.tokenizer.gguf_file == "q8.gguf" and given.reference is not None
         assert (given.reference.model.name, given.reference.model.gguf_file) == (str(tmp_path), "ref.gguf")
+    here = describe("q8.gguf", objective=EndoRM()).reward.model
+    assert (here.name, here.gguf_file) == (".", "q8.gguf")
 
 
 def test_what_does_not_go_together_is_refused(judged: Judged, full_export: str, tmp_path: Path) -> None:
@@ -273,7 +279,9 @@ def test_what_does_not_go_together_is_refused(judged: Judged, full_export: str, 
         ({"name": judged.base, "beta": 1.0}, r"say which model its log-ratios are taken against \(reference\)"),
         ({"name": judged.base, "beta": 1.0, "reference": judged.base}, "the reference is the model itself"),
         ({"name": judged.base, "objective": EndoRM(), "reference": full_export}, "EndoRM takes no reference"),
+        ({"name": judged.base, "objective": QRM()}, "QRM reads a value head, which only an export of ipvrm has"),
         ({"name": judged.export, "beta": 1.0}, "is an export, .* leave beta out"),
+        ({"name": judged.export, "gguf_file": "q8.gguf"}, r"weights of its own: leave q8\.gguf out"),
         ({"name": judged.base, "beta": 1.0, "objective": EndoRM()}, r"beta or an objective.*, not both"),
         ({"name": judged.base, "beta": 1.0, "dtype": "int8"}, "dtype must be"),
         ({"name": str(tmp_path / "nothing"), "beta": 1.0}, "no such file or folder"),
@@ -298,6 +306,9 @@ def test_what_does_not_go_together_is_refused(judged: Judged, full_export: str, 
     (foreign / "ipvrm_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"objective os\.system is code of its own"):
         describe(str(foreign))
+    for option in ("max_tokens", "chunk_size"):
+        with pytest.raises(ValueError, match="max_tokens and chunk_size must be at least 1, found"):
+            PrefixValueModel.from_pretrained(judged.export, **{option: 0})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="device nowhere cannot be used"):
         PrefixValueModel.from_pretrained(judged.export, device="nowhere")
     for device in ("mps", torch.device("mps:0")):
