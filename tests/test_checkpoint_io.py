@@ -6,16 +6,19 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ipvrm_lightning.checkpoint_io import AtomicCheckpointIO, AtomicCheckpoints
 from ipvrm_lightning.models.checkpoints import newest_in
 from ipvrm_lightning.modules import IPVRMModule
+from ipvrm_lightning.whole_files import write_atomically, write_lines_atomically
 
 from .modules.conftest import InMemoryData, quiet_trainer, tiny
 
@@ -51,11 +54,22 @@ def test_a_write_that_fails_half_way_leaves_nothing_behind(tmp_path: Path, monke
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "a.ckpt")
     assert list(tmp_path.iterdir()) == []
 
+    def torn_lines() -> Iterator[str]:
+        yield "half of it"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "of another disk"))
+    file = write_atomically(tmp_path / "metrics" / "test" / "results.json", "of before")
+    with pytest.raises(OSError, match="No space left on device"):
+        write_lines_atomically(file, torn_lines())
+    assert list(file.parent.iterdir()) == [file] and file.read_text() == "of before"
+
 
 def test_what_a_kill_left_half_written_is_not_the_newest(tmp_path: Path) -> None:
-    AtomicCheckpointIO().save_checkpoint({"n": 1}, tmp_path / "a.ckpt")
-    (tmp_path / ".b.ckpt.part").write_bytes(b"half")
-    assert newest_in(tmp_path) == tmp_path / "a.ckpt"
+    folder = tmp_path / "checkpoints" / "val"  # of a name with a slash
+    AtomicCheckpointIO().save_checkpoint({"n": 1}, folder / "a.ckpt")
+    (folder / ".b.ckpt.part").write_bytes(b"half")
+    assert newest_in(folder) == folder / "a.ckpt"
     assert newest_in(tmp_path / "absent") is None
 
 
@@ -71,6 +85,16 @@ def test_checkpoints_hold_adapters_alone_and_load_safely(tmp_path: Path, dropout
     adapter = sum(4 * parameter.numel() for parameter in module.trainable_parameters().values())
     # weights and Adam's two moments, and a fixed part: names, loops, random states
     assert (tmp_path / "last.ckpt").stat().st_size < 3 * adapter + 150_000
+
+
+def test_a_way_of_writing_that_was_chosen_is_kept() -> None:
+    class Own(TorchCheckpointIO):
+        pass
+
+    for chosen in (Own(), TorchCheckpointIO()):
+        trainer: Any = SimpleNamespace(strategy=SimpleNamespace(checkpoint_io=chosen))
+        AtomicCheckpoints().setup(trainer, LightningModule(), "fit")
+        assert (trainer.strategy.checkpoint_io is chosen) == isinstance(chosen, Own)
 
 
 def test_what_could_not_be_read_again_is_named_and_not_written(tmp_path: Path) -> None:
@@ -100,3 +124,11 @@ def test_a_callback_whose_state_could_not_be_read_again_ends_a_fit_before_its_fi
     with pytest.raises(ValueError, match=r"^settings.objective: a IPVRM could"):
         trainer.fit(module, datamodule=InMemoryData())
     assert trainer.global_step == 0
+
+
+@pytest.mark.parametrize(("checkpoints", "trial"), [([], False), ([object()], True)])
+def test_where_no_checkpoint_will_be_written_nothing_is_refused(checkpoints: list[Any], trial: bool) -> None:
+    options: dict[str, Any] = {"checkpoint_callbacks": checkpoints, "fast_dev_run": trial}
+    AtomicCheckpoints().on_train_start(SimpleNamespace(callbacks=[Keeps()], **options), LightningModule())  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(callbacks=[Callback()], checkpoint_callbacks=[object()], fast_dev_run=False)
+    AtomicCheckpoints().on_train_start(trainer, LightningModule())  # one that has no settings of ours
