@@ -3,7 +3,7 @@ from __future__ import annotations
 from argparse import ArgumentError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import pytest
 from jsonargparse import ArgumentParser
@@ -23,6 +23,9 @@ from ipvrm_lightning.modules.schedule import Schedule
 
 from .conftest import REPOSITORY
 from .fuzz.config_values import TEXTS
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 EXPECTED = {
     "unclosed": "line 2, column 5",
@@ -99,6 +102,20 @@ def test_a_function_is_no_class(config: dict[str, Any], key: str) -> None:
     check_class_paths({"model": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0, "betas": (0.1, 0.2)}}})
 
 
+class Own:
+    """Arguments of which nobody can say that they take no null."""
+
+    def __init__(self, anything: Any, thing: object, number: int = None, share: Decimal | int = 1) -> None:  # type: ignore[assignment]  # noqa: RUF013
+        pass
+
+
+class OwnOfKnownTypes:
+    """What the parser takes for a number of one's own."""
+
+    def __init__(self, number: int = 1, either: int | None = 1) -> None:
+        pass
+
+
 def test_a_null_is_no_number() -> None:
     def data(**arguments: Any) -> dict[str, Any]:
         return {"data": {"class_path": "ipvrm_lightning.data.TrajectoryDataModule", "init_args": arguments}}
@@ -110,13 +127,24 @@ def test_a_null_is_no_number() -> None:
         check_class_paths(data(prompt_format=None))
 
 
-def test_a_folder_that_cannot_be_written_is_named_by_its_key(tmp_path: Path) -> None:
+def test_nulls_for_arguments_of_ones_own_are_refused_where_their_types_are_known() -> None:
+    names = ("anything", "thing", "number", "share")
+    check_class_paths({"callbacks": [{"class_path": f"{__name__}.Own", "init_args": dict.fromkeys(names)}]})
+    nulls = {"class_path": f"{__name__}.OwnOfKnownTypes", "init_args": {"either": None, "number": None}}
+    with pytest.raises(ValueError, match=r"^callbacks\[0\]\.init_args\.number: expected int, found null$"):
+        check_class_paths({"callbacks": [nulls]})
+
+
+def test_a_folder_that_cannot_be_written_is_named_by_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_output_folder(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())  # a command that fails leaves nothing behind
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "runs"):
         with pytest.raises(OSError, match=rf"^trainer\.default_root_dir {place}: runs cannot be written there \("):
             check_output_folder(place)
+    monkeypatch.setattr("os.access", lambda place, mode: False)
+    with pytest.raises(OSError, match=rf"{tmp_path}: runs cannot be written there \(Permission denied\)$"):
+        check_output_folder(tmp_path)
 
 
 MODEL = ["--config", str(REPOSITORY / "configs" / "distrl_qwen.yaml")]
