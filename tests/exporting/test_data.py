@@ -37,5 +37,6 @@ def test_arguments_are_read_by_name_where_they_are_those_of_this_package(caplog:
     assert layout(chosen("Csv", separator=";"), chat=False) == Layout("plain")
     assert "Csv does not say how it lays out problems and steps" in caplog.text
     assert known_arguments(chosen("Csv", separator=";", tokenizer="t"))[1] == {"tokenizer": "t"}
+    assert layout({"class_path": f"{__name__}.LaidOut"}, chat=False) == Layout("plain", separator=" ")
     with pytest.raises(ValueError, match=r"^elsewhere\.Data, .* \(PYTHONPATH\)"):
         layout(chosen("elsewhere.Data"), chat=False)

@@ -26,7 +26,7 @@ from ipvrm_lightning.models.frozen import load_frozen
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.reference import weights_fingerprint
 from ipvrm_lightning.models.roles import build_roles
-from ipvrm_lightning.objectives import IPVRM
+from ipvrm_lightning.objectives import IPVRM, QRM
 from ipvrm_lightning.scoring import PrefixValueModel
 
 from ..conftest import REPOSITORY
@@ -349,8 +349,17 @@ def test_the_card_says_what_was_trained_from_what_and_measured() -> None:
     assert {"base_model": "owner/base", "library_name": "peft"}.items() <= yaml.safe_load(front).items()
     assert "# A reward model trained with IPVRM (beta 10.0, margin 5.0" in text and "from `owner/base`." in text
     assert "which is this model with its adapter switched off;" in text
-    assert "\n| gsm8k (12) | 50.0 / 45.7 | 25.0 / - | 20.0 / 10.0 | 30.0 / 15.0 |\n" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert table == [
+        "|  | step_sum | step_mean | *random scores (floor)* | *longest step (floor)* |",
+        "| --- | --- | --- | --- | --- |",
+        "| gsm8k (12) | 50.0 / 45.7 | 25.0 / - | 20.0 / 10.0 | 30.0 / 15.0 |",
+    ]
     assert yaml.safe_load(text.split("```yaml")[1].split("```")[0]) == settings
+    pair = replace(adapter, versions=versions, reference=ModelSource("owner/sft"))
+    assert "which is `owner/sft`;" in model_card(pair, config={}, reports=None)
+    head = model_card(replace(pair, reference=None, objective=QRM().describe()), config={}, reports=None)
+    assert "log-probability ratio" not in head and "ipvrm score --model" in head
     plain = model_card(ExportedConfig("model", versions=versions), config={}, reports={"calibration": {}})
     front = yaml.safe_load(plain.split("---\n")[1])
     assert "base_model" not in front and front["library_name"] == "transformers"

@@ -104,6 +104,8 @@ def test_an_adapter_on_4_bit_weights_is_not_merged(tmp_path: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match=r"^an adapter on 4-bit weights cannot be merged without loss"):
         export_checkpoint(run, tmp_path / "out", merge=True)
+    with pytest.raises(FileNotFoundError, match=r"\./nowhere"):
+        export_checkpoint(run, tmp_path / "out")
 
 
 @pytest.mark.parametrize("case", [name for name in REFUSED if name != "no objective"])
@@ -115,6 +117,12 @@ def test_the_callback_refuses_it_before_training(case: str, tmp_path: Path) -> N
     trainer: Any = SimpleNamespace(log_dir=str(run), is_global_zero=True, checkpoint_callback=object())
     with pytest.raises(ValueError, match=message):
         HFExport().on_fit_start(trainer, module)
+
+
+def test_the_callback_lets_a_policy_train(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", IPVRM().describe())
+    trainer: Any = SimpleNamespace(log_dir=str(run), is_global_zero=True, checkpoint_callback=object())
+    HFExport().on_fit_start(trainer, LightningModule())
 
 
 def test_the_callback_refuses_a_run_without_config_or_checkpoints(tmp_path: Path) -> None:
