@@ -45,7 +45,7 @@ def test_a_step_is_read_at_its_last_token_and_the_solution_at_its_own() -> None:
         {"step_sum": -0.25, "prefix_mean": 0.7},
     ]
     assert [step.probability for step in found.steps] == pytest.approx([1 / (1 + math.exp(-x)) for x in (0.5, 2.0)])
-    assert found.final_value == 30.0 and 1 - found.final_probability == pytest.approx(math.exp(-30), rel=1e-3)
+    assert found.final_value == 30.0 and 1 - found.final_probability == pytest.approx(math.exp(-30), abs=1e-15)
     assert not any(step.is_first_error for step in found.steps)
 
 

@@ -244,6 +244,8 @@ def test_what_the_layout_writes_around_a_step_is_taken_off_where_it_stands() -> 
     steps = ["a = 1\nb", "Step 2: c", "10"]
     assert split_solution(join_steps(steps)[0], template) == steps
     assert split_solution("(1) a.\n\n(2) b.", "({number}) {step}.") == ["a", "b"]
+    assert split_solution("(1) a.\n\n(2) b", "({number}) {step}.") == ["(1) a.", "(2) b"]
+    assert split_solution("(1)\n\n(2)b", "({number}){step}") == ["(1)", "(2)b"]  # a step would be empty
     # one that has it not, or has it with another number: none is a number of the layout's
     for text in ("Step 1: a\n\nb", "Step 1: a\n\nStep 3: b", "Step 2: a", "Step 1:\n\nStep 2: b"):
         assert split_solution(text, template) == text.split("\n\n")
