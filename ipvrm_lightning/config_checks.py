@@ -13,8 +13,8 @@ from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from pkgutil import resolve_name
-from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -65,7 +65,8 @@ def read_counts_as_counts(parser: ArgumentParser) -> None:
         parser: of a command.
     """
     for action in parser._actions:
-        kinds = get_args(getattr(action, "_typehint", None))
+        hint = getattr(action, "_typehint", None)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
         if int in kinds and float in kinds:
             action._typehint = reduce(or_, sorted(kinds, key=lambda kind: kind is float))  # type: ignore[attr-defined]
 

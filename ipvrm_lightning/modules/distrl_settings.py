@@ -55,7 +55,7 @@ class Collecting:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        if self.oversampling < 1 or self.max_refills < 0 or self.batch_size < 1:
+        if not self.oversampling >= 1 or self.max_refills < 0 or self.batch_size < 1:
             raise ValueError(f"collecting needs oversampling >= 1, max_refills >= 0 and batch_size >= 1, found {self}")
 
 
