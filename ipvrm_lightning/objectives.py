@@ -104,7 +104,7 @@ class IPVRM(Objective):
         prefix_weighting: Literal["uniform", "late", "early"] = "uniform",
     ) -> None:
         super().__init__()
-        self.beta = beta
+        self.beta = _above_zero(beta)
         self.margin = margin
         self.reduction = reduction
         self.prefix_weighting = prefix_weighting
@@ -137,7 +137,7 @@ class ImplicitPRM(Objective):
 
     def __init__(self, *, beta: float = 0.05) -> None:
         super().__init__()
-        self.beta = beta
+        self.beta = _above_zero(beta)
 
     def forward(self, scores: Tensor, mask: Tensor, batch: TrajectoryBatch) -> Tensor:
         """Mean loss, see `functional.implicit_prm_loss`."""
@@ -181,7 +181,7 @@ class DPORM(_Pairwise):
 
     def __init__(self, *, beta: float = 0.05, margin: float = 0.0) -> None:
         super().__init__()
-        self.beta = beta
+        self.beta = _above_zero(beta)
         self.margin = margin
 
     def prefix_logits(self, scores: Tensor, mask: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class QRM(_Pairwise):
 
     def __init__(self, *, beta: float = 0.2, margin: float = 2.0) -> None:
         super().__init__()
-        self.beta = beta
+        self.beta = _above_zero(beta)
         self.margin = margin
 
     def prefix_logits(self, scores: Tensor, mask: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class EndoRM(Objective):
 
     def __init__(self, *, beta: float = 1.0, discount: float = 0.95) -> None:
         super().__init__()
-        self.beta = beta
+        self.beta = _above_zero(beta)
         self.discount = discount
 
     def forward(self, scores: Tensor, mask: Tensor, batch: TrajectoryBatch) -> Tensor:
@@ -237,6 +237,13 @@ class EndoRM(Objective):
     def prefix_logits(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Mean reward so far times beta, [B, T]."""
         return functional.normalized_values(scores, mask, beta=self.beta)
+
+
+def _above_zero(beta: float) -> float:
+    """At 0 nothing would be learned or read, below it a right prefix would have the smaller log-ratio."""
+    if not beta > 0:
+        raise ValueError(f"beta must be above 0, not {beta}")
+    return beta
 
 
 def build_objective(described: Mapping[str, Any]) -> Objective:

@@ -85,6 +85,13 @@ def test_published_numbers_are_the_defaults() -> None:
     assert (QRM().beta, QRM().margin, EndoRM().beta, EndoRM().discount) == (0.2, 2.0, 1.0, 0.95)
 
 
+@pytest.mark.parametrize("kind", [IPVRM, ImplicitPRM, DPORM, QRM, EndoRM])
+def test_a_scale_that_would_teach_nothing_or_the_contrary_is_refused(kind: Any) -> None:
+    for beta in (0.0, -0.05, float("nan")):
+        with pytest.raises(ValueError, match="beta must be above 0, not"):
+            kind(beta=beta)
+
+
 def test_missing_labels_are_named() -> None:
     with pytest.raises(ValueError, match="needs outcomes"):
         IPVRM()(SCORES, MASK, PAIRS)
