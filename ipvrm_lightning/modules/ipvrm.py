@@ -90,7 +90,7 @@ class IPVRMModule(WindowedModule):
         """Build the model, its reference, and the value head where the objective has one."""
         built = self.model is not None
         super().configure_model()
-        if built or self.model is None:
+        if built:
             return
         if self._uses_reference:
             self.reference.setup(placed(self.language_model, self.device_mesh), self.model)

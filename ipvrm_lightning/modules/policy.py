@@ -171,8 +171,6 @@ class PolicyModule(LightningModule):
         sampling = self.evaluation
         groups = self.answer(batch.prompts, sampling, seed=sampling.seed, batch_size=self.eval_batch_size)
         attempts = [(group.prompt, attempt) for group in groups for attempt in group.attempts]
-        if not attempts:
-            return
         self.judge.update(
             self._tensor([attempt.outcome for _, attempt in attempts]),
             [prompt.id for prompt, _ in attempts],
