@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from ipvrm_lightning import functional
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
+from ipvrm_lightning.metrics import StepF1Report
 from ipvrm_lightning.metrics.prefix_truth import PrefixTruthReport
 from ipvrm_lightning.models import AdaptersOff, CachedReference, FrozenCopy, LoRA, RandomLanguageModel
 from ipvrm_lightning.modules import IPVRMModule, SFTModule
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, EndoRM, ImplicitPRM, Objective
-from ipvrm_lightning.types import Window
+from ipvrm_lightning.types import TrajectoryBatch, Window
 
 from .conftest import QWEN, InMemoryData, make_examples, quiet_trainer, tiny, trained_state
 
@@ -66,6 +68,41 @@ def test_training_data_is_looked_at_when_a_fit_follows_a_validation(tmp_path: Pa
     quiet_trainer(tmp_path).validate(module, datamodule=data, verbose=False)
     with pytest.raises(ValueError, match=r"sequences of up to 99 tokens .* made for 60"):
         quiet_trainer(tmp_path).fit(module, datamodule=data)
+
+
+class WithOne(InMemoryData):
+    """One row of one of the sets has these tokens."""
+
+    def __init__(self, name: str, input_ids: list[int]) -> None:
+        super().__init__()
+        self.name, self.input_ids = name, input_ids
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        first, *others = make_examples(8)
+        changed = TrajectoryDataset([first, replace(others[0], input_ids=self.input_ids), *others[1:]])
+        setattr(self, self.name, [self.val_set, changed] if self.name == "test_sets" else changed)
+
+
+@pytest.mark.parametrize("name", ["train_set", "val_set", "test_sets"])
+def test_a_row_that_the_model_cannot_read_is_refused_before_the_first_batch(name: str, tmp_path: Path) -> None:
+    for input_ids, message in (
+        ([5] * 61, "up to 61 tokens .* made for 60"),
+        ([*range(5), 97, 5], "token 97, but the model has embeddings for 97 tokens"),
+    ):
+        trainer = quiet_trainer(tmp_path, callbacks=[StopValidation()], num_sanity_val_steps=1)
+        with pytest.raises(ValueError, match=message):
+            (trainer.test if name == "test_sets" else trainer.fit)(
+                IPVRMModule(language_model=RandomLanguageModel(config=SHORT)), datamodule=WithOne(name, input_ids)
+            )
+
+
+def test_a_model_whose_output_head_is_trained_is_refused() -> None:
+    lora = LoRA(r=2, target_modules=["q_proj", "embed_tokens"])
+    tied = RandomLanguageModel(config={**QWEN, "tie_word_embeddings": True}, lora=lora)
+    for kind in (IPVRMModule, SFTModule):
+        with pytest.raises(ValueError, match="is its output head too"):
+            kind(language_model=tied).configure_model()
 
 
 def initial(name: str) -> dict[str, torch.Tensor]:
@@ -213,6 +250,37 @@ def test_cached_reference_trains_to_the_same_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(states[1][key], value, rtol=0, atol=1e-5)
 
 
+class Counted(FrozenCopy):
+    """Counts the rows that it is asked for."""
+
+    rows = 0
+
+    def log_probs(self, batch: TrajectoryBatch, **options: Any) -> torch.Tensor:
+        self.rows += len(batch.index)
+        return super().log_probs(batch, **options)
+
+
+def test_a_cached_reference_computes_each_row_once_and_lets_go_of_its_copy(tmp_path: Path) -> None:
+    def computed(cache: str, how: str = "fit", **options: Any) -> int:
+        source, data = Counted(), InMemoryData()
+        reference = CachedReference(source=source, cache_dir=str(tmp_path / cache))
+        module, trainer = IPVRMModule(language_model=tiny(), reference=reference), quiet_trainer(tmp_path, **options)
+        if how == "loaders":
+            data.setup()
+            trainer.fit(module, data.train_dataloader())
+        else:
+            getattr(trainer, how)(module, datamodule=data)
+        assert not source._copy
+        return source.rows
+
+    # without a data module, what comes up is computed and kept all the same
+    assert computed("one", "loaders") == 24
+    assert [computed("one", max_epochs=2), computed("one")] == [40, 0]
+    assert [computed("one", "test"), computed("one", "test")] == [12, 0]
+    assert computed("half", precision="bf16-mixed") == 24 + 40
+    assert computed("trial", fast_dev_run=1) == 8 + 40
+
+
 class Rows(Callback):
     def __init__(self) -> None:
         self.seen: list[list[int]] = []
@@ -279,6 +347,36 @@ def test_stopping_in_the_middle_of_an_epoch_and_going_on_repeats_the_losses_bit_
     assert second.values == whole.values[4:]
 
 
+class Rates(Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        self.values.append(float(trainer.callback_metrics["train/lr"]))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "steps"),
+    [
+        ({"max_epochs": 2}, 6),
+        ({"max_epochs": 2, "limit_train_batches": 2}, 4),
+        ({"max_epochs": 2, "limit_train_batches": 9}, 6),
+        ({"max_epochs": 2, "limit_train_batches": 0.7}, 4),
+        ({"max_epochs": -1, "max_steps": 4}, 4),
+        ({"max_epochs": 2, "max_steps": 4}, 4),
+        ({"max_epochs": 1, "max_steps": 4}, 3),
+    ],
+)
+def test_a_schedule_ends_with_the_run_whatever_bounds_it(bounds: dict[str, Any], steps: int, tmp_path: Path) -> None:
+    """Three windows an epoch; the rate would be 0 in the step after the last."""
+    rates = Rates()
+    module = IPVRMModule(
+        language_model=tiny(lora=True), optimizer=partial(torch.optim.SGD, lr=1.0), scheduler=Schedule(name="linear")
+    )
+    fitted(tmp_path, module, InMemoryData(), callbacks=[rates], limit_val_batches=0, **bounds)
+    assert rates.values == pytest.approx([1 - step / steps for step in range(steps)])
+
+
 def test_checkpoint_holds_what_is_trained_and_loads_with_weights_only(tmp_path: Path) -> None:
     module = IPVRMModule(language_model=tiny(lora=True), optimizer=SGD)
     trainer = quiet_trainer(tmp_path)
@@ -321,17 +419,23 @@ def test_predictions_are_values_whose_differences_are_td_advantages(tmp_path: Pa
     trainer = quiet_trainer(tmp_path)
     trainer.fit(module, datamodule=InMemoryData())
     records = [record for batch in trainer.predict(module, datamodule=InMemoryData())[0] for record in batch]
-    assert len(records) == 12
+    assert sorted(record["index"] for record in records) == [*range(12)]
     for record in records:
-        values = torch.tensor(record["values"]) * torch.arange(1, len(record["values"]) + 1)
+        example = make_examples(12, seed=2, steps=True)[record["index"]]
+        assert record["token_ids"] == example.input_ids[example.response_start :]
+        assert (record["step_ids"], record["step_label"]) == (example.step_ids, example.step_label)
+        values = torch.tensor(record["values"]) * torch.arange(1, example.response_length + 1)
         torch.testing.assert_close(torch.tensor(record["td_advantages"]).cumsum(0), values, rtol=1e-4, atol=1e-4)
         assert set(record["step_scores"]) == set(functional.PROTOCOLS)
 
 
 def test_endo_rm_scores_without_training(tmp_path: Path) -> None:
-    module = IPVRMModule(language_model=tiny(), objective=EndoRM())
+    module = IPVRMModule(language_model=tiny(), objective=EndoRM(), threshold=-1.5)
     quiet_trainer(tmp_path).test(module, datamodule=InMemoryData(), verbose=False)
     assert len(module.scored_solutions) == 12
+    report = module.test_report["step_f1"]
+    assert isinstance(report, StepF1Report)
+    assert report.average.protocols["step_sum"].keys() == {"oracle", "cross_fitted", "fixed"}
     (metrics,) = quiet_trainer(tmp_path).validate(module, datamodule=InMemoryData(), verbose=False)
     assert 0 <= metrics["val/auroc"] <= 1 and "val/loss" not in metrics
     with pytest.raises(ValueError, match="EndoRM is not trained"):
