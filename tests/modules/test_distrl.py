@@ -24,6 +24,7 @@ from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, ImplicitPRM
 from ipvrm_lightning.rollouts.sources import Sampling
 
+from ..rollouts.judges import EvenLength
 from .conftest import InMemoryData, quiet_trainer
 from .distrl_cases import NeverRight, TinyPolicy, TinyPrompts, module, run
 
@@ -367,10 +368,20 @@ def test_temperature_enters_sampling_and_ratios_alike(tmp_path: Path) -> None:
     assert part.td_advantages.abs().max() < 1e-4
 
 
+class Closes(EvenLength):
+    """Says whether its workers, if it had any, were stopped."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
 def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:
-    model = module()
+    verifier = Closes()
     trainer = quiet_trainer(tmp_path, callbacks=[ResponseFile()])
-    trainer.test(model, datamodule=TinyPrompts(), verbose=False)
+    trainer.test(module(verifier=verifier), datamodule=TinyPrompts(), verbose=False)
+    assert verifier.closed
     records = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     assert len(records) == 5 and all(len(record["scores"]) == 2 for record in records)
     mean = sum(sum(record["scores"]) for record in records) / 10
@@ -384,6 +395,29 @@ def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:
     assert (
         all(s == 0 for r in records for s, done in zip(r["scores"], r["finished"], strict=True) if not done) or not cut
     )
+
+
+def test_every_validation_keeps_its_responses_but_for_the_sanity_check(tmp_path: Path) -> None:
+    trainer = quiet_trainer(
+        tmp_path, callbacks=[ResponseFile()], limit_train_batches=2, val_check_interval=1, num_sanity_val_steps=1
+    )
+    trainer.fit(module(), datamodule=TinyPrompts())
+    steps = (trainer.global_step // 2, trainer.global_step)
+    assert {file.name for file in tmp_path.iterdir()} == {f"responses-step{step}.jsonl" for step in steps}
+    assert [len(file.read_text().splitlines()) for file in tmp_path.iterdir()] == [5, 5]
+
+
+def test_a_prompt_that_leaves_no_room_for_a_response_is_refused(tmp_path: Path) -> None:
+    """12 tokens are sampled."""
+    policy = TinyPolicy()
+    policy.config = {**policy.config, "max_position_embeddings": 20}  # type: ignore[dict-item]
+    for input_ids, message in (([3] * 9, "up to 21 tokens .* made for 20"), ([3, 99, 3], "the data holds token 99")):
+        data = TinyPrompts()
+        data.setup()
+        data.val_prompts = [*data.val_prompts[:2], replace(data.val_prompts[2], input_ids=input_ids)]
+        data.setup = lambda stage=None: None  # type: ignore[method-assign]
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, module(language_model=policy), data=data)
 
 
 class Sources(TinyPrompts):
