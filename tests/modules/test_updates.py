@@ -161,6 +161,19 @@ def test_a_gradient_without_losses_is_skipped_and_cleared() -> None:
     assert skips.state_dict() == {"skipped": 1, "in_a_row": 0}
 
 
+def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    losses = [(torch.tensor(0.5), torch.tensor([1, 2])), (torch.tensor(float("inf")), torch.tensor([7, 3]))]
+    optimizer, alone = torch.optim.SGD([weight], lr=1.0), Processes(0, 1, torch.device("cpu"))
+    with pytest.warns(UserWarning, match="^a loss is not finite, training rows 3, 7: update skipped$"):
+        GuardedUpdates(1).step(optimizer, [weight], None, alone, losses)
+    assert weight.tolist() == [1, 1]
+    weight.grad = torch.tensor([3.0, 4.0])
+    GuardedUpdates(0).step(optimizer, [weight], None, alone, losses[:1])
+    assert weight.tolist() == [-2, -3]  # nothing is clipped
+
+
 def test_many_rows_are_not_all_named() -> None:
     assert named_rows(range(8), None) == "0, 1, 2, 3, 4, 5, 6, 7"
     assert named_rows(range(20), None) == "0, 1, 2, 3, 4, 5, 6, 7 and 12 more"
