@@ -43,32 +43,42 @@ def test_a_run_goes_on_with_the_whole_rows_of_a_torn_file(text: str, steps: list
         assert [int(row["step"]) for row in csv.DictReader(file)] == [*steps, 3, 4]
 
 
-def fit(folder: Path, resume: Path | None = None) -> list[dict[str, str]]:
+def fit(folder: Path, every: int, resume: Path | None = None) -> list[dict[str, str]]:
     """Rows of a run of three windows an epoch that validates within epochs, whichever checkpoint it goes on from."""
     torch.manual_seed(0)
     log = MetricsFile(str(folder), version="run", resume_from=None if resume is None else str(resume))
     kept = [
         ModelCheckpoint(save_top_k=-1, filename="validated-{step}"),
         ModelCheckpoint(save_top_k=-1, filename="epoch-{step}", save_on_train_epoch_end=True, monitor="step"),
-        ModelCheckpoint(save_top_k=-1, filename="within-{step}", every_n_train_steps=4),
+        ModelCheckpoint(save_top_k=-1, filename="within-{step}", every_n_train_steps=1),
     ]
     trainer = quiet_trainer(
         folder, callbacks=[*kept, WholeEpochs(), ResumePoint(minutes=60)], logger=log, enable_checkpointing=True,
-        log_every_n_steps=1, val_check_interval=2, max_steps=9, max_epochs=-1, num_sanity_val_steps=0,
+        log_every_n_steps=every, val_check_interval=2, max_steps=9, max_epochs=-1, num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(IPVRMModule(language_model=tiny(lora=True)), datamodule=InMemoryData(), ckpt_path=resume)
     with (folder / "run" / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_no_row_is_lost_or_invented_whichever_checkpoint_a_run_goes_on_from(tmp_path: Path) -> None:
-    rows = fit(tmp_path)
-    assert [(row["step"], bool(row["val/loss"])) for row in rows[:4]] == [
-        *(("0", False), ("1", False), ("1", True), ("2", False))
-    ]
-    for name in ("validated-step=2", "epoch-step=3", "within-step=4", "validated-step=5", "epoch-step=6"):
+EVERY_KIND = ("validated-step=2", "epoch-step=3", "within-step=4", "validated-step=5", "epoch-step=6")
+
+
+@pytest.mark.parametrize(
+    ("every", "first", "names"),
+    [
+        (1, [("0", False), ("1", False), ("1", True), ("2", False)], EVERY_KIND),
+        (5, [("1", True), ("4", False), ("4", True), ("7", True)], ("within-step=4", "within-step=7")),
+    ],
+)
+def test_no_row_is_lost_or_invented_whichever_checkpoint_a_run_goes_on_from(
+    every: int, first: list[tuple[str, bool]], names: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = fit(tmp_path, every)
+    assert [(row["step"], bool(row["val/loss"])) for row in rows[:4]] == first
+    for name in names:
         file = tmp_path / "run" / "checkpoints" / f"{name}.ckpt"
         again = tmp_path / file.stem
         (again / "run").mkdir(parents=True)
         shutil.copy(tmp_path / "run" / "metrics.csv", again / "run" / "metrics.csv")
-        assert fit(again, file) == rows, file
+        assert fit(again, every, file) == rows, file

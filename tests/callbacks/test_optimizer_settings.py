@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, SequentialLR
+from transformers import Adafactor
 
 from ipvrm_lightning.callbacks.optimizer_settings import OptimizerSettings
 from ipvrm_lightning.modules import IPVRMModule
@@ -58,13 +59,11 @@ class ByHand(Callback):
 
 def run(
     folder: Path, schedule: Schedule | None = None, *more: Callback, start: str | None = None, strategy: Any = "auto",
-    **settings: Any,
+    kind: Any = torch.optim.AdamW, **settings: Any,
 ) -> tuple[Weights, list[float]]:  # fmt: skip
     """Weights after a run, and the rate of every step."""
     torch.manual_seed(0)
-    module = IPVRMModule(
-        language_model=tiny(), optimizer=partial(torch.optim.AdamW, **settings), scheduler=schedule or Schedule()
-    )
+    module = IPVRMModule(language_model=tiny(), optimizer=partial(kind, **settings), scheduler=schedule or Schedule())
     rates, saved = Rates(), ModelCheckpoint(folder, every_n_train_steps=SAVED, save_top_k=-1, filename="{step}")
     trainer = quiet_trainer(
         folder, callbacks=[rates, OptimizerSettings(), *more, saved], max_epochs=2, enable_checkpointing=True,
@@ -128,11 +127,29 @@ def test_another_schedule_has_its_own_rate_from_the_first_step(tmp_path: Path) -
     assert moved == rates[SAVED:]
 
 
-def test_what_the_state_does_not_fit_stays_as_it_was(tmp_path: Path, said: list[str]) -> None:
-    whole, _ = run(tmp_path, lr=1e-3)
-    rest, _ = run(tmp_path, start="step=3.ckpt", lr=1e-3, amsgrad=True)
+@pytest.mark.parametrize(
+    ("kind", "old", "name", "value"),
+    [
+        (torch.optim.AdamW, {}, "amsgrad", True),
+        (torch.optim.RMSprop, {"momentum": 0.0}, "momentum", 0.9),
+        (Adafactor, {"beta1": None, "relative_step": False, "scale_parameter": False}, "beta1", 0.9),
+    ],
+    ids=["a switch", "momentum from none", "moments from none"],
+)
+def test_what_the_state_does_not_fit_stays_as_it_was(
+    kind: Any, old: dict[str, Any], name: str, value: Any, tmp_path: Path, said: list[str]
+) -> None:
+    whole, _ = run(tmp_path, kind=kind, lr=1e-3, **old)
+    rest, _ = run(tmp_path, start="step=3.ckpt", kind=kind, lr=1e-3, **old | {name: value})
     assert_same(rest, whole)
-    assert said == ["AdamW: amsgrad stays False, for which the checkpoint has its state"]
+    assert said == [f"{kind.__name__}: {name} stays {old.get(name, False)}, for which the checkpoint has its state"]
+
+
+def test_momentum_and_a_rate_that_was_0_are_those_of_the_config(tmp_path: Path, said: list[str]) -> None:
+    run(tmp_path, kind=torch.optim.SGD, lr=0.0, momentum=0.9)
+    _, rates = run(tmp_path, start="step=3.ckpt", kind=torch.optim.SGD, lr=1e-3, momentum=0.5)
+    assert rates == pytest.approx([1e-3] * 3)
+    assert said == ["SGD: lr 0.001, in the checkpoint 0.0; momentum 0.5, in the checkpoint 0.9"]
 
 
 def test_shards_are_trained_at_the_rate_of_the_config(tmp_path: Path, said: list[str]) -> None:

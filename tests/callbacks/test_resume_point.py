@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -139,6 +140,22 @@ def test_no_point_is_saved_where_a_validation_follows(tmp_path: Path) -> None:
             check_val_every_n_epoch=every,
         )
         assert (order.validated, order.saved) == (validated, saved)
+
+
+class Clock(Callback):
+    """Every step takes 40 seconds."""
+
+    now = 1e6
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.now += 40
+
+
+def test_points_are_as_many_minutes_apart_as_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = Clock(), Order()
+    monkeypatch.setattr("ipvrm_lightning.callbacks.resume_point.time", SimpleNamespace(monotonic=lambda: clock.now))
+    fit(tmp_path, clock, order, ModelCheckpoint(save_top_k=0), minutes=2)
+    assert order.saved == [4, 7, 9]  # the third step ends an epoch, and the ninth the run
 
 
 class InTraining(Callback):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Judged(LightningModule):
         self.test_report = {"step_f1": self.step_f1.compute()}
 
 
-def run(folder: Path, *, devices: int = 1, module: Judged | None = None, **arguments: Any) -> None:
+def run(folder: Path, *, devices: int = 1, module: LightningModule | None = None, **arguments: Any) -> None:
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
@@ -54,7 +55,7 @@ def run(folder: Path, *, devices: int = 1, module: Judged | None = None, **argum
 
 
 def test_a_run_leaves_its_table_results_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tmp_path = tmp_path / "run[v2]"
+    tmp_path, before = tmp_path / "run[v2]", time.monotonic()
     run(tmp_path)
     printed = capsys.readouterr().out
     assert "longest step (floor)" in printed and f"Results: {tmp_path}/results.json\n" in printed
@@ -67,7 +68,8 @@ def test_a_run_leaves_its_table_results_and_scores(tmp_path: Path, capsys: pytes
     assert results["reports"]["step_f1"] == plain_report(again)
     assert results["run"]["versions"]["torch"] == torch.__version__
     assert results["run"]["processes"] == 1
-    assert set(results["run"]) >= {"command", "seed", "time", "seconds"}
+    assert set(results["run"]) >= {"command", "seed", "time"}
+    assert 0 < results["run"]["seconds"] < time.monotonic() - before
 
 
 class JudgedMore(Judged):
@@ -88,6 +90,18 @@ def test_numbers_of_ones_own_are_written_and_other_things_lose_nothing(
     assert reports["mine"] == {"a": 1.5, "b": 2} and reports["one"] == {"one": None}
     printed = capsys.readouterr().out
     assert "mine" in printed and "1.5" in printed and f"Results: {tmp_path}/results.json\n" in printed
+
+
+class OneNumber(LightningModule):
+    """Judges no solutions."""
+
+    def test_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.test_report = {"rows": float(batch.numel())}
+
+
+def test_a_run_without_solutions_leaves_no_scores(tmp_path: Path) -> None:
+    run(tmp_path, module=OneNumber())
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_two_processes_leave_the_same_files(tmp_path: Path) -> None:

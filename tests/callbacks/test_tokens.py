@@ -31,6 +31,7 @@ def test_whole_solutions_are_kept_up_to_a_number_of_tokens() -> None:
     assert sum(map(len, some)) == 10 and all(few <= more for few, more in zip(some, everything, strict=True))
     assert choose_rows(rows, 105) == some
     assert not any(choose_rows(rows, 9))
+    assert TokenFile(max_tokens=0).max_tokens == 0 and not any(choose_rows(rows, 0))
     with pytest.raises(ValueError, match="max_tokens: expected 0 or more, found -1"):
         TokenFile(max_tokens=-1)
 
