@@ -460,11 +460,17 @@ def test_the_callback_exports_the_best(tmp_path: Path, base: str, real_inputs: d
     best.write_bytes(find_run(run).checkpoint.read_bytes())
     with pytest.raises(FileNotFoundError, match=r"elsewhere/config.yaml: the config of the run .* is not there"):
         find_run(best)
-    trainer: Any = SimpleNamespace(
-        log_dir=str(run), is_global_zero=True, checkpoint_callback=SimpleNamespace(best_model_path=str(best))
-    )
-    HFExport().on_fit_end(trainer, LightningModule())
+    kept = SimpleNamespace(best_model_path=str(best), last_model_path="")
+    trainer: Any = SimpleNamespace(log_dir=str(run), is_global_zero=True, checkpoint_callback=kept)
+    for _ in range(2):  # a run that goes on writes over what it has exported
+        HFExport().on_fit_end(trainer, LightningModule())
     assert (run / "export" / "adapter_model.safetensors").is_file()
+    kept.best_model_path, kept.last_model_path = "", str(best)  # `save_top_k: 0`
+    HFExport(folder="whole", merge=True).on_fit_end(trainer, LightningModule())
+    assert (run / "whole" / "model.safetensors").is_file()
+    kept.last_model_path = ""
+    with pytest.raises(ValueError, match="HFExport needs a ModelCheckpoint that has kept a checkpoint"):
+        HFExport().on_fit_end(trainer, LightningModule())
     deeper = run / "checkpoints" / "val" / "auroc=0.5.ckpt"  # of `filename: "{val/auroc}"`
     deeper.parent.mkdir()
     best.rename(deeper)
