@@ -17,6 +17,7 @@ from ipvrm_lightning.models import PretrainedLanguageModel
 from ipvrm_lightning.models.checkpoints import read_checkpoint
 from ipvrm_lightning.pretrained import load_config, load_tokenizer
 from ipvrm_lightning.rollouts.verifiers import MathVerifier, Submission
+from ipvrm_lightning.strategies import FullyShard
 
 from .fuzz.bases import MODEL, write_bases
 from .fuzz.driver import write_files
@@ -56,6 +57,9 @@ def test_a_checkpoint_with_a_pickle_in_it_is_not_executed(
         assert "could run code" in line and str(tmp_path / "evil.ckpt") in line
     with pytest.raises(ValueError, match=r"evil.ckpt: not a checkpoint that can be read .*could run code"):
         read_checkpoint(tmp_path / "evil.ckpt")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        FullyShard().load_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "evil.ckpt", weights_only=False)
     assert (tmp_path / "ran").exists(), "the test's own pickle does nothing"
 

@@ -152,6 +152,9 @@ def test_packed_sequences_on_a_gpu_are_for_half_precision(tmp_path: Path) -> Non
     strategy.accelerator = CUDAAccelerator()
     with pytest.raises(ValueError, match="in float32 it would go sequence by sequence"):
         check_fit(strategy, module)
+    halves = RandomLanguageModel(config=QWEN, attn_implementation="varlen", dtype="bfloat16")
+    for fits in (IPVRMModule(language_model=tiny()), IPVRMModule(language_model=halves)):
+        check_fit(strategy, fits)
     strategy.precision_plugin.precision = "bf16-mixed"
     check_fit(strategy, module)
 
