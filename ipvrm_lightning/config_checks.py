@@ -68,7 +68,9 @@ def read_counts_as_counts(parser: ArgumentParser) -> None:
         hint = getattr(action, "_typehint", None)
         kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
         if int in kinds and float in kinds:
-            action._typehint = reduce(or_, sorted(kinds, key=lambda kind: kind is float))  # type: ignore[attr-defined]
+            # numbers before text, too: 0.5 of val_check_interval would be taken for a time
+            ordered = sorted(kinds, key=lambda kind: (kind is not int, kind is not float))
+            action._typehint = reduce(or_, ordered)  # type: ignore[attr-defined]
 
 
 def _load_bounded(load: Callable[[str], Any], text: str) -> Any:

@@ -230,6 +230,18 @@ def test_one_is_a_count_in_whichever_order_python_has_the_types() -> None:
         parser.parse_args(["--batches=some"])
 
 
+def test_a_share_of_an_epoch_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(IPVRMCLI, "_run_subcommand", lambda self, subcommand: made.append(self.trainer))
+    command = ["fit", "--config", "configs/ipvrm_arithmetic.yaml", "--trainer.default_root_dir", str(tmp_path)]
+    for text, value in (("0.5", 0.5), ("1.0", 1.0), ("4", 4)):
+        main([*command, f"--trainer.val_check_interval={text}"])
+        found = made[-1].val_check_interval
+        assert (found, type(found)) == (value, type(value))
+    main([*command, "--trainer.val_check_interval=00:01:30:00"])
+    assert made[-1]._val_check_time_interval == 90 * 60
+
+
 def test_one_batch_is_not_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     monkeypatch.setattr(IPVRMCLI, "_run_subcommand", lambda self, subcommand: made.append(self.trainer))
