@@ -47,7 +47,7 @@ def check_config_files(arguments: Sequence[str]) -> None:
 
 
 def bound_values() -> None:
-    """Have the parser refuse whatever expands without end, in files that arguments name too, and keep nested nulls."""
+    """Have the parser refuse what expands without end, in files that arguments name too; keep nulls and comments."""
     from jsonargparse import get_loader, set_loader
 
     load = get_loader("yaml")
@@ -84,7 +84,9 @@ def _load_bounded(load: Callable[[str], Any], text: str) -> Any:
             values = 0 if root is None else _count(root, {})
             if values > _MOST_VALUES:
                 raise yaml.YAMLError(f"expands to {values} values, more than {_MOST_VALUES}")
-        return load(text)
+        found = load(text)
+        # to YAML a prompt that starts with # is a comment, which would be no prompt
+        return text if found is None and text and yaml.compose(text, Loader=yaml.SafeLoader) is None else found
     except RecursionError as error:
         raise yaml.YAMLError("nested too deeply, or within itself") from error
 

@@ -218,6 +218,13 @@ def test_schedules_and_advantages_of_ones_own_are_named_by_class_path(fit_parser
     assert model.advantages.normalization == "minibatch"  # the config's, under another class
 
 
+@pytest.mark.parametrize("text", ["# Task", "#", "# Role\n# Rules", " ", "null"])
+def test_an_argument_that_yaml_takes_for_a_comment_is_text(text: str, fit_parser: ArgumentParser) -> None:
+    data = ["--data", "ipvrm_lightning.data.TrajectoryDataModule", "--data.train", "rollouts.jsonl"]
+    found = fit_parser.parse_args([*MODEL, *data, f"--data.system_prompt={text}"]).data.init_args.system_prompt
+    assert found == (None if text == "null" else text)
+
+
 def test_one_is_a_count_in_whichever_order_python_has_the_types() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--batches", type=Union[float, int, None])  # noqa: UP007
