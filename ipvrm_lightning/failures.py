@@ -35,6 +35,9 @@ _NOISE = re.compile(
     r"|Not a valid subclass of \w+\. Got value: \[|Subclass types expect one of|a class path \(str\)|a dict with"
     r"|Expected a path but .* either not accessible or invalid"
 )
+#: What it says of text that YAML has read as something else, and what there is to do about it.
+_NO_TEXT = "Expected a <class 'str'>"
+_TEXT = "expected text: in quotes in a config file; what has ': ' in it or starts with '- ' cannot be typed here"
 #: What it says of a word that is no number, where an object could stand as well; and of one that names no class.
 _NO_NUMBER = re.compile(r"(Expected a <class '(?:int|float|bool)'>); Expected a dot import path string: [^;]*")
 _NO_CLASS = re.compile(r"Expected a dot import path string: ([^;]*)(?:; Given value: \1)?")
@@ -161,7 +164,7 @@ def mistakes(message: str) -> str:
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = [_GOT_CLASS.sub("", line.rstrip(".")) for line in lines if not _NOISE.match(line)]
     text = re.sub(r":\W*; ", ": ", "; ".join(kept)).replace("Parser key ", "key ").rstrip(": ")
-    text = _NOT_INSTALLED.sub(_not_installed, text)
+    text = _NOT_INSTALLED.sub(_not_installed, text).replace(_NO_TEXT, _TEXT)
     return _NO_CLASS.sub(_no_class, _NO_NUMBER.sub(r"\1", _CALLABLE.sub("", text)))
 
 
