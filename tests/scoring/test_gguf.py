@@ -44,12 +44,12 @@ def write_gguf(model: Any, file: Path) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
-    tokens = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", "<|im_start|>", "<|im_end|>", "qz"]
+    tokens = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", "<|im_start|>", "<|im_end|>", "qz", "qx"]
     tokens += [f"<unused{n}>" for n in range(config.vocab_size - len(tokens))]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token.startswith("<") and len(token) > 1 else 1 for token in tokens])
-    writer.add_token_merges(["q z"])
+    writer.add_token_merges(["q z", "q x"])  # transformers 5.17 does not read a single one
     writer.add_eos_token_id(tokens.index("<|im_end|>"))
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
     for name, weight in model.state_dict().items():

@@ -91,10 +91,10 @@ def test_batches_windows_and_order_change_nothing(judged: Judged, scorer: Prefix
     shuffled = random.Random(0).sample(requests(judged), len(judged.rows))
     streamed = list(scorer.stream(iter(shuffled), window=3))
     assert [score.id for score in streamed] == [request.id for request in shuffled]
-    for score in streamed:
-        assert plain(score) == pytest.approx(together[score.id], abs=1e-5)
-    for request in shuffled[:4]:
-        assert plain(scorer.score(request.problem, request.steps)) == pytest.approx(together[request.id], abs=1e-5)
+    alone = [(request.id, scorer.score(request.problem, request.steps)) for request in shuffled[:4]]
+    for name, score in [*((score.id, score) for score in streamed), *alone]:
+        # sums in float32, some of them near 70
+        assert plain(score) == pytest.approx(together[name], rel=1e-5, abs=1e-5)
     assert scorer.score_many([]) == []
 
 
