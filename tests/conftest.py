@@ -15,7 +15,10 @@ import torch
 from ipvrm_lightning.worlds.arithmetic import ArithmeticWorld
 from ipvrm_lightning.worlds.arithmetic.build import ensure_built
 
+from . import processes
+
 torch.set_num_threads(1)
+processes.start_quickly()
 
 REPOSITORY = Path(__file__).parent.parent
 

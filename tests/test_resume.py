@@ -19,9 +19,11 @@ import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
 
+from ipvrm_lightning.cli import main
 from ipvrm_lightning.worlds.arithmetic import ArithmeticWorld
 
 from .conftest import REPOSITORY
+from .processes import Started
 
 #: Differ from run to run, and say nothing of what was computed.
 TIMED = ("seconds", "tokens_per_second")
@@ -48,15 +50,26 @@ def overlay(world: ArithmeticWorld, config: str, folder: Path) -> Path:
     return file
 
 
-def start(config: str, extra: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ipvrm_lightning", "fit", "--config", str(REPOSITORY / "configs" / config)]
-    command += ["--config", str(extra), "--checkpoint_minutes", "0.0001", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    # a process group of its own: a kill reaches every process of the run
+Process = subprocess.Popen[bytes] | Started
+
+
+def arguments(config: str, extra: Path, *options: str) -> list[str]:
+    command = ["fit", "--config", str(REPOSITORY / "configs" / config)]
+    return [*command, "--config", str(extra), "--checkpoint_minutes", "0.0001", *options]
+
+
+def start_by_command(command: list[str]) -> subprocess.Popen[bytes]:
+    """`ipvrm`, which Lightning calls again to start a second process."""
     return subprocess.Popen(
-        command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment,
-        start_new_session=True,
+        [sys.executable, "-m", "ipvrm_lightning", *command], cwd=REPOSITORY, stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
+
+
+def start(config: str, extra: Path, *options: str) -> Process:
+    """A process group of its own: a kill reaches every process of the run."""
+    command = arguments(config, extra, *options)
+    return start_by_command(command) if "ddp" in options else Started(main, command)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -81,9 +94,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def stop_after(
-    process: subprocess.Popen[bytes], folder: Path, count: int, delay: float, how: signal.Signals = signal.SIGKILL
-) -> None:
+def stop_after(process: Process, folder: Path, count: int, delay: float, how: signal.Signals = signal.SIGKILL) -> None:
     """Stop a run some time after it has logged so many rows."""
     while len(rows(folder)) < count:
         assert process.poll() is None, process.communicate()[1].decode()[-2000:]
@@ -158,7 +169,8 @@ def start_uneven(folder: Path, world: ArithmeticWorld, **uneven: Any) -> subproc
     callback = {"class_path": "tests.test_resume.Uneven", "init_args": uneven}
     options = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--checkpoint_minutes", "60")
     extra = overlay(world, "ipvrm_arithmetic.yaml", folder)
-    return start("ipvrm_arithmetic.yaml", extra, *options, f"--trainer.callbacks+={json.dumps(callback)}")
+    callbacks = f"--trainer.callbacks+={json.dumps(callback)}"
+    return start_by_command(arguments("ipvrm_arithmetic.yaml", extra, *options, callbacks))
 
 
 def messages_at_the_end(process: subprocess.Popen[bytes], timeout: float) -> str:

@@ -30,6 +30,7 @@ from ipvrm_lightning.types import PromptExample
 from .conftest import REPOSITORY
 from .data.tokenizers import byte_level
 from .modules.conftest import QWEN
+from .processes import Started
 from .rollouts.fake_server import serve, status
 from .rollouts.judges import EvenLength
 
@@ -136,14 +137,12 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, model: str) -> None:
     # Judging takes a while, so that kills fall between, before and into lines.
     command = arguments(tmp_path, model, "--verifier.delay", "0.2")
     for count in (0, 1, 7):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ipvrm_lightning", *command], cwd=REPOSITORY, stderr=subprocess.DEVNULL
-        )
+        process = Started(main, command)
         path, wanted = tmp_path / "out" / ("rollouts.jsonl" if count else "manifest.json"), count
         while not path.exists() or path.read_bytes().count(b"\n") < wanted:
             assert process.poll() is None, "finished before it was killed"
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert wanted <= (path.read_bytes().count(b"\n") if count else 0) < PROMPTS
     torn = tmp_path / "out" / "rollouts.jsonl"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ from ipvrm_lightning.models.checkpoints import newest_checkpoint
 from ipvrm_lightning.modules.distrl_settings import RewardModel
 from ipvrm_lightning.objectives import IPVRM
 
-from ..conftest import REPOSITORY
+from ..processes import Started
 from .conftest import quiet_trainer
 from .distrl_cases import Losses, TinyPrompts, module
 
@@ -59,10 +57,9 @@ def main(folder: Path) -> None:
     torch.save({name: p.detach() for name, p in model.trainable_parameters().items()}, folder / "weights.pt")
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path) -> Started:
     folder.mkdir(exist_ok=True)
-    script = f"from pathlib import Path; from tests.modules.test_distrl_kill import main; main(Path({str(folder)!r}))"
-    return subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    return Started(main, folder)
 
 
 def journal(folder: Path) -> list[list[object]]:
