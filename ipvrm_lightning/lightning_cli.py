@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -149,7 +150,8 @@ class IPVRMCLI(LightningCLI):
         command = str(self.subcommand)
         config = self.config[command]
         check_class_paths(config.clone().as_dict())
-        values = json.loads(self._parser(command).dump(config, format="json"))
+        # parsing has checked it: to do so again takes longer than all the rest of writing it
+        values = json.loads(self._parser(command).dump(config, format="json", skip_validation=True))
         root, fingerprint = Path(config.trainer.default_root_dir or "outputs"), config_fingerprint(values)
         resumed = self._choose_checkpoint(config, root, fingerprint)
         check_output_folder(root)
@@ -232,6 +234,14 @@ class IPVRMCLI(LightningCLI):
             raise ValueError(mistakes(str(error))) from error
         except (TypeError, AttributeError, KeyError, RuntimeError, ImportError) as error:
             raise ValueError(f"this config cannot be built: {error}") from error
+
+    def _dump_config(self) -> None:
+        """Write the config as modules keep it among their hyper-parameters, without a check like that of parsing it."""
+        self.parser.dump = partial(self.parser.dump, skip_validation=True)
+        try:
+            super()._dump_config()
+        finally:
+            del self.parser.dump
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command, and say where it is of a model that was not trained; a disk that is full is named."""

@@ -62,6 +62,7 @@ RELIED_ON: list[tuple[type, str, str, str]] = [
     (LightningCLI, "lightning_cli.py", "overridden: options of our own", "_prepare_subcommand_parser"),
     (LightningCLI, "lightning_cli.py", "overridden: failures", "_run_subcommand"),
     (LightningCLI, "lightning_cli.py", "overridden: checkpoints settle no config", "_parse_ckpt_path"),
+    (LightningCLI, "lightning_cli.py", "overridden: the config is checked once", "_dump_config"),
     (LightningCLI, "lightning_cli.py", "parsers and their values", "_parser _get _subcommand_parsers"),
 ]
 
