@@ -64,7 +64,7 @@ class Started:
     """A function in a process, and a process group, of its own; the rest is as of `subprocess.Popen`.
 
     Args:
-        target: of a module that can be imported; what it writes to standard error is kept.
+        target: of a module that can be imported; what it prints and says is kept.
         args: its arguments.
     """
 
@@ -88,16 +88,23 @@ class Started:
         assert self.returncode is not None, "still running"
         return self.returncode
 
+    def kill(self) -> None:
+        self._process.kill()
+
+    def said(self) -> str:
+        """All that it has printed so far, errors too."""
+        return Path(self._messages).read_text()
+
     def communicate(self) -> tuple[None, bytes]:
         self.wait()
-        return None, Path(self._messages).read_bytes()
+        return None, self.said().encode()
 
 
 def _run(messages: str, target: Callable[..., object], args: Sequence[Any]) -> None:
     os.setsid()
-    with open(messages, "wb") as errors, open(os.devnull, "wb") as nothing:
-        os.dup2(errors.fileno(), 2)
-        os.dup2(nothing.fileno(), 1)
+    with open(messages, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
     try:
         target(*args)

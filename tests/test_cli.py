@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import yaml
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.metrics import read_scores
 from ipvrm_lightning.metrics.token_file import TokenRecord, read_tokens
+from ipvrm_lightning.models import PretrainedLanguageModel
 from ipvrm_lightning.models.checkpoints import newest_checkpoint
 from ipvrm_lightning.types import ScoredSolution
 from ipvrm_lightning.worlds.arithmetic import ArithmeticWorld
@@ -388,12 +387,11 @@ def test_the_newest_checkpoint_is_found(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path, what="test") == tmp_path / "a" / "checkpoints" / "last.ckpt"
 
 
-def test_parsing_a_config_loads_no_model(tmp_path: Path, real_inputs: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "ipvrm_lightning", "fit", "--config", "configs/ipvrm_qwen.yaml", "--print_config"],
-        capture_output=True, text=True, cwd=REPOSITORY, check=True,
-    )  # fmt: skip
-    assert (
-        yaml.safe_load(done.stdout)["model"]["init_args"]["language_model"]["init_args"]["name"]
-        == "Qwen/Qwen3-0.6B-Base"
-    )
+def test_parsing_a_config_loads_no_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("build_model", "build_tokenizer"):
+        monkeypatch.setattr(PretrainedLanguageModel, part, lambda self: pytest.fail("something was loaded"))
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(REPOSITORY / "configs" / "ipvrm_qwen.yaml"), "--print_config"])
+    assert ended.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["init_args"]["language_model"]["init_args"]["name"] == "Qwen/Qwen3-0.6B-Base"

@@ -14,23 +14,25 @@ from pathlib import Path
 
 import pytest
 
+from ipvrm_lightning import completion
 from ipvrm_lightning.cli import COMMANDS, LIGHTNING
 from ipvrm_lightning.completion import SHELLS
 
-from .conftest import REPOSITORY
+from .processes import Started
+
+
+def write_scripts(folder: Path) -> None:
+    os.chdir(folder)
+    sys.argv[1:] = ["completion", "bash"]
+    options = {name: list(completion.options_of(name, parser)) for name, parser in completion.all_parsers().items()}
+    for shell in SHELLS:
+        Path(shell).write_text(completion.script(shell, options))
 
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("completion")
-    code = (
-        "import sys; from ipvrm_lightning.completion import all_parsers, options_of, script\n"
-        "sys.argv[1:] = ['completion', 'bash']\n"
-        "options = {name: list(options_of(name, parser)) for name, parser in all_parsers().items()}\n"
-        "for shell in ('bash', 'zsh', 'fish'): open(shell, 'w').write(script(shell, options))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, env=environment)
+    assert Started(write_scripts, folder).wait() == 0
     (folder / "mine.yaml").touch()
     (folder / "some folder").mkdir()
     return {shell: folder / shell for shell in SHELLS}

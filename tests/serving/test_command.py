@@ -6,13 +6,13 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -21,7 +21,7 @@ from ipvrm_lightning.cli import main
 from ipvrm_lightning.scoring import PrefixValueModel
 from ipvrm_lightning.serving.command import TOKEN_VARIABLE, read_token
 
-from ..conftest import REPOSITORY
+from ..processes import Started
 from .conftest import Client
 from .test_batching import wait_for
 
@@ -29,20 +29,16 @@ TOKEN = "correct-horse-battery"
 
 
 @contextmanager
-def served(pair: tuple[str, str], *options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+def served(pair: tuple[str, str], *options: str, **environment: str) -> Iterator[tuple[Started, Client]]:
     """A process, and a client of it; whatever happens, it is gone afterwards."""
-    command = [sys.executable, "-m", "ipvrm_lightning", "serve", "--model", pair[0], "--reference", pair[1]]
-    process = subprocess.Popen(
-        [*command, "--beta", "1", "--threshold", "0", "--device", "cpu", "--port", "0", *options],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY, env={**os.environ, **environment},
-    )  # fmt: skip
+    command = ["serve", "--model", pair[0], "--reference", pair[1]]
+    command += ["--beta", "1", "--threshold", "0", "--device", "cpu", "--port", "0", *options]
+    with mock.patch.dict(os.environ, environment):
+        process = Started(main, command)
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if found := re.search(r"answers at http://127.0.0.1:(\d+)", line):
-                break
-        else:
-            pytest.fail("the server did not start")
+        while not (found := re.search(r"answers at http://127.0.0.1:(\d+)", process.said())):
+            assert process.poll() is None, "the server did not start"
+            time.sleep(0.02)
         yield process, Client(int(found[1]))
     finally:
         process.kill()
@@ -66,14 +62,13 @@ def test_a_process_answers_and_ends_when_all_is_answered(
         long = {"solutions": [{"problem": "?", "steps": [f"{n} " * 1200]} for n in range(9)] * 5}
         answer = pool.submit(client.post, "/score", long, headers)
         wait_for(lambda: client.get("/status", headers).json["waiting"] > 0)
-        process.send_signal(stop)
+        os.kill(process.pid, stop)
         assert answer.result().status == 200
         expected = [direct.score("?", [f"{n} " * 1200]).final_value for n in range(9)] * 5
         values = [one["final_value"] for one in answer.result().json["scores"]]
         assert values == pytest.approx(expected, abs=1e-5)
         assert process.wait(30) == 0
-        said = process.stdout.read()  # type: ignore[union-attr]
-        assert "Traceback" not in said and TOKEN not in said
+        assert "Traceback" not in process.said() and TOKEN not in process.said()
 
 
 def test_what_is_open_to_others_needs_a_token(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
