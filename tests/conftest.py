@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 
 from ipvrm_lightning.worlds.arithmetic import ArithmeticWorld
 from ipvrm_lightning.worlds.arithmetic.build import ensure_built
@@ -21,6 +22,32 @@ torch.set_num_threads(1)
 processes.start_quickly()
 
 REPOSITORY = Path(__file__).parent.parent
+
+#: Files that take longest: pytest's workers begin with them, so that none is left with one at the end.
+LONGEST = (
+    "strategies/test_equivalence.py",
+    "test_resume.py",
+    "test_tutorials.py",
+    "models/test_compilation.py",
+    "modules/test_distributed.py",
+    "strategies/test_overlays.py",
+    "test_cli.py",
+    "test_rollout_cli.py",
+    "models/test_language_model.py",
+    "fuzz/test_fuzz.py",
+    "rollouts/test_verifiers.py",
+    "modules/test_distrl.py",
+    "modules/test_distrl_kill.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # of pytest-xdist: it would begin with the files of most tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {REPOSITORY / "tests" / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +96,10 @@ MICRO = {
 
 @pytest.fixture(scope="session")
 def micro_world(tmp_path_factory: pytest.TempPathFactory) -> ArithmeticWorld:
-    """A world built as users build it: in a process of its own."""
-    world = ArithmeticWorld("small", 7, str(tmp_path_factory.mktemp("worlds")), MICRO)
-    ensure_built(world)
+    """A world built as users build it: in a process of its own, and once for all of pytest's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    world = ArithmeticWorld("small", 7, str(folder / "worlds"), MICRO)
+    with FileLock(folder / "worlds.lock"):
+        ensure_built(world)
     return world
