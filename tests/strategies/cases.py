@@ -98,6 +98,13 @@ class Record(Losses):
         self.share = own / sum(p.numel() for p in weights)
 
 
+def compilation() -> Any:
+    """One process runs as it is what two have traced and differentiated; no code is generated."""
+    if torch.distributed.is_initialized():
+        return torch.compiler.set_stance(force_backend="aot_eager")
+    return torch.compiler.set_stance("force_eager")
+
+
 def run(name: str, folder: Path, *, resume: Path | None = None, **options: Any) -> None:
     """Train, validate and test; the first process writes what came of it to `folder`.
 
@@ -117,14 +124,13 @@ def run(name: str, folder: Path, *, resume: Path | None = None, **options: Any) 
     trainer = quiet_trainer(
         folder, callbacks=callbacks, enable_checkpointing=True, max_steps=steps, max_epochs=-1, **options
     )
-    # what is compiled is traced and differentiated, but no code is generated
-    with torch.compiler.set_stance(force_backend="aot_eager"):
+    with compilation():
         trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else resume / f"{name}.ckpt")
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     state = {key: whole(value.detach()).clone() for key, value in module.trainable_parameters().items()}
     reports: dict[str, Any] = {}
     if name != "sft" and not resume:
-        with torch.compiler.set_stance(force_backend="aot_eager"):
+        with compilation():
             trainer.test(module, datamodule=data, verbose=False)
         reports = {key: json.loads(report_to_json(report)) for key, report in module.test_report.items()}
     if trainer.is_global_zero:
