@@ -186,20 +186,31 @@ def test_products_with_the_head_are_not_rounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "compiled"),
-    [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)],
-    ids=["float32", "bfloat16", "bfloat16 compiled"],
+    ("precision", "options"),
+    [
+        (torch.float32, {}),
+        (torch.bfloat16, {}),
+        (torch.bfloat16, {"compile": True}),
+        (torch.bfloat16, {"compile": True, "gradient_checkpointing": True, "lora": LoRA(r=4)}),
+    ],
+    ids=["float32", "bfloat16", "bfloat16 compiled", "bfloat16 compiled, adapters, recomputed"],
 )
-def test_packed_passes_have_the_numbers_and_gradients_of_padded_ones(precision: torch.dtype, compiled: bool) -> None:
+def test_packed_passes_have_the_numbers_and_gradients_of_padded_ones(
+    precision: torch.dtype, options: dict[str, Any]
+) -> None:
     batch = move_data_to_device(make_batch([90, 140, 50, 110], [30, 60, 10, 100]), "cuda")
+    torch._dynamo.utils.counters.clear()
     found = []
-    for options in ({}, {"attn_implementation": "varlen", "compile": compiled}):
-        model: Any = RandomLanguageModel(config=WIDER, **options).build_model().cuda()
+    for fast in ({}, {"attn_implementation": "varlen", **options}):
+        torch.manual_seed(0)  # of adapters
+        model: Any = RandomLanguageModel(config=WIDER, **{"lora": options.get("lora"), **fast}).build_model().cuda()
         with torch.autocast("cuda", precision, enabled=precision != torch.float32):
             log_probs = response_scores(model, batch, chunk_size=64).log_probs
         log_probs.square().sum().backward()
         gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((log_probs.detach(), gradients))
+    # of blocks, besides those of what is done to logits
+    assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 2) == ("compile" in options)
     bound = 1e-5 if precision == torch.float32 else 2e-2
-    for plain, fast in zip(*found, strict=True):
-        assert float((fast - plain).norm() / plain.norm()) < bound
+    for plain, packed in zip(*found, strict=True):
+        assert float((packed - plain).norm() / plain.norm()) < bound
