@@ -64,7 +64,7 @@ VARIANTS = {
     "Qwen3-8B QLoRA": LARGE,
     "Qwen3-8B QLoRA, fast": LARGE._replace(max_tokens=4, **FAST),
     "Qwen3-8B QLoRA, fast, one pass": LARGE._replace(max_tokens=16, **FAST),
-    "Qwen3-8B QLoRA, no checkpointing, fast": LARGE._replace(checkpointing=False, max_tokens=4, gibibytes=None, **FAST),
+    "Qwen3-8B QLoRA, no checkpointing, fast": LARGE._replace(checkpointing=False, gibibytes=None, **FAST),
     "tiny full": Variant("qwen3-tiny"),
     "tiny full, fast": Variant("qwen3-tiny", **FAST),
     "tiny QLoRA": Variant("qwen3-tiny", quantized=True),
