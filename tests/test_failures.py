@@ -133,6 +133,16 @@ def test_a_word_that_is_no_number_is_said_to_be_so() -> None:
     assert line == 'ipvrm fit: key "optimizer": key "lr": Expected a <class \'float\'>; Given value: abc (see --help)'
 
 
+@pytest.mark.parametrize("prompt", ["You are a tutor: explain", "- be brief"])
+def test_text_that_yaml_reads_as_something_else_is_said_to_be_so(
+    prompt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "configs/ipvrm_qwen.yaml", "--data.system_prompt", prompt, "--print_config"])
+    said = capsys.readouterr().err
+    assert "key \"system_prompt\": expected text: in quotes in a config file; what has ': ' in it" in said
+
+
 def test_windows_is_told_what_to_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(SystemExit) as ended:

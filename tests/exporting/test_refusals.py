@@ -122,7 +122,8 @@ def test_the_callback_refuses_it_before_training(case: str, tmp_path: Path) -> N
 def test_the_callback_lets_a_policy_train(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", IPVRM().describe())
     trainer: Any = SimpleNamespace(log_dir=str(run), is_global_zero=True, checkpoint_callback=object())
-    HFExport().on_fit_start(trainer, LightningModule())
+    HFExport().on_fit_start(trainer, LightningModule())  # no objective, which the ones above refuse
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_the_callback_refuses_a_run_without_config_or_checkpoints(tmp_path: Path) -> None:

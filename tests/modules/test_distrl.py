@@ -255,6 +255,12 @@ def test_a_policy_that_draws_random_numbers_while_it_trains_is_refused_before_it
         run(tmp_path, module(language_model=policy, reward=None, update={"distribution_coef": 0.0}))
 
 
+@pytest.mark.parametrize("wrong", [{"oversampling": 0.9}, {"oversampling": math.nan}, {"max_refills": -1}])
+def test_collecting_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="collecting needs oversampling >= 1"):
+        Collecting(**wrong)
+
+
 def test_oversampling_and_refills_find_the_wanted_number(tmp_path: Path) -> None:
     _, steps = run(tmp_path, module(collecting=Collecting(oversampling=2.0, max_refills=3)))
     assert [step["kept_prompts"] for step in steps] == [4.0, 4.0]
