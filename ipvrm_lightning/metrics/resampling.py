@@ -18,6 +18,20 @@ class Interval(NamedTuple):
     high: float
 
 
+class Resampled(NamedTuple):
+    """A number on the data, and on each resample of its problems or prompts, float64, [R]."""
+
+    value: float
+    draws: Tensor
+
+
+def mean_of(parts: Sequence[Resampled]) -> Resampled:
+    """The plain mean of numbers, on the data and on each resample."""
+    return Resampled(
+        math.fsum(part.value for part in parts) / len(parts), torch.stack([part.draws for part in parts]).mean(0)
+    )
+
+
 def stable_hash(text: str, seed: int = 0) -> int:
     """A 63-bit hash of a text and a seed, the same in every process and on every machine."""
     digest = hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).digest()

@@ -12,10 +12,12 @@ from torch import Tensor
 from ipvrm_lightning.functional.threshold_search import ThresholdSearch, harmonic_mean
 from ipvrm_lightning.metrics.resampling import (
     Interval,
+    Resampled,
     assign_folds,
     basic_interval,
     bootstrap_weights,
     joint_bootstrap_weights,
+    mean_of,
     percentile_interval,
     seed_of,
 )
@@ -29,6 +31,10 @@ from ipvrm_lightning.metrics.step_f1_report import (
 )
 from ipvrm_lightning.types import ScoredSolution
 
+AVERAGE = "average"
+#: Origins of a threshold: fitted to the data, or given.
+CHOSEN = ("oracle", "cross_fitted")
+FIXED = "fixed"
 #: What an average over subsets is the plain mean of.
 _AVERAGED = ("f1", "correct_accuracy", "error_accuracy", "right_answer_accuracy")
 
@@ -66,7 +72,7 @@ class _SubsetJudge:
     ) -> None:
         # a seed of the subset's own: judging another subset beside it changes nothing here
         self.seed = seed_of((name,), settings.seed)
-        self.settings = settings
+        self.settings, self.solutions = settings, solutions
         self.labels = [solution.label for solution in solutions]
         self.has_error = torch.tensor([label >= 0 for label in self.labels])
         answer_is_right = torch.tensor([solution.final_answer_correct is True for solution in solutions])
@@ -80,36 +86,55 @@ class _SubsetJudge:
     def by_origin(self, scores: Sequence[Sequence[float]], fixed: float | None = None) -> dict[str, _Judged]:
         """Judge one scorer with every origin of the threshold."""
         search = ThresholdSearch(scores, self.labels)
-        judged = {"oracle": self._judge(search, search.best(self.everything).threshold, oracle=True)}
-        judged["cross_fitted"] = self._judge(search, self.cross_fit(search))
-        if fixed is not None:
-            judged["fixed"] = self._judge(search, torch.tensor([fixed], dtype=torch.float64))
-        return judged
+        judged = {origin: self._judge(search, origin) for origin in CHOSEN}
+        return judged if fixed is None else {**judged, FIXED: self._judge(search, FIXED, fixed)}
+
+    def resampled(self, protocol: str, origin: str) -> Resampled:
+        """F1 of one protocol, on the data and on each resample of all subsets together."""
+        search = ThresholdSearch([one.step_scores[protocol] for one in self.solutions], self.labels)
+        judged = self._judge(search, origin)
+        return Resampled(judged.result.f1, judged.draws)
 
     def random_floor(self, step_counts: Sequence[int]) -> dict[str, Tensor]:
         """F1 of i.i.d. uniform scores for each random seed, by origin."""
-        found: dict[str, list[Tensor]] = {"oracle": [], "cross_fitted": []}
+        found: dict[str, list[Tensor]] = {origin: [] for origin in CHOSEN}
         for draw in range(self.settings.random_seeds):
             generator = torch.Generator().manual_seed(self.seed + 1 + draw)
             flat = torch.rand(sum(step_counts), generator=generator, dtype=torch.float64)
             search = ThresholdSearch([part.tolist() for part in flat.split(list(step_counts))], self.labels)
-            found["oracle"].append(search.best(self.everything).f1[0])
-            found["cross_fitted"].append(self._f1(self._right(search, self.cross_fit(search)), self.everything)[0])
+            for origin, values in found.items():
+                values.append(self._f1(self._right(search, self.thresholds(search, origin)), self.everything)[0])
         return {origin: torch.stack(values) for origin, values in found.items()}
 
-    def cross_fit(self, search: ThresholdSearch) -> Tensor:
-        """The threshold of each solution that is best on the problems of other folds, [n]."""
-        folds = torch.arange(int(self.fold_of.max()) + 1)
-        others = (self.fold_of != folds[:, None]).double()
-        return search.best(others).threshold[self.fold_of]
+    def thresholds(
+        self, search: ThresholdSearch, origin: str, weights: Tensor | None = None, fixed: float = math.nan
+    ) -> Tensor:
+        """The threshold of each solution, [R, n], or [R, 1] where all have the same: on the data, or on resamples.
 
-    def _judge(self, search: ThresholdSearch, thresholds: Tensor, *, oracle: bool = False) -> _Judged:
-        right = self._right(search, thresholds)
+        Args:
+            search: of the scorer.
+            origin: of the threshold.
+            weights: of the solutions in each resample, [R, n]; None for the data, R = 1.
+            fixed: the threshold that is given.
+        """
+        weights = self.everything if weights is None else weights
+        if origin == FIXED:
+            return weights.new_full((1, 1), fixed)
+        if origin == "oracle":
+            return search.best(weights).threshold[:, None]
+        found = torch.empty_like(weights)
+        for fold in range(int(self.fold_of.max()) + 1):
+            own = self.fold_of == fold
+            found[:, own] = search.best(weights * ~own).threshold[:, None]
+        return found
 
+    def _judge(self, search: ThresholdSearch, origin: str, fixed: float = math.nan) -> _Judged:
         def resampled(weights: Tensor) -> Tensor:
-            # an oracle threshold is fitted anew on each resample, as it was on the data
-            return search.best(weights).f1 if oracle else self._f1(right, weights)
+            # a threshold that was fitted to the data is fitted anew to each resample
+            return self._f1(self._right(search, self.thresholds(search, origin, weights, fixed)), weights)
 
+        thresholds = self.thresholds(search, origin, fixed=fixed)
+        (right,) = self._right(search, thresholds)
         f1, draws = float(self._f1(right, self.everything)), resampled(self.weights)
         result = ThresholdedResult(
             f1=f1,
@@ -117,12 +142,12 @@ class _SubsetJudge:
             correct_accuracy=float(right[~self.has_error].mean()),
             error_accuracy=float(right[self.has_error].mean()),
             right_answer_accuracy=float(right[self.right_answer_with_error].mean()),
-            f1_interval=_interval(f1, draws, self.settings.confidence, oracle=oracle),
+            f1_interval=_interval(f1, draws, self.settings.confidence, oracle=origin == "oracle"),
         )
         return _Judged(result, draws if self.together is self.weights else resampled(self.together))
 
     def _right(self, search: ThresholdSearch, thresholds: Tensor) -> Tensor:
-        """1 where a solution is judged right, else 0; NaN where no other problem gave it a threshold, float64, [n]."""
+        """1 where a solution is judged right, else 0, float64, [R, n]; NaN where no other problem gave a threshold."""
         return torch.where(thresholds.isnan(), math.nan, search.right_at(thresholds).double())
 
     def _f1(self, right: Tensor, weights: Tensor) -> Tensor:
@@ -149,11 +174,10 @@ def thresholds_of_solutions(
         scores = [one.step_scores[protocol] for one in solutions]
         search = ThresholdSearch(scores, judge.labels)
         chosen[protocol] = {
-            "oracle": search.best(judge.everything).threshold.tolist() * len(solutions),
-            "cross_fitted": judge.cross_fit(search).tolist(),
+            origin: judge.thresholds(search, origin).expand(1, len(solutions))[0].tolist() for origin in CHOSEN
         }
         if (fixed := settings.fixed_for(protocol)) is not None:
-            chosen[protocol]["fixed"] = [fixed] * len(solutions)
+            chosen[protocol][FIXED] = [fixed] * len(solutions)
     return chosen
 
 
@@ -171,10 +195,8 @@ def _results(judged: Mapping[str, _Judged]) -> dict[str, ThresholdedResult]:
     return {origin: one.result for origin, one in judged.items()}
 
 
-def _judge_subset(
-    name: str, solutions: Sequence[ScoredSolution], settings: JudgeSettings, together: Tensor | None
-) -> _JudgedSubset:
-    judge = _SubsetJudge(name, solutions, settings, together)
+def _judge_subset(judge: _SubsetJudge) -> _JudgedSubset:
+    solutions, settings = judge.solutions, judge.settings
     protocols = {
         protocol: judge.by_origin([one.step_scores[protocol] for one in solutions], settings.fixed_for(protocol))
         for protocol in solutions[0].step_scores
@@ -202,7 +224,7 @@ def _mean_over_subsets(parts: Sequence[Mapping[str, _Judged]], confidence: float
         draws = torch.stack([part[origin].draws for part in parts]).mean(0)
         averaged[origin] = ThresholdedResult(
             **means,
-            threshold=results[0].threshold if origin == "fixed" else math.nan,
+            threshold=results[0].threshold if origin == FIXED else math.nan,
             f1_interval=_interval(means["f1"], draws, confidence, oracle=origin == "oracle"),
         )
     return averaged
@@ -220,10 +242,7 @@ def _average(subsets: Sequence[_JudgedSubset], settings: JudgeSettings) -> Subse
             for protocol in subsets[0].protocols
         },
         random=_random_floor(
-            {
-                origin: torch.stack([subset.random_f1[origin] for subset in subsets]).mean(0)
-                for origin in ("oracle", "cross_fitted")
-            }
+            {origin: torch.stack([subset.random_f1[origin] for subset in subsets]).mean(0) for origin in CHOSEN}
         ),
         longest_step=_mean_over_subsets([subset.longest_step for subset in subsets], settings.confidence),
     )
@@ -241,6 +260,37 @@ def judge_solutions(solutions: Iterable[ScoredSolution], settings: JudgeSettings
             threshold for a protocol that is not there.
     """
     settings = settings or JudgeSettings()
+    judged = {name: _judge_subset(judge) for name, judge in _subset_judges(solutions, settings).items()}
+    return StepF1Report(
+        subsets={name: one.report for name, one in judged.items()},
+        average=_average(list(judged.values()), settings),
+        settings=settings,
+    )
+
+
+def f1_on_resamples(
+    solutions: Iterable[ScoredSolution], settings: JudgeSettings, *, protocol: str, origin: str
+) -> dict[str, Resampled]:
+    """Step F1 of each subset on the data and on resamples of its problems; of several, their average too.
+
+    Problems and settings alone decide the resamples: those of two models are the same, number by number, where both
+    were judged on the same solutions.
+
+    Args:
+        solutions: what to judge, in any order.
+        settings: how.
+        protocol: of step scores.
+        origin: of the threshold, `oracle` or `cross_fitted`; chosen anew on each resample.
+
+    Raises:
+        ValueError: as `judge_solutions`.
+    """
+    judges = _subset_judges(solutions, settings)
+    found = {name: judge.resampled(protocol, origin) for name, judge in judges.items()}
+    return found | ({AVERAGE: mean_of(list(found.values()))} if len(found) > 1 else {})
+
+
+def _subset_judges(solutions: Iterable[ScoredSolution], settings: JudgeSettings) -> dict[str, _SubsetJudge]:
     ordered = in_stable_order(solutions)
     if not ordered:
         raise ValueError("no scored solutions to judge")
@@ -260,9 +310,4 @@ def judge_solutions(solutions: Iterable[ScoredSolution], settings: JudgeSettings
         parts.setdefault(solution.subset, []).append(solution)
     keys = {name: [one.resampled_as for one in part] for name, part in parts.items()}
     together = joint_bootstrap_weights(keys, resamples=settings.resamples, seed=settings.seed)
-    judged = {name: _judge_subset(name, part, settings, together.get(name)) for name, part in parts.items()}
-    return StepF1Report(
-        subsets={name: one.report for name, one in judged.items()},
-        average=_average(list(judged.values()), settings),
-        settings=settings,
-    )
+    return {name: _SubsetJudge(name, part, settings, together.get(name)) for name, part in parts.items()}

@@ -70,9 +70,8 @@ class ThresholdedResult:
         correct_accuracy: share of solutions without an error in which none is found.
         error_accuracy: share of solutions with an error in which exactly the first wrong step is found.
         right_answer_accuracy: `error_accuracy` on those solutions whose final answer is right all the same.
-        f1_interval: bootstrap interval of `f1` over problems. An oracle threshold is chosen anew on each resample, and
-            its percentiles are mirrored at `f1`, which errs upward; other thresholds stay as they are and have
-            percentiles.
+        f1_interval: bootstrap interval of `f1` over problems: percentiles, mirrored at `f1` for an oracle threshold,
+            whose F1 errs upward. Oracle and cross-fitted thresholds are chosen anew on each resample.
     """
 
     f1: float

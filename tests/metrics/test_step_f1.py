@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from ipvrm_lightning.functional import best_threshold, first_error
+from ipvrm_lightning.functional import StepF1Result, best_threshold, first_error
 from ipvrm_lightning.metrics import JudgeSettings, StepF1, StepF1Report, judge_solutions, recompute, report_to_json
-from ipvrm_lightning.metrics.resampling import bootstrap_weights, seed_of
+from ipvrm_lightning.metrics.resampling import assign_folds, bootstrap_weights, seed_of
 from ipvrm_lightning.metrics.score_file import write_scores
 from ipvrm_lightning.metrics.step_f1_judge import thresholds_of_solutions
 from ipvrm_lightning.types import ScoredSolution
@@ -73,19 +73,24 @@ def test_thresholds_of_solutions_are_those_they_were_judged_by(make_solutions: M
 
 
 def test_intervals_are_of_problems_drawn_anew(make_solutions: Make) -> None:
-    """Percentiles, and mirrored ones for the best threshold, which is sought in each resample."""
+    """Percentiles, mirrored ones for the best threshold; what was fitted to the data is fitted to each resample."""
     solutions = sorted(make_solutions(60, subsets=("only",)), key=lambda one: one.id)
     settings = JudgeSettings(resamples=20, random_seeds=2, confidence=0.8, fixed_threshold=-0.25)
     results = judge_solutions(solutions, settings).subsets["only"].protocols["step_sum"]
-    thresholds = thresholds_of_solutions("only", solutions, settings)["step_sum"]
     scores, labels = [one.step_scores["step_sum"] for one in solutions], [one.label for one in solutions]
-    weights = bootstrap_weights([one.problem for one in solutions], resamples=20, seed=seed_of(("only",), 0)).long()
+    problems, seed = [one.problem for one in solutions], seed_of(("only",), 0)
+    folds = assign_folds(problems, folds=settings.folds, seed=seed).tolist()
     draws: dict[str, list[float]] = {origin: [] for origin in results}
-    for resample in weights.tolist():
+    for resample in bootstrap_weights(problems, resamples=20, seed=seed).long().tolist():
         rows = [row for row, times in enumerate(resample) for _ in range(times)]
-        draws["oracle"].append(best_threshold([scores[row] for row in rows], [labels[row] for row in rows]).f1)
-        for origin in ("cross_fitted", "fixed"):
-            hits = [(labels[row] < 0, first_error(scores[row], thresholds[origin][row]) == labels[row]) for row in rows]
+
+        def best(rows: list[int]) -> StepF1Result:
+            return best_threshold([scores[row] for row in rows], [labels[row] for row in rows])
+
+        draws["oracle"].append(best(rows).f1)
+        of_others = {fold: best([row for row in rows if folds[row] != fold]).threshold for fold in set(folds)}
+        for origin, chosen in (("cross_fitted", of_others), ("fixed", dict.fromkeys(of_others, -0.25))):
+            hits = [(labels[row] < 0, first_error(scores[row], chosen[folds[row]]) == labels[row]) for row in rows]
             passed, found = ([hit for right, hit in hits if right == wanted] for wanted in (True, False))
             draws[origin].append(harmonic_mean([sum(passed) / len(passed), sum(found) / len(found)]))
     for origin, result in results.items():
