@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "pretrained",
     },
     "reporting": {"functional", "types", "metrics", "failures", "whole_files"},
-    "comparing": {"failures", "score_cli"},
+    "comparing": {"failures", "metrics", "score_cli"},
     "worlds": {"functional", "types", "objectives", "metrics", "models", "rollouts", "modules", "data", "permissions"},
     "scoring": {
         "append_only",

@@ -176,7 +176,8 @@ print(f"{'longest step (floor)':<28}{100 * longest['oracle'].f1:8.1f}{100 * long
 #
 # - Compare scorers in **one** protocol that was fixed beforehand, at the cross-fitted threshold.
 # - Overlapping intervals: no difference has been shown. On the same solutions a paired comparison is sharper: count
-#   those that one scorer gets right and the other wrong. The raw scores are in `scores_*.jsonl`.
+#   those that one scorer gets right and the other wrong. The raw scores are in `scores_*.jsonl`. For runs of `ipvrm
+#   test`, `ipvrm compare RUN RUN --against RUN` gives the difference with a paired interval.
 # - Below the longest-step floor: the scorer has not been shown to know more than how long a step is. With
 #   ProcessBench that floor is 36.2 / 28.1 / 30.1 (gsm8k / math / olympiadbench, oracle).
 # - Published numbers use the oracle threshold. Put them beside the first column, never beside the second.

@@ -31,6 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="one row for each value of this key of the runs' configs, such as model.optimizer.lr; may be repeated "
         "(default: all settings in which the runs differ, but for seeds and places of files)",
     )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="RUN",
+        help="show what the other rows differ by from the row of this run, with paired intervals",
+    )
     parser.add_argument("--protocol", choices=PROTOCOLS, default="step_sum", help="of step scores (default: step_sum)")
     parser.add_argument(
         "--threshold", choices=ORIGINS, default="cross_fitted", help="its origin (default: cross_fitted)"
@@ -56,7 +62,11 @@ def main(arguments: list[str]) -> None:
     from ipvrm_lightning.comparing.output import print_tables, to_csv, to_json
     from ipvrm_lightning.comparing.runs import find_runs
 
-    found = compare(find_runs(chosen.runs), Choice(chosen.protocol, chosen.threshold), by=chosen.by)
+    runs = find_runs(chosen.runs)
+    against = [] if chosen.against is None else find_runs([chosen.against])
+    given = {run.path.resolve() for run in runs}
+    runs += [run for run in against if run.path.resolve() not in given]
+    found = compare(runs, Choice(chosen.protocol, chosen.threshold), by=chosen.by, against=against)
     if chosen.format == "table":
         print_tables(found)
     else:

@@ -42,11 +42,13 @@ class Group(NamedTuple):
         values: of the settings that groups are made by.
         runs: in the order given.
         cells: by measure.
+        differences: from the baseline, where one was named and this is not it; by measure.
     """
 
     values: list[Any]
     runs: list[Run]
     cells: dict[Column, Cell]
+    differences: dict[Column, Measured]
 
 
 class Comparison(NamedTuple):
@@ -56,6 +58,7 @@ class Comparison(NamedTuple):
         choice: of step F1.
         by: keys that groups are made by.
         groups: in the order of their values.
+        baseline: the group that differences are from; None where none was named.
         floors: row to measure to number.
         pooled: settings in which runs of a group differ.
         confounded: settings in which groups differ as well, beside those that they are made by.
@@ -65,23 +68,26 @@ class Comparison(NamedTuple):
     choice: Choice
     by: list[str]
     groups: list[Group]
+    baseline: Group | None
     floors: dict[str, dict[Column, float]]
     pooled: list[str]
     confounded: list[str]
     notes: list[str]
 
 
-def compare(runs: Sequence[Run], choice: Choice, *, by: Sequence[str] = ()) -> Comparison:
+def compare(runs: Sequence[Run], choice: Choice, *, by: Sequence[str] = (), against: Sequence[Run] = ()) -> Comparison:
     """Group runs and summarise each group.
 
     Args:
         runs: at least one.
         choice: of step F1.
         by: settings as a user names them; those that tell the runs apart if none.
+        against: those of the runs whose group the other groups are compared with; none for no differences.
 
     Raises:
+        FileNotFoundError: the raw scores that differences are taken from are not there.
         ValueError: reports that cannot be read, were made on different data, or are of one trained model twice; or a
-            setting that there is not.
+            setting that there is not; or `against` are runs of several groups, or of the only one.
     """
     found = _measures_of_same_data(runs, choice)
     settings = [run.settings for run in runs]
@@ -90,21 +96,40 @@ def compare(runs: Sequence[Run], choice: Choice, *, by: Sequence[str] = ()) -> C
     for index, one in enumerate(settings):
         members.setdefault(tuple(one.get(key) for key in keys), []).append(index)
     groups = [
-        Group(list(values), [runs[index] for index in indices], _cells([found[index] for index in indices]))
+        Group(list(values), [runs[index] for index in indices], _cells([found[index] for index in indices]), {})
         for values, indices in sorted(members.items(), key=lambda item: [_rank(value) for value in item[0]])
     ]
     for group in groups:
         _check_own_training(group.runs)
     pooled = differing_within([run.settings for run in group.runs] for group in groups)
+    baseline = _baseline(groups, against) if against else None
+    if baseline is not None:
+        from ipvrm_lightning.comparing.differences import differences  # needs torch, and the tables alone do not
+
+        others = [group for group in groups if group is not baseline]
+        less = differences([group.runs for group in others], baseline.runs, choice)
+        changed = iter(group._replace(differences=one) for group, one in zip(others, less, strict=True))
+        groups = [group if group is baseline else next(changed) for group in groups]
     return Comparison(
         choice=choice,
         by=keys,
         groups=groups,
+        baseline=baseline,
         floors=floors(runs[0].reports, choice),
         pooled=pooled,
         confounded=[name for name in differing_as_well(settings, keys) if name not in pooled],
         notes=[*(run.note for run in runs if run.note), *_same_numbers(runs)],
     )
+
+
+def _baseline(groups: Sequence[Group], against: Sequence[Run]) -> Group:
+    paths = {run.path.resolve() for run in against}
+    found = [group for group in groups if any(run.path.resolve() in paths for run in group.runs)]
+    if len(found) > 1:
+        raise ValueError(f"--against {against[0].path.parent.parent}: its runs are in {len(found)} rows: name one run")
+    if len(groups) == 1:
+        raise ValueError(f"--against {against[0].path}: all runs are in its row, and there is no other")
+    return found[0]
 
 
 def _measures_of_same_data(runs: Sequence[Run], choice: Choice) -> list[dict[Column, Measured]]:

@@ -52,6 +52,8 @@ TITLES = {
     "avg_at_k": "avg@k by data source",
     "pass_at_k": "pass@k over all prompts",
 }
+ALL_PROMPTS = "all prompts"
+MEAN_OF_SOURCES = "mean of sources"
 RANDOM_SCORES = "random scores (floor)"
 LONGEST_STEP = "longest step (floor)"
 _FINAL, _LUCK, _ANY = "final_value", "pass@1", "oracle"
@@ -95,7 +97,7 @@ def measures(reports: Mapping[str, Any], choice: Choice) -> dict[Column, Measure
     if "average_at_k" in reports:
         policy = reports["average_at_k"]
         sources = policy["sources"] if len(policy["sources"]) > 1 else {}
-        means = {"all prompts": policy["micro"], **({"mean of sources": policy["macro"]} if sources else {})}
+        means = {ALL_PROMPTS: policy["micro"], **({MEAN_OF_SOURCES: policy["macro"]} if sources else {})}
         for name, result in {**sources, **means}.items():
             found[Column("avg_at_k", name)] = _measured(result["average"]["share"], result["average"]["interval"])
         for k, result in policy["micro"]["pass_at"].items():

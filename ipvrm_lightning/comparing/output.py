@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -14,14 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ipvrm_lightning.comparing.comparison import Cell, Comparison
-from ipvrm_lightning.comparing.measures import TITLES, Column
+from ipvrm_lightning.comparing.comparison import Cell, Comparison, Group
+from ipvrm_lightning.comparing.measures import TITLES, Column, Measured
 from ipvrm_lightning.comparing.settings import plain_name, short_names
 
 _ORIGINS = {
     "cross_fitted": "cross-fitted (chosen on other problems: what a user gets)",
     "oracle": "oracle (best on the same solutions, as papers report)",
 }
+_UNKNOWN = Measured(math.nan)
 
 
 def print_tables(comparison: Comparison) -> None:
@@ -55,18 +56,48 @@ def _header(comparison: Comparison) -> Iterator[str]:
         yield f"Runs of one row differ in {', '.join(comparison.pooled)}."
     if comparison.confounded:
         yield f"Rows differ in {', '.join(comparison.confounded)}, too."
+    if comparison.baseline is not None:
+        yield (
+            "Differences: in points, with 95 % bootstrap intervals over problems or prompts, both rows on the same ones"
+            + (", and over the runs of a row." if max(sizes) > 1 else "; another training is not in them.")
+        )
 
 
 def _tables(comparison: Comparison) -> list[Table]:
-    """A table for each kind of report: a row for each group, then the floors."""
-    columns = _columns(comparison)
-    by_table = {name: [column for column in columns if column.table == name] for name in TITLES}
-    return [_table(name, shown, comparison) for name, shown in by_table.items() if shown]
+    """A table for each kind of report: a row for each group, then the floors; and those of differences."""
+    baseline, groups = comparison.baseline, comparison.groups
+    shown = [
+        _table(TITLES[name], columns, comparison, groups, _value_cells, comparison.floors)
+        for name, columns in _by_table(_columns(comparison))
+    ]
+    if baseline is not None:
+        others = [group for group in groups if group is not baseline]
+        names = short_names(comparison.by)
+        of = zip(comparison.by, baseline.values, strict=True)
+        less = escape(", ".join(f"{names[key]} = {_value_text(key, value)}" for key, value in of))
+        shown += [
+            _table(f"{TITLES[name]}: difference from {less}", columns, comparison, others, _difference_cells, {})
+            for name, columns in _by_table(list(others[0].differences))
+        ]
+    return shown
 
 
-def _table(name: str, columns: Sequence[Column], comparison: Comparison) -> Table:
+def _by_table(columns: Sequence[Column]) -> Iterator[tuple[str, list[Column]]]:
+    for name in TITLES:
+        if found := [column for column in columns if column.table == name]:
+            yield name, found
+
+
+def _table(
+    title: str,
+    columns: Sequence[Column],
+    comparison: Comparison,
+    groups: Sequence[Group],
+    cells_of: Callable[[Group, Sequence[Column]], list[str]],
+    floors: Mapping[str, Mapping[Column, float]],
+) -> Table:
     table = Table(
-        title=TITLES[name],
+        title=title,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -77,18 +108,31 @@ def _table(name: str, columns: Sequence[Column], comparison: Comparison) -> Tabl
         table.add_column(escape(heading), overflow="fold")
     for heading in ("runs", *(column.name for column in columns)):
         table.add_column(escape(heading), justify="right", no_wrap=True)
-    for group in comparison.groups:
+    for group in groups:
         settings = [escape(_value_text(key, value)) for key, value in zip(comparison.by, group.values, strict=True)]
-        cells = [_cell_text(group.cells[column], is_share=column.is_share) for column in columns]
-        table.add_row(*settings, str(len(group.runs)), *cells)
+        table.add_row(*settings, str(len(group.runs)), *cells_of(group, columns))
     table.add_section()
-    for row, found in comparison.floors.items():
+    for row, found in floors.items():
         numbers = [_number_text(found[one], is_share=one.is_share) if one in found else "" for one in columns]
         if any(numbers):
             table.add_row(row, *[""] * len(comparison.by), *numbers)
     for column in table.columns[len(comparison.by) :]:
         column.min_width = max(len(line) for text in (column.header, *column.cells) for line in str(text).split("\n"))
     return table
+
+
+def _value_cells(group: Group, columns: Sequence[Column]) -> list[str]:
+    return [_cell_text(group.cells[column], is_share=column.is_share) for column in columns]
+
+
+def _difference_cells(group: Group, columns: Sequence[Column]) -> list[str]:
+    return [_difference_text(group.differences[column]) for column in columns]
+
+
+def _difference_text(found: Measured) -> str:
+    """Percentage points with their interval below."""
+    value, low, high = (f"{100 * number:+.1f}" for number in found)
+    return "-" if math.isnan(found.value) else f"{value}\n[{low}, {high}]"
 
 
 def _cell_text(cell: Cell, *, is_share: bool) -> str:
@@ -118,6 +162,7 @@ def _value_text(key: str, value: Any) -> str:
 
 def to_json(comparison: Comparison) -> str:
     """The comparison as indented JSON; shares between 0 and 1, null where unknown."""
+    baseline = comparison.baseline
     plain = {
         "protocol": comparison.choice.protocol,
         "threshold": comparison.choice.threshold,
@@ -125,14 +170,13 @@ def to_json(comparison: Comparison) -> str:
         "runs_differ_in": comparison.pooled,
         "groups_differ_in_too": comparison.confounded,
         "notes": comparison.notes,
+        "against": None if baseline is None else dict(zip(comparison.by, baseline.values, strict=True)),
         "groups": [
             {
                 "settings": dict(zip(comparison.by, group.values, strict=True)),
                 "runs": [str(run.path) for run in group.runs],
-                "measures": {
-                    column.key: {name: _known(value) for name, value in cell._asdict().items()}
-                    for column, cell in group.cells.items()
-                },
+                "measures": _plain(group.cells),
+                **({"differences": _plain(group.differences)} if group.differences else {}),
             }
             for group in comparison.groups
         ],
@@ -145,20 +189,31 @@ def to_json(comparison: Comparison) -> str:
     return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def _plain(numbers: Mapping[Column, Cell | Measured]) -> dict[str, dict[str, float | None]]:
+    return {
+        column.key: {name: _known(value) for name, value in found._asdict().items()}
+        for column, found in numbers.items()
+    }
+
+
 def to_csv(comparison: Comparison) -> str:
     """The comparison as one wide table, floors last; shares between 0 and 1, empty where unknown."""
     columns = _columns(comparison)
+    less = list(dict.fromkeys(column for group in comparison.groups for column in group.differences))
     settings = [plain_name(key) for key in comparison.by]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     numbers = [f"{column.key}{end}" for column in columns for end in ("", " spread", " low", " high")]
+    numbers += [f"{column.key} difference{end}" for column in less for end in ("", " low", " high")]
     writer.writerow(["floor", *settings, "runs", "protocol", "threshold", *numbers])
     for group in comparison.groups:
         cells = [_known(value) for column in columns for value in group.cells[column]]
+        cells += [_known(value) for column in less for value in group.differences.get(column, _UNKNOWN)]
         writer.writerow([None, *group.values, len(group.runs), *comparison.choice, *cells])
     for row, found in comparison.floors.items():
         if found:
             cells = [value for one in columns for value in (found.get(one), None, None, None)]
+            cells += [None] * 3 * len(less)
             writer.writerow([row, *[None] * len(settings), None, *comparison.choice, *cells])
     return out.getvalue()
 

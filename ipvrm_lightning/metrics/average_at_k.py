@@ -14,7 +14,14 @@ from torch import Tensor
 from ipvrm_lightning.functional.best_of_n import oracle
 from ipvrm_lightning.functional.masking import check_outcomes
 from ipvrm_lightning.metrics.records import RecordMetric
-from ipvrm_lightning.metrics.resampling import Interval, bootstrap_weights, percentile_interval, seed_of
+from ipvrm_lightning.metrics.resampling import (
+    Interval,
+    Resampled,
+    bootstrap_weights,
+    mean_of,
+    percentile_interval,
+    seed_of,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -116,11 +123,26 @@ class _Prompt(NamedTuple):
 
 
 class _Estimate(NamedTuple):
-    """A mean over prompts and the same mean on each bootstrap resample, [R]."""
+    """A mean over prompts, on the data and on resamples, and how many prompts count."""
 
-    mean: float
-    draws: Tensor
+    share: Resampled
     prompts: int
+
+
+class SharesOnResamples(NamedTuple):
+    """What is a mean over prompts, on the data and on resamples of the prompts.
+
+    Args:
+        sources: data source to avg@k.
+        micro: avg@k over all prompts.
+        macro: mean of the sources' avg@k.
+        pass_at: k to pass@k over all prompts.
+    """
+
+    sources: dict[str, Resampled]
+    micro: Resampled
+    macro: Resampled
+    pass_at: dict[int, Resampled]
 
 
 class AverageAtK(RecordMetric):
@@ -185,15 +207,26 @@ class AverageAtK(RecordMetric):
             ValueError: no responses.
         """
         prompts = _by_prompt(self.read_lines())
-        sources: dict[str, list[_Prompt]] = {}
-        for prompt in prompts:
-            sources.setdefault(prompt.source, []).append(prompt)
-        most = max(len(prompt.outcomes) for prompt in prompts)
-        tries = [2**power for power in range(most.bit_length())]
+        sources, tries = _by_source(prompts), _tries(prompts)
         return AverageAtKReport(
             sources={name: self._source(group, tries) for name, group in sources.items()},
             micro=self._source(prompts, tries),
             macro=self._macro(list(sources.values()), tries),
+        )
+
+    def on_resamples(self) -> SharesOnResamples:
+        """The shares on resamples of the prompts; those of two policies are the same where their prompts are.
+
+        Raises:
+            ValueError: no responses.
+        """
+        prompts = _by_prompt(self.read_lines())
+        sources = {name: self._average(group).share for name, group in _by_source(prompts).items()}
+        return SharesOnResamples(
+            sources=sources,
+            micro=self._average(prompts).share,
+            macro=mean_of(list(sources.values())),
+            pass_at={k: self._pass_at(prompts, k).share for k in _tries(prompts)},
         )
 
     def _source(self, prompts: list[_Prompt], tries: list[int]) -> SourceResult:
@@ -205,7 +238,7 @@ class AverageAtK(RecordMetric):
             responses=sum(sizes),
             min_responses=min(sizes),
             max_responses=max(sizes),
-            average=self._result(self._estimate(prompts, 1, _Prompt.average)),
+            average=self._result(self._average(prompts)),
             pass_at={k: self._result(self._pass_at(prompts, k)) for k in tries},
             cut_off=1 - _mean(ended),
             mean_length=_mean(lengths),
@@ -214,9 +247,12 @@ class AverageAtK(RecordMetric):
     def _macro(self, sources: list[list[_Prompt]], tries: list[int]) -> MacroResult:
         return MacroResult(
             sources=len(sources),
-            average=self._result(_mean_of([self._estimate(prompts, 1, _Prompt.average) for prompts in sources])),
+            average=self._result(_mean_of([self._average(prompts) for prompts in sources])),
             pass_at={k: self._result(_mean_of([self._pass_at(prompts, k) for prompts in sources])) for k in tries},
         )
+
+    def _average(self, prompts: list[_Prompt]) -> _Estimate:
+        return self._estimate(prompts, 1, _Prompt.average)
 
     def _pass_at(self, prompts: list[_Prompt], k: int) -> _Estimate:
         return self._estimate(prompts, k, lambda prompt: prompt.pass_at(k))
@@ -224,16 +260,17 @@ class AverageAtK(RecordMetric):
     def _estimate(self, prompts: list[_Prompt], k: int, function: Callable[[_Prompt], float]) -> _Estimate:
         enough = [prompt for prompt in prompts if len(prompt.outcomes) >= k]
         if not enough:
-            return _Estimate(math.nan, torch.full((self.resamples,), math.nan, dtype=torch.float64), 0)
+            return _Estimate(Resampled(math.nan, torch.full((self.resamples,), math.nan, dtype=torch.float64)), 0)
         values = torch.tensor([function(prompt) for prompt in enough], dtype=torch.float64)
         keys = [f"{prompt.source}\n{prompt.key}" for prompt in enough]
         # sources draw independently of each other, so that a mean over them has the interval it should
         seed = seed_of(sorted({prompt.source for prompt in enough}), self.seed)
         weights = bootstrap_weights(keys, resamples=self.resamples, seed=seed)
-        return _Estimate(float(values.mean()), (weights * values).mean(1), len(enough))
+        return _Estimate(Resampled(float(values.mean()), (weights * values).mean(1)), len(enough))
 
     def _result(self, estimate: _Estimate) -> ShareResult:
-        return ShareResult(estimate.mean, percentile_interval(estimate.draws, self.confidence), estimate.prompts)
+        value, draws = estimate.share
+        return ShareResult(value, percentile_interval(draws, self.confidence), estimate.prompts)
 
 
 def _mean(values: Sequence[float | None]) -> float:
@@ -243,10 +280,21 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def _mean_of(estimates: list[_Estimate]) -> _Estimate:
     return _Estimate(
-        math.fsum(estimate.mean for estimate in estimates) / len(estimates),
-        torch.stack([estimate.draws for estimate in estimates]).mean(0),
-        sum(estimate.prompts for estimate in estimates),
+        mean_of([estimate.share for estimate in estimates]), sum(estimate.prompts for estimate in estimates)
     )
+
+
+def _by_source(prompts: Sequence[_Prompt]) -> dict[str, list[_Prompt]]:
+    sources: dict[str, list[_Prompt]] = {}
+    for prompt in prompts:
+        sources.setdefault(prompt.source, []).append(prompt)
+    return sources
+
+
+def _tries(prompts: Sequence[_Prompt]) -> list[int]:
+    """1, 2, 4, ... up to the most responses of a prompt."""
+    most = max(len(prompt.outcomes) for prompt in prompts)
+    return [2**power for power in range(most.bit_length())]
 
 
 def _by_prompt(lines: Sequence[str]) -> list[_Prompt]:

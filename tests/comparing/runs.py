@@ -27,10 +27,10 @@ DPORM = {"class_path": "ipvrm_lightning.objectives.DPORM", "init_args": {"beta":
 IMPLICIT = {"class_path": "ipvrm_lightning.objectives.ImplicitPRM", "init_args": {"beta": 0.05}}
 
 
-def reward_reports(
-    noise: int, *, data: int = 0, count: int = 40, subsets: Sequence[str] = ("alpha", "beta"), sizes: Any = (2, 4)
-) -> dict[str, Any]:
-    """What a reward model's test run holds: `data` makes solutions and rollouts, `noise` what a model says of them."""
+def solutions_of(
+    noise: int, *, data: int = 0, count: int = 40, subsets: Sequence[str] = ("alpha", "beta")
+) -> list[ScoredSolution]:
+    """Scored solutions: `data` makes the solutions, `noise` what a model says of their steps."""
     draw, say = random.Random(data), random.Random(noise)
     solutions = []
     for index in range(count):
@@ -43,6 +43,13 @@ def reward_reports(
         solutions.append(
             ScoredSolution(f"{index}", subset, f"problem {index // 3}", label, by_protocol, lengths, label < 0, 0.0)
         )
+    return solutions
+
+
+def reward_reports(noise: int, *, data: int = 0, sizes: Any = (2, 4), **of_solutions: Any) -> dict[str, Any]:
+    """What a reward model's test run holds: `data` makes solutions and rollouts, `noise` what a model says of them."""
+    solutions = solutions_of(noise, data=data, **of_solutions)
+    draw, say = random.Random(data), random.Random(noise)
     outcomes = torch.tensor([float(draw.random() < 0.5) for _ in range(24)])
     values = torch.tensor([[say.gauss(float(one) - 0.5, 1.0) for _ in range(4)] for one in outcomes])
     best, calibration = BestOfN(sizes=sizes, resamples=20), PrefixCalibration()
@@ -55,13 +62,25 @@ def reward_reports(
     }
 
 
-def policy_reports(noise: int, *, prompts: int = 10, k: int = 4) -> dict[str, Any]:
-    """What a policy's test run holds."""
+def responses_of(noise: int, *, prompts: int = 10, k: int = 4) -> list[dict[str, Any]]:
+    """What a policy answered to prompts of two sources, k times each: lines of `responses.jsonl`."""
     say = random.Random(noise)
+    return [
+        {
+            "id": f"p{number}",
+            "data_source": "gsm8k" if number < prompts // 2 else "math",
+            "scores": [int(say.random() < 0.4) for _ in range(k)],
+        }
+        for number in range(prompts)
+    ]
+
+
+def policy_reports(noise: int, **of_responses: Any) -> dict[str, Any]:
+    """What a policy's test run holds."""
     metric = AverageAtK(resamples=20)
-    names = [f"p{index // k}" for index in range(prompts * k)]
-    sources = ["gsm8k" if index < prompts * k // 2 else "math" for index in range(prompts * k)]
-    metric.update(torch.tensor([float(say.random() < 0.4) for _ in names]), names, sources)
+    for one in responses_of(noise, **of_responses):
+        count = len(one["scores"])
+        metric.update(torch.tensor(one["scores"]), [one["id"]] * count, [one["data_source"]] * count)
     return {"average_at_k": plain_report(metric.compute())}
 
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,22 @@ import pytest
 import yaml
 
 from ipvrm_lightning.cli import main
+from ipvrm_lightning.functional import best_threshold, first_error
+from ipvrm_lightning.metrics import write_scores
+from ipvrm_lightning.metrics.resampling import assign_folds, joint_bootstrap_weights, seed_of
+from ipvrm_lightning.types import ScoredSolution
 
 from .runs import (
     DPORM,
     IMPLICIT,
     IPVRM,
+    SETTINGS,
     config,
     policy_reports,
+    responses_of,
     reward_model,
     reward_reports,
+    solutions_of,
     write_run,
 )
 
@@ -413,6 +422,135 @@ def test_paths_and_settings_that_there_are_not(study: Path, capsys: pytest.Captu
     assert_refused(capsys, [str(study), "--by", "class_path"], "--by class_path: no run has such a setting")
     assert_refused(capsys, [], "RUN", status=2)
     assert_refused(capsys, [str(study), "--threshold", "best"], "--threshold", status=2)
+
+
+@pytest.fixture
+def scored(study: Path) -> Path:
+    """The same with the raw scores of each run beside its results."""
+    for number in range(6):
+        write_scores(study / f"{number}-test/scores.jsonl", solutions_of(number))
+    return study
+
+
+@pytest.mark.parametrize("origin", ["cross_fitted", "oracle"])
+def test_differences_are_those_on_the_same_problems(
+    scored: Path, capsys: pytest.CaptureFixture[str], origin: str
+) -> None:
+    options = (scored / "3-test", scored / "5-test", "--against", scored / "5-test", "--threshold", origin)
+    found = compared(capsys, *options)
+    group, baseline = found["groups"]
+    assert found["against"] == baseline["settings"] and "differences" not in baseline
+    assert set(group["differences"]) == {"step_f1.alpha", "step_f1.beta", "step_f1.average"}
+    draws = {name: np.subtract(*(f1_on_resamples_by_hand(noise, origin)[name] for noise in (3, 5))) for name in DRAWN}
+    for name, own in draws.items():
+        less = group["differences"][f"step_f1.{name}"]
+        means = [one["measures"][f"step_f1.{name}"]["mean"] for one in (group, baseline)]
+        assert less["value"] == pytest.approx(means[0] - means[1])
+        assert [less["low"], less["high"]] == pytest.approx(np.nanquantile(own, [0.025, 0.975]))
+
+    text = shown(capsys, *options)
+    shares = [[100 * value for value in one.values()] for one in group["differences"].values()]
+    cells = row(text, "DPORM", "Step F1: difference from objective = ImplicitPRM")
+    assert cells[2:] == [f"{value:+.1f}" for value, _, _ in shares]
+    assert all(f"[{low:+.1f}, {high:+.1f}]" in text for _, low, high in shares)
+    line = next(one for one in csv.DictReader(io.StringIO(shown(capsys, *options, "--format", "csv"))))
+    for name, less in group["differences"].items():
+        assert [float(line[f"{name} difference{end}"]) for end in ("", " low", " high")] == list(less.values())
+
+
+DRAWN = ("alpha", "beta", "average")
+
+
+def f1_on_resamples_by_hand(noise: int, origin: str) -> dict[str, np.ndarray]:
+    """Step F1 on each resample, by subset and their mean; both subsets share their problems, and draw them together."""
+    parts = {
+        name: sorted((one for one in solutions_of(noise) if one.subset == name), key=lambda one: one.id)
+        for name in DRAWN[:2]
+    }
+    keys = {name: [one.problem for one in part] for name, part in parts.items()}
+    weights = joint_bootstrap_weights(keys, resamples=SETTINGS.resamples, seed=SETTINGS.seed)
+    found = {}
+    for name, part in parts.items():
+        folds = assign_folds(keys[name], folds=SETTINGS.folds, seed=seed_of((name,), SETTINGS.seed)).tolist()
+        found[name] = np.array([f1_by_hand(part, folds, times, origin) for times in weights[name].long().tolist()])
+    return {**found, "average": (found["alpha"] + found["beta"]) / 2}
+
+
+def f1_by_hand(part: list[ScoredSolution], folds: list[int], times: list[int], origin: str) -> float:
+    """Step F1 where each solution occurs so many times, at thresholds that are fitted to them."""
+    scores, labels = [one.step_scores["step_sum"] for one in part], [one.label for one in part]
+    rows = [row for row, count in enumerate(times) for _ in range(count)]
+    hits: dict[bool, list[bool]] = {True: [], False: []}
+    for row in rows:
+        others = [other for other in rows if origin == "oracle" or folds[other] != folds[row]]
+        best = best_threshold([scores[other] for other in others], [labels[other] for other in others])
+        hits[labels[row] < 0].append(first_error(scores[row], best.threshold) == labels[row])
+    return statistics.harmonic_mean([sum(one) / len(one) for one in hits.values()]) if all(hits.values()) else math.nan
+
+
+def test_a_row_of_several_runs_differs_by_their_mean(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(capsys, scored, "--against", scored / "5-test")
+    *rows, baseline = found["groups"]
+    assert [len(one["runs"]) for one in found["groups"]] == [2, 3, 1]
+    for row in rows:
+        less = row["differences"]["step_f1.average"]
+        means = [one["measures"]["step_f1.average"]["mean"] for one in (row, baseline)]
+        assert less["value"] == pytest.approx(means[0] - means[1]) and less["low"] < less["value"] < less["high"]
+        # runs are drawn as well as problems: the interval is wider than that of the means of the same runs
+        noises = [int(Path(run).parent.name.split("-")[0]) for run in row["runs"]]
+        draws = [f1_on_resamples_by_hand(noise, "cross_fitted")["average"] for noise in (*noises, 5)]
+        low, high = np.nanquantile(np.mean(draws[:-1], axis=0) - draws[-1], [0.025, 0.975])
+        assert less["high"] - less["low"] > high - low
+    assert "and over the runs of a row" in shown(capsys, scored, "--against", scored / "5-test")
+    # the baseline's run need not be among those that are named, and any run of a row names the row
+    others = [scored / f"{number}-test" for number in range(5)]
+    assert compared(capsys, *others, "--against", scored / "5-test")["groups"] == found["groups"]
+    assert compared(capsys, scored, "--against", scored / "1-test")["against"] == rows[1]["settings"]
+
+
+def test_policies_differ_on_the_same_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        file = write_run(tmp_path, f"{number}", config({"reward": {"update": f"{number}"}}), policy_reports(number))
+        lines = [json.dumps(one) for one in responses_of(number)]
+        (file.parent / "responses.jsonl").write_text("\n".join(lines))
+    found = compared(capsys, tmp_path, "--against", tmp_path / "0-test")
+    means = [[np.mean(one["scores"]) for one in responses_of(number)] for number in range(2)]
+    apart = np.subtract(means[1], means[0])
+    less = found["groups"][1]["differences"]
+    assert less["avg_at_k.all prompts"]["value"] == pytest.approx(apart.mean())
+    assert less["avg_at_k.mean of sources"]["value"] == pytest.approx((apart[:5].mean() + apart[5:].mean()) / 2)
+    assert {"avg_at_k.gsm8k", "avg_at_k.math", "pass_at_k.k = 4"} < set(less)
+    drawn = np.random.default_rng(0).choice(apart, (10_000, len(apart))).mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    all_prompts = less["avg_at_k.all prompts"]
+    assert [all_prompts["low"], all_prompts["high"]] == pytest.approx([low, high], abs=0.03)
+    text = shown(capsys, tmp_path, "--against", tmp_path / "0-test")
+    assert "avg@k by data source: difference from update = 0" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.unlink(), "scores.jsonl: not there"),
+        (lambda file: file.write_text("{}"), "scores.jsonl, line 1: id: missing"),
+        (lambda file: write_scores(file, solutions_of(4)), "they are not of one test"),
+        (
+            lambda file: write_scores(file, [replace(one, id=f"{one.id}'") for one in solutions_of(3)]),
+            "judged on the same",
+        ),
+    ],
+)
+def test_scores_that_are_not_those_of_the_results_are_refused(
+    scored: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], object], message: str
+) -> None:
+    change(scored / "3-test/scores.jsonl")
+    assert_refused(capsys, [str(scored), "--against", str(scored / "5-test")], message)
+
+
+def test_a_baseline_is_one_row_of_several(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(capsys, [str(scored), "--against", str(scored)], "its runs are in 3 rows: name one run")
+    alone = [str(scored / f"{number}-test") for number in range(3)]
+    assert_refused(capsys, [*alone, "--against", alone[0]], "all runs are in its row, and there is no other")
 
 
 def test_it_starts_without_torch(study: Path) -> None:
