@@ -49,6 +49,7 @@ class Measured(NamedTuple):
 TITLES = {
     "step_f1": "Step F1",
     "rollouts": "Whole responses by final value: best of n, AUROC, ECE",
+    "prefix_truth": "Correlation of prefix values with the sampled truth",
     "avg_at_k": "avg@k by data source",
     "pass_at_k": "pass@k over all prompts",
 }
@@ -57,7 +58,9 @@ MEAN_OF_SOURCES = "mean of sources"
 RANDOM_SCORES = "random scores (floor)"
 LONGEST_STEP = "longest step (floor)"
 _FINAL, _LUCK, _ANY = "final_value", "pass@1", "oracle"
-_KNOWN = ("step_f1", "best_of_n", "calibration", "average_at_k")
+_KNOWN = ("step_f1", "best_of_n", "calibration", "prefix_truth", "average_at_k")
+#: Columns of correlations, and what a report calls them.
+_CORRELATIONS = {"all prefixes": "pearson", "their ranks": "spearman", "in a solution": "within_solution"}
 
 
 def check_reports(reports: Mapping[str, Any], choice: Choice, where: str) -> None:
@@ -94,6 +97,9 @@ def measures(reports: Mapping[str, Any], choice: Choice) -> dict[Column, Measure
     if "calibration" in reports:
         found[Column("rollouts", "AUROC")] = Measured(_number(reports["calibration"]["final_auroc"]))
         found[Column("rollouts", "ECE", is_share=False)] = Measured(_number(reports["calibration"]["final_ece"]))
+    if "prefix_truth" in reports:
+        for name, key in _CORRELATIONS.items():
+            found[Column("prefix_truth", name, is_share=False)] = Measured(_number(reports["prefix_truth"][key]))
     if "average_at_k" in reports:
         policy = reports["average_at_k"]
         sources = policy["sources"] if len(policy["sources"]) > 1 else {}
@@ -121,6 +127,8 @@ def floors(reports: Mapping[str, Any], choice: Choice) -> dict[str, dict[Column,
         luck[Column("rollouts", f"best of {n}")] = _number(result["accuracy"])
     if "calibration" in reports:
         luck[Column("rollouts", "AUROC")] = 0.5
+    if "prefix_truth" in reports:
+        luck |= {Column("prefix_truth", name, is_share=False): 0.0 for name in _CORRELATIONS}
     return {RANDOM_SCORES: luck, LONGEST_STEP: length}
 
 
@@ -154,6 +162,9 @@ def conditions(reports: Mapping[str, Any], choice: Choice) -> Iterator[tuple[str
     if "calibration" in reports:
         yield "number of responses", reports["calibration"]["responses"]
         yield "number of right responses", reports["calibration"]["right"]
+    if "prefix_truth" in reports:
+        yield "number of prefixes whose truth is known", reports["prefix_truth"]["prefixes"]
+        yield "variance of the truth (other prefixes)", _number(reports["prefix_truth"]["constant_brier"])
     if "average_at_k" in reports:
         policy = reports["average_at_k"]
         yield "data sources of avg@k", sorted(policy["sources"])

@@ -46,7 +46,8 @@ def _header(comparison: Comparison) -> Iterator[str]:
     if any(column.table == "step_f1" for column in columns):
         protocol, origin = comparison.choice
         yield f"Step F1 by protocol {protocol}; threshold {_ORIGINS[origin]}."
-    unit = "Percent" if all(column.is_share for column in columns) else "Percent, but for ECE"
+    others = {"ECE" if column.name == "ECE" else "correlations" for column in columns if not column.is_share}
+    unit = f"Percent, but for {' and '.join(sorted(others))}" if others else "Percent"
     several, single = "mean ± sample standard deviation over the runs of a row", "value and bootstrap interval"
     if max(sizes) == 1:
         yield f"{unit}: {single} of one run."

@@ -16,6 +16,7 @@ from ipvrm_lightning.metrics import (
     BestOfN,
     JudgeSettings,
     PrefixCalibration,
+    PrefixTruth,
     judge_solutions,
     plain_report,
 )
@@ -55,10 +56,14 @@ def reward_reports(noise: int, *, data: int = 0, sizes: Any = (2, 4), **of_solut
     best, calibration = BestOfN(sizes=sizes, resamples=20), PrefixCalibration()
     best.update({"final_value": values[:, -1]}, outcomes, [f"p{index // 4}" for index in range(24)])
     calibration.update(values, torch.ones(24, 4, dtype=torch.bool), outcomes)
+    truth, rows = PrefixTruth(), torch.arange(24)
+    truths = torch.tensor([[draw.random() for _ in range(4)] for _ in rows])
+    truth.update(values, truths, solution_ids=rows, group_ids=rows // 4)
     return {
         "step_f1": plain_report(judge_solutions(solutions, SETTINGS)),
         "best_of_n": plain_report(best.compute()),
         "calibration": plain_report(calibration.compute()),
+        "prefix_truth": plain_report(truth.compute()),
     }
 
 

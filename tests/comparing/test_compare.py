@@ -94,11 +94,15 @@ def test_means_and_spreads(study: Path, capsys: pytest.CaptureFixture[str], prot
     assert ipvrm["step_f1.average"]["mean"] == pytest.approx(np.mean(average))
     assert ipvrm["rollouts.best of 4"]["spread"] == pytest.approx(np.std(best, ddof=1))
     assert ipvrm["rollouts.ECE"]["mean"] == pytest.approx(np.mean(ece))
+    within = [one["prefix_truth"]["within_solution"] for one in reports]
+    assert ipvrm["prefix_truth.in a solution"]["mean"] == pytest.approx(np.mean(within))
 
     text = shown(capsys, study, *options)
     cells = row(text, "IPVRM", "Step F1  ")
     assert cells[:2] == ["IPVRM", "3"]
     assert cells[-1] == f"{100 * statistics.mean(average):.1f} ± {100 * statistics.stdev(average):.1f}"
+    assert row(text, "IPVRM", "Correlation")[-1] == f"{statistics.mean(within):.3f} ± {statistics.stdev(within):.3f}"
+    assert "\nPercent, but for ECE and correlations: mean ± " in text
     assert row(text, "IPVRM", "Whole")[-1] == f"{statistics.mean(ece):.3f} ± {statistics.stdev(ece):.3f}"
 
 
@@ -123,6 +127,7 @@ def test_floors_and_what_the_numbers_are(study: Path, capsys: pytest.CaptureFixt
     assert row(text, "longest step", "Step F1  ") == ["longest step (floor)", *longest]
     by_luck = f"{100 * report['best_of_n']['accuracy']['pass@1']['2']['accuracy']:.1f}"
     assert row(text, "random scores", "Whole") == ["random scores (floor)", by_luck, by_luck, "50.0"]
+    assert row(text, "random scores", "Correlation") == ["random scores (floor)", *["0.000"] * 3]
     head = text[: text.index("\nStep F1  ")]
     assert "protocol step_sum; threshold cross-fitted" in head and "± sample standard deviation" in head
     assert "Runs of one row differ in data.seed." in head
@@ -320,7 +325,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda file: (file.parent / "config.yaml").write_text("- a"), "1-test/config.yaml: not the config"),
     "other kinds": (
         lambda file: _rewrite(file, lambda r: r.pop("calibration")),
-        "{0} and {1} were not judged on the same data: kinds of reports: step_f1, best_of_n, calibration against",
+        "{0} and {1} were not judged on the same data: kinds of reports: step_f1, best_of_n, calibration, prefix_truth"
+        " against",
     ),
     "other subsets": (
         lambda file: _rewrite(file, lambda r: r.update(reward_reports(1, subsets=("alpha", "gamma")))),
@@ -337,6 +343,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "other rollouts, as many": (
         lambda file: _rewrite(file, lambda r: r.update(best_of_n=reward_reports(1, data=1)["best_of_n"])),
         "pass@1 among 2 rollouts (other rollouts)",
+    ),
+    "other prefixes, as many": (
+        lambda file: _rewrite(file, lambda r: r.update(prefix_truth=reward_reports(1, data=1)["prefix_truth"])),
+        "variance of the truth (other prefixes)",
     ),
     "another n": (
         lambda file: _rewrite(file, lambda r: r.update(best_of_n=reward_reports(1, sizes=(2, 3))["best_of_n"])),
