@@ -187,6 +187,17 @@ class PromptDataModule(PromptModule):
         report.warn(type(self).__name__)
         self._is_set_up = True
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream of prompts is, and what says which of them are held out."""
+        return {**super().state_dict(), "held_out": self.sources.held_out()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the stream; say so where the run of the checkpoint has trained on what is judged here."""
+        stream = {name: value for name, value in state.items() if name != "held_out"}
+        if "held_out" in state:  # not in checkpoints of earlier versions
+            self.sources.warn_of_trained(state["held_out"], None if self.trainer is None else self.trainer.state.fn)
+        super().load_state_dict(stream)
+
     def _tokenize(self, rows: Sequence[PromptRow], report: Report) -> list[PromptExample]:
         examples: list[PromptExample] = []
         for rendered in render_chunks(rows, self._render, report):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ipvrm_lightning.data.reading import Paths, Report, is_hub_name, read_hub
 from ipvrm_lightning.data.schema import Prompt, check_limit, group_of, question_of
@@ -99,6 +99,28 @@ class Sources:
             return Splits(train, validation, None)
         test = list(reader(self.test, report, split=self.split))
         return Splits(_without(train, test, "test", report, fitting), validation, test)
+
+    def held_out(self) -> dict[str, Any]:
+        """What says which prompts of `train` are held out, for checkpoints: primitives only."""
+        fraction = self.validation_fraction if self.validation is None else 0.0
+        return {"seed": self.seed, "validation_fraction": fraction}
+
+    def warn_of_trained(self, fitted: Mapping[str, Any], command: str | None) -> None:
+        """Say so where what is judged is held out by this split and was not by that of the fit.
+
+        Args:
+            fitted: `held_out` of the fit that a checkpoint is of.
+            command: what is run on the checkpoint: `fit`, `validate`, `test` or `predict`; None where nothing is.
+        """
+        own = self.held_out()
+        judged = command == "validate" or (command in ("test", "predict") and self.test is None)
+        # a larger share of the same draw holds out all of a smaller one
+        other = own["seed"] != fitted["seed"] or own["validation_fraction"] > fitted["validation_fraction"]
+        if judged and own["validation_fraction"] and other:
+            there, here = (", ".join(f"data.{name} {value}" for name, value in one.items()) for one in (fitted, own))
+            log.warning(
+                "the fit held out other prompts (%s; here %s): it has trained on some of what is judged", there, here
+            )
 
 
 def share(group: str, seed: int, purpose: str) -> float:

@@ -133,6 +133,14 @@ class TrajectoryDataModule(TokenizedDataModule):
         self.report = dict(report.counts)
         report.warn(type(self).__name__)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What says which prompts are held out, for whoever judges a checkpoint."""
+        return {"held_out": self.sources.held_out()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Say so where the run of the checkpoint has trained on what is judged here."""
+        self.sources.warn_of_trained(state["held_out"], None if self.trainer is None else self.trainer.state.fn)
+
     def _training_part(self, splits: Splits[Rollout], report: Report) -> TrajectoryDataset:
         if self.keep == "all":
             _warn_of_one_outcome(splits.train)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -212,6 +213,17 @@ def test_splits_are_by_prompt(tmp_path: Path) -> None:
 
     few = [set(ids(module(train=problems(tmp_path, range(30)), max_prompts=n).train_prompts)) for n in (5, 12)]
     assert len(few[0]) == 5 and len(few[1]) == 12 and few[0] < few[1]
+
+
+def test_prompts_that_were_held_out_of_another_split_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = problems(tmp_path, range(20))
+    fitted = module(train=path, validation_fraction=0.3)
+    fitted.train_dataloader()
+    for seed, said in ((0, False), (1, True)):
+        judged = module(train=path, validation_fraction=0.3, seed=seed)
+        judged.trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"))  # type: ignore[assignment]
+        judged.load_state_dict(fitted.state_dict())
+        assert ("the fit held out other prompts" in caplog.text) == said
 
 
 def test_evaluation_needs_no_training_prompts(tmp_path: Path) -> None:

@@ -458,6 +458,30 @@ def test_validation_and_prediction_see_every_example_once(tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({}, False),
+        ({"validation_fraction": 0.05}, False),
+        ({"validation_fraction": 0.2}, True),
+        ({"seed": 1}, True),
+        ({"seed": 1, "test": "test.jsonl"}, False),
+    ],
+)
+def test_rollouts_that_were_held_out_of_another_split_are_told_from_those_of_the_fit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any], trained: bool
+) -> None:
+    path = grouped(tmp_path, range(60))
+    fit(path, tmp_path / "fit", max_steps=1)  # holds a tenth out
+    if "test" in options:
+        options = {**options, "test": grouped(tmp_path, range(60, 62), options["test"])}
+    data = TrajectoryDataModule(train=path, **{"validation_fraction": 0.1, **options}).with_tokenizer(TOKENIZER)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.predict(Recorder(), datamodule=data, ckpt_path=str(tmp_path / "fit" / "step=1.ckpt"), weights_only=True)
+    assert ("the fit held out other prompts" in caplog.text) == trained
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_training_without_validation_set(tmp_path: Path) -> None:
     data = TrajectoryDataModule(train=grouped(tmp_path, range(6)), validation_fraction=0.0, batch_size=6)
     recorder = Recorder()
