@@ -41,6 +41,8 @@ _TEXT = "expected text: in quotes in a config file; what has ': ' in it or start
 #: What it says of a word that is no number, where an object could stand as well; and of one that names no class.
 _NO_NUMBER = re.compile(r"(Expected a <class '(?:int|float|bool)'>); Expected a dot import path string: [^;]*")
 _NO_CLASS = re.compile(r"Expected a dot import path string: ([^;]*)(?:; Given value: \1)?")
+#: An option of a class that is not named yet.
+_NO_CONFIG = re.compile(r"Problem with given class_path 'lightning\S*\.Lightning\w+': (Option '\S+') is not accepted")
 _CALLABLE = re.compile(r"Type \S+\[.*?\] expects a function or a callable class: ")
 _GOT_CLASS = re.compile(r"\. Got value: Namespace\(.*")
 #: A class that imports what is not there; Lightning's own say it by a requirement.
@@ -165,6 +167,7 @@ def mistakes(message: str) -> str:
     kept = [_GOT_CLASS.sub("", line.rstrip(".")) for line in lines if not _NOISE.match(line)]
     text = re.sub(r":\W*; ", ": ", "; ".join(kept)).replace("Parser key ", "key ").rstrip(": ")
     text = _NOT_INSTALLED.sub(_not_installed, text).replace(_NO_TEXT, _TEXT)
+    text = _NO_CONFIG.sub(r"\1 comes before the config that names its class: give that one first", text)
     return _NO_CLASS.sub(_no_class, _NO_NUMBER.sub(r"\1", _CALLABLE.sub("", text)))
 
 

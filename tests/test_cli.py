@@ -313,6 +313,11 @@ def test_the_built_in_world_is_trained_and_judged_by_the_demo_commands(
 
 
 BAD_COMMANDS = {
+    "an option before the config": (
+        ["fit", "--data.train", "rollouts.jsonl", "--config", "{config}"],
+        2,
+        "Option 'train' comes before the config that names its class: give that one first",
+    ),
     "unknown key": (["fit", "--config", "{config}", "--model.init_args.betaa", "3"], 2, "betaa"),
     "missing data": (
         ["fit", "--config", "{config}", "--data.train", "nowhere/rollouts.jsonl"],
