@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
+from ipvrm_lightning.data.prompts import PromptModule
 from ipvrm_lightning.metrics import AverageAtK, AverageAtKReport
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_positions, check_vocabulary
@@ -70,6 +71,12 @@ class PolicyModule(LightningModule):
             ValueError: says which pair cannot work, what is wrong with the weights, or names the prompt or data source.
         """
         check_fit(self.trainer.strategy, self)
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and not isinstance(data, PromptModule):
+            raise ValueError(
+                f"{type(self).__name__} answers prompts, and {type(data).__name__} has none: use a PromptModule"
+                " (ipvrm_lightning.data)"
+            )
         if stage == "fit":
             self.language_model.check_stored()
         self._check_sources()

@@ -426,6 +426,13 @@ def test_a_prompt_that_leaves_no_room_for_a_response_is_refused(tmp_path: Path) 
             run(tmp_path, module(language_model=policy), data=data)
 
 
+def test_solutions_for_a_reward_model_are_nothing_to_judge_a_policy_on(tmp_path: Path) -> None:
+    model = module()
+    with pytest.raises(ValueError, match="DistRLModule answers prompts, and InMemoryData has none: use a PromptModule"):
+        quiet_trainer(tmp_path).test(model, datamodule=InMemoryData(), verbose=False)
+    assert model.roles is None
+
+
 class Sources(TinyPrompts):
     """Prompts of data sources of these names in turn."""
 
