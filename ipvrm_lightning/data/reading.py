@@ -127,7 +127,9 @@ def find_files(path: str | Path, split: str | None = None) -> list[Path]:
         return [path]
     files = _readable_files(path) or _readable_files(path / "data")
     if not files:
-        raise DataError(f"folder holds no {', '.join(SUFFIXES)} file", source=str(path))
+        within = [folder.name for folder in sorted(path.iterdir()) if _readable_files(folder)]
+        hint = f"; give one of its folders: {', '.join(within)}" if within else ""
+        raise DataError(f"folder holds no {', '.join(SUFFIXES)} file{hint}", source=str(path))
     return files if split is None else _files_of_split(files, split)
 
 

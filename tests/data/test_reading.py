@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ipvrm_lightning.data.reading import Report, is_hub_name, read_rows
+from ipvrm_lightning.data.reading import Report, find_files, is_hub_name, read_rows
 from ipvrm_lightning.data.rollouts import read_rollouts
 from ipvrm_lightning.data.schema import DataError
 
@@ -113,6 +113,15 @@ def test_missing_paths_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a,b")
     with pytest.raises(DataError, match=r"x\.csv: unknown kind of file '\.csv'"):
         list(read_rows(tmp_path / "x.csv"))
+
+
+def test_a_folder_whose_files_lie_deeper_names_the_folders_to_give(tmp_path: Path) -> None:
+    """As `hf download` writes a data set of several configurations."""
+    for configuration in ("en", "all"):
+        (tmp_path / configuration).mkdir()
+        (tmp_path / configuration / "train-00000-of-00001.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"file; give one of its folders: all, en$"):
+        find_files(tmp_path)
 
 
 def test_hub_name_is_read_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
