@@ -241,10 +241,11 @@ def test_a_reward_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None
     from ipvrm_lightning.models import RandomLanguageModel
     from ipvrm_lightning.models.initial_reward import find_initial_reward
     from ipvrm_lightning.models.roles import build_roles
+    from ipvrm_lightning.objectives import IPVRM
 
     other = RandomLanguageModel(config={**MODEL, "vocab_size": 290}).build_model()
     weights = {f"model.{name}": tensor for name, tensor in other.named_parameters()}
-    torch.save({"state_dict": weights}, tmp_path / "reward.ckpt")
+    torch.save({"state_dict": weights, "objective": IPVRM().describe()}, tmp_path / "reward.ckpt")
     roles = build_roles(RandomLanguageModel(config=MODEL))
     roles.add_reward()
     found = find_initial_reward(str(tmp_path / "reward.ckpt"))

@@ -24,7 +24,7 @@ class InitialReward(NamedTuple):
         name: what errors call it.
         origin: says what was taken, for whoever named a folder.
         files: its weights.
-        objective: that trained it, as it described itself; None where that is not known.
+        objective: that trained it, as it described itself.
         settings: of its run, as far as they are known: `language_model`, and `base` for the weights that it began with.
         place: loads its weights into the roles of a run.
     """
@@ -32,7 +32,7 @@ class InitialReward(NamedTuple):
     name: str
     origin: str
     files: Sequence[Path]
-    objective: Mapping[str, Any] | None
+    objective: Mapping[str, Any]
     settings: Mapping[str, Any]
     place: Callable[[Roles], None]
 
@@ -46,14 +46,13 @@ class InitialReward(NamedTuple):
         Raises:
             ValueError: names the first thing that differs.
         """
-        own = objective.describe()
-        if (trained_by := self.objective) is not None:
-            trained = (trained_by["class_path"], trained_by["init_args"].get("beta"))
-            if trained != (own["class_path"], own["init_args"].get("beta")):
-                raise ValueError(
-                    f"{self.name} was trained by {trained[0]} with beta {trained[1]},"
-                    f" reward.objective is {own['class_path']} with beta {own['init_args'].get('beta')}"
-                )
+        own, trained_by = objective.describe(), self.objective
+        trained = (trained_by["class_path"], trained_by["init_args"].get("beta"))
+        if trained != (own["class_path"], own["init_args"].get("beta")):
+            raise ValueError(
+                f"{self.name} was trained by {trained[0]} with beta {trained[1]},"
+                f" reward.objective is {own['class_path']} with beta {own['init_args'].get('beta')}"
+            )
         known = {key: value for key, value in self.settings.items() if key == "language_model"}
         check_same_settings({"language_model": factory.describe()}, known, what=self.name)
 
@@ -107,11 +106,13 @@ def find_initial_reward(given: str) -> InitialReward:
 
 def _of_checkpoint(path: Path) -> InitialReward:
     stored = read_checkpoint(path, mmap=True)
+    if "objective" not in stored:
+        raise ValueError(f"reward.checkpoint {path}: is of no reward model that `ipvrm fit` has trained")
     return InitialReward(
         f"reward.checkpoint {path}",
         origin(path, stored),
         [path],
-        stored.get("objective"),
+        stored["objective"],
         stored.get("settings", {}),
         lambda roles: roles.load_reward(stored["state_dict"]),
     )

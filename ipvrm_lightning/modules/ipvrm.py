@@ -266,8 +266,14 @@ class IPVRMModule(WindowedModule):
         Raises:
             ValueError: names the first thing that differs.
         """
-        stored = {"objective": checkpoint["objective"]} if "objective" in checkpoint else {}
-        check_same_settings({"objective": self.objective.describe()}, stored, what="the checkpoint")
+        if "objective" in checkpoint:
+            stored = {"objective": checkpoint["objective"]}
+            check_same_settings({"objective": self.objective.describe()}, stored, what="the checkpoint")
+        elif self.objective.trainable:  # else it scores with whatever model it is given
+            raise ValueError(
+                "the checkpoint is of no reward model: to start from a supervised one, `ipvrm export` it (--merge) and"
+                " give the folder as model.language_model.init_args.name"
+            )
         super().on_load_checkpoint(checkpoint)
 
     def _replace_output_head(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ipvrm_lightning.models.logprobs import response_scores
@@ -21,6 +23,18 @@ class SFTModule(WindowedModule):
         """Mean negative log-likelihood per response token."""
         scores = response_scores(self.model, batch, chunk_size=self.chunk_size)
         return -scores.log_probs.sum() / batch.count("tokens")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of a reward model, of another model or other settings.
+
+        Raises:
+            ValueError: names the first thing that differs.
+        """
+        if "objective" in checkpoint:
+            raise ValueError(
+                f"the checkpoint is of a reward model ({checkpoint['objective']['class_path']}), not of fine-tuning"
+            )
+        super().on_load_checkpoint(checkpoint)
 
     def validation_step(self, batch: TrajectoryBatch, batch_idx: int) -> None:
         """Log the mean negative log-likelihood per response token, `val/loss`."""

@@ -109,6 +109,14 @@ def test_what_does_not_fit_is_refused(run: Path, base: str, lora: bool, tmp_path
         started(out, factory)
 
 
+def test_a_checkpoint_of_no_reward_model_is_refused(run: Path, tmp_path: Path) -> None:
+    stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    del stored["objective"]  # as in one of supervised fine-tuning
+    torch.save(stored, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"reward.checkpoint .*last.ckpt: is of no reward model that `ipvrm fit` has"):
+        find_initial_reward(str(tmp_path / "last.ckpt"))
+
+
 def test_exports_that_say_too_little_are_refused(tmp_path: Path) -> None:
     ExportedConfig("model", objective=IPVRM().describe()).write(tmp_path)
     written = json.loads((tmp_path / "ipvrm_config.json").read_text())

@@ -487,6 +487,25 @@ def test_sft_minimises_the_mean_over_response_tokens(tmp_path: Path) -> None:
     assert sum(losses.values[-3:]) < 0.9 * sum(losses.values[:3])
 
 
+def test_supervised_models_and_reward_models_do_not_go_on_from_each_other(tmp_path: Path) -> None:
+    paths = {}
+    for kind in (SFTModule, IPVRMModule):
+        trainer = quiet_trainer(tmp_path)
+        trainer.fit(kind(language_model=tiny(), optimizer=SGD), datamodule=InMemoryData())
+        trainer.save_checkpoint(tmp_path / f"{kind.__name__}.ckpt")
+        paths[kind] = str(tmp_path / f"{kind.__name__}.ckpt")
+    sft, ipvrm = SFTModule(language_model=tiny(), optimizer=SGD), IPVRMModule(language_model=tiny(), optimizer=SGD)
+    for run in ("fit", "validate"):
+        start = getattr(quiet_trainer(tmp_path, max_epochs=2), run)
+        with pytest.raises(ValueError, match="the checkpoint is of no reward model: to start from a supervised one"):
+            start(ipvrm, datamodule=InMemoryData(), ckpt_path=paths[SFTModule])
+        with pytest.raises(ValueError, match=r"the checkpoint is of a reward model \(.*IPVRM\), not of fine-tuning"):
+            start(sft, datamodule=InMemoryData(), ckpt_path=paths[IPVRMModule])
+    endo = IPVRMModule(language_model=tiny(), objective=EndoRM())
+    quiet_trainer(tmp_path).test(endo, datamodule=InMemoryData(), ckpt_path=paths[SFTModule], verbose=False)
+    assert endo.test_report
+
+
 def test_default_reference_follows_the_adapters() -> None:
     assert isinstance(IPVRMModule(language_model=tiny(lora=True)).reference, AdaptersOff)
     assert isinstance(IPVRMModule(language_model=tiny()).reference, FrozenCopy)
