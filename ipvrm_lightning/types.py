@@ -64,16 +64,24 @@ class TrajectoryBatch:
 class Window:
     """Everything one optimiser step sees: micro-batches of this process and the counts of the whole window.
 
-    A loss that is a mean over `unit` is exact for the window when each micro-batch's mean is weighted by
-    `micro_batch.count(unit) / counts[unit]`: micro-batches of any size and any number of processes give the same step.
+    A loss that is a mean over `unit` is exact for the window when each micro-batch's mean is weighted by its share of
+    `counts[unit]` (`shares`): micro-batches of any size and any number of processes give the same step.
 
     Args:
         micro_batches: this process's share; every process has equally many.
         counts: sequences, tokens and pairs of the window over all processes.
+        lacks_last: there was none left for this process, and the last one only keeps step with the others: an example
+            that another process computes, of weight 0.
     """
 
     micro_batches: list[TrajectoryBatch]
     counts: dict[Unit, int] = field(default_factory=dict)
+    lacks_last: bool = False
+
+    def shares(self, unit: Unit) -> list[float]:
+        """Weight of each micro-batch's mean over `unit` in the mean of the whole window."""
+        shares = [batch.count(unit) / self.counts[unit] for batch in self.micro_batches]
+        return [*shares[:-1], 0.0] if self.lacks_last else shares
 
 
 @dataclass(frozen=True)

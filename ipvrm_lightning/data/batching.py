@@ -42,12 +42,15 @@ class _Built(Dataset[Loaded], Generic[Plan, Loaded]):
 class _WindowPlan(NamedTuple):
     micro_batches: list[list[int]]
     counts: dict[Unit, int]
+    lacks_last: bool
 
 
 def _window(dataset: TrajectoryDataset, pairs: Sequence[tuple[int, int]] | None, plan: _WindowPlan) -> Window:
     if pairs is None:
-        return Window([collate(dataset, rows) for rows in plan.micro_batches], plan.counts)
-    return Window([collate_pairs(dataset, [pairs[n] for n in chosen]) for chosen in plan.micro_batches], plan.counts)
+        batches = [collate(dataset, rows) for rows in plan.micro_batches]
+    else:
+        batches = [collate_pairs(dataset, [pairs[n] for n in chosen]) for chosen in plan.micro_batches]
+    return Window(batches, plan.counts, plan.lacks_last)
 
 
 class WindowLoader:
@@ -82,12 +85,15 @@ class WindowLoader:
     def _plan(self, window: list[list[int]]) -> _WindowPlan:
         pairs = self.sampler.pairs
         rows = [row for batch in window for row in (batch if pairs is None else {r for n in batch for r in pairs[n]})]
+        shortest = [batch for batch in window if batch][-1]
         counts: dict[Unit, int] = {
             "sequences": len(rows),
             "tokens": int(self.trajectories.response_lengths[rows].sum()),
             "pairs": 0 if pairs is None else sum(len(batch) for batch in window),
         }
-        return _WindowPlan(window[self.sampler.rank :: self.sampler.world_size], counts)
+        own = window[self.sampler.rank :: self.sampler.world_size]
+        # where there is none left for this process, it keeps step with one of the shortest
+        return _WindowPlan([batch or shortest for batch in own], counts, not own[-1])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next window is: primitives only, equal on all processes."""

@@ -103,9 +103,8 @@ class WindowSampler:
 
     Each epoch is a new permutation, a function of (`seed`, epoch) alone. A window is the next `batch_size` items of it,
     sorted by length, cut into micro-batches, their number made a multiple of `world_size` by splitting; process r
-    computes micro-batches r, r + world_size, ... The last window of an epoch is smaller; it is kept where it has an
-    item for every process. Where its items cannot be shared out equally within the budget, the fewest possible are
-    left out.
+    computes micro-batches r, r + world_size, ... The last window of an epoch is smaller. Where it has too few items for
+    that, micro-batches without any make up for them: at most one for each of the last processes.
 
     Args:
         lengths: tokens of each example, [N].
@@ -150,8 +149,7 @@ class WindowSampler:
         self._resume = 0
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.items), self.batch_size)
-        return full + (rest >= self.world_size)
+        return -(-len(self.items) // self.batch_size)
 
     def windows(self) -> list[list[list[int]]]:
         """Windows of the current epoch: per window, per micro-batch (of all processes), the item numbers."""
@@ -168,7 +166,8 @@ class WindowSampler:
         cut = cut_by_tokens([self.items[number] for number in numbers], self._lengths, self.max_tokens)
         fitted = split_to_multiple(cut, self._lengths, self.world_size)
         if fitted is None:
-            return self._micro_batches(chosen[:-1])
+            alone = [[number] for number in numbers]
+            return [*alone, *([] for _ in range(-len(alone) % self.world_size))]
         remaining = iter(numbers)  # cutting and splitting keep the order
         return [[next(remaining) for _ in batch] for batch in fitted]
 

@@ -154,8 +154,7 @@ class WindowedModule(LightningModule):
         replicated = self._replicated_parameters()
         losses: list[tuple[Tensor, Tensor]] = []
         last = len(window.micro_batches) - 1
-        for position, batch in enumerate(window.micro_batches):
-            share = batch.count(self.unit) / window.counts[self.unit]
+        for position, (batch, share) in enumerate(zip(window.micro_batches, window.shares(self.unit), strict=True)):
             with self._gradients_synchronised(position == last):
                 loss = self.batch_loss(batch) * share
                 # a strategy averages gradients over the processes; those it does not know are added here
