@@ -27,6 +27,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 #: Errors whose message is meant for whoever wrote the input; some by name, for their libraries load slowly.
 _EXPECTED = (ValueError, OSError, FloatingPointError, argparse.ArgumentError)
 _EXPECTED_NAMES = frozenset({"MisconfigurationException", "OutOfMemoryError"})
+#: What torch.distributed raises where another process is gone; gloo has no class of its own for it.
+_LOST_NAMES = frozenset({"DistBackendError", "DistNetworkError", "DistStoreError"})
+_LOST_BY_GLOO = "/gloo/transport/"
 
 #: Lines of jsonargparse that say nothing about the mistake.
 _NOISE = re.compile(
@@ -77,6 +80,9 @@ def failure_line(command: str, error: BaseException) -> str:
         return f"ipvrm {command}: {one_line(mistakes(str(error)))} (see --help)"
     if isinstance(error, _EXPECTED) or type(error).__name__ in _EXPECTED_NAMES:
         return f"ipvrm {command}: {one_line(str(error)) or type(error).__name__}"
+    if type(error).__name__ in _LOST_NAMES or _LOST_BY_GLOO in str(error):
+        reason = one_line(str(error), 300)
+        return f"ipvrm {command}: another process of this run has ended, or does not answer ({reason})"
     kept = _keep_traceback(command, error)
     return f"ipvrm {command}: unexpected {type(error).__name__}: {one_line(str(error))} (traceback in {kept})"
 

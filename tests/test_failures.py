@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -28,6 +30,8 @@ from ipvrm_lightning.failures import (
     tell_in_one_line,
 )
 from ipvrm_lightning.lightning_cli import IPVRMCLI
+
+from .processes import Started
 
 
 def test_an_error_of_the_input_is_its_message_alone() -> None:
@@ -54,6 +58,25 @@ def test_an_error_nobody_expected_keeps_its_traceback() -> None:
     file = Path(line.rpartition("traceback in ")[2].rstrip(")"))
     assert "raise KeyError" in file.read_text()
     file.unlink()
+
+
+def _wait_for_another(folder: Path, rank: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    dist.barrier()
+    if rank == 0:
+        try:
+            dist.all_reduce(torch.ones(3))
+        except RuntimeError as error:
+            print(failure_line("fit", error))
+            os._exit(0)
+    os._exit(1)
+
+
+def test_one_that_loses_another_process_does_not_call_it_a_defect(tmp_path: Path) -> None:
+    waiting, _ = (Started(_wait_for_another, tmp_path, rank) for rank in range(2))
+    assert waiting.wait(60) == 0
+    (line,) = [line for line in waiting.said().splitlines() if line.startswith("ipvrm fit:")]
+    assert line.startswith("ipvrm fit: another process of this run has ended, or does not answer ([")
 
 
 def test_a_line_harms_no_terminal_and_is_not_endless() -> None:
