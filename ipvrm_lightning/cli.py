@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         SystemExit: with 2 for arguments and configs that cannot be parsed, 1 for everything else that fails, 141 where
             the reader of the output has hung up, 143 where a fit was told to stop (SIGTERM) and has not ended.
+        KeyboardInterrupt: Ctrl-C, of which the process dies after a line: else a shell would go on with its loop.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in given or ("LOCAL_RANK" in os.environ and os.environ.get("IPVRM_DEBUG") == "1")
@@ -66,6 +67,14 @@ def main(argv: list[str] | None = None) -> None:
             raise
         print(failure_line(arguments[0], error), file=sys.stderr)
         raise SystemExit(exit_status(error)) from error
+    except (KeyboardInterrupt, SystemExit) as ended:
+        # what Lightning makes of it is an exit with status 1
+        interrupted = isinstance(ended, KeyboardInterrupt) or isinstance(ended.__context__, KeyboardInterrupt)
+        if argv is not None or debug or not interrupted:
+            raise
+        print(f"ipvrm {arguments[0]}: stopped by Ctrl-C", file=sys.stderr)
+        sys.excepthook = lambda *_: None  # no traceback
+        raise KeyboardInterrupt from None
 
 
 def _run(arguments: list[str]) -> None:

@@ -198,6 +198,21 @@ def test_a_fit_that_was_told_to_stop_has_not_succeeded(monkeypatch: pytest.Monke
     assert ended.value.code == 143
 
 
+@pytest.mark.parametrize("command", ["score", "fit"])
+def test_ctrl_c_is_one_line_and_a_death_that_a_shell_understands(command: str) -> None:
+    as_lightning = (
+        "    try: raise KeyboardInterrupt\n"
+        "    except KeyboardInterrupt: sys.exit(1)\n"
+    )  # fmt: skip
+    script = (
+        "import sys; from ipvrm_lightning import cli\n"
+        f"def interrupted(_):\n{as_lightning if command == 'fit' else '    raise KeyboardInterrupt'}\n"
+        f"cli._run, sys.argv = interrupted, ['ipvrm', '{command}']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, f"ipvrm {command}: stopped by Ctrl-C\n")
+
+
 def test_errors_of_libraries_say_what_could_not_be_done() -> None:
     expected = r"^model: cannot be read \(RuntimeError: in two lines\)$"
     with pytest.raises(ValueError, match=expected), library_errors("model: cannot be read"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import signal
 
 import pytest
 from lightning import __version__
@@ -24,6 +25,7 @@ from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+from lightning.pytorch.trainer.call import _call_and_handle_interrupt
 from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
@@ -87,6 +89,19 @@ def test_counts_lie_in_checkpoints_where_they_are_corrected() -> None:
         for count in ("total", "current"):
             assert {"processed", "completed"} <= state[progress][count].keys()
     assert "_batches_that_stepped" in state["epoch_loop.state_dict"]
+
+
+def test_an_exit_on_ctrl_c_can_be_told_from_others() -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            _call_and_handle_interrupt(Trainer(accelerator="cpu", logger=False), interrupted)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert isinstance(ended.value.__context__, KeyboardInterrupt)  # `cli.main` looks at it
 
 
 def test_every_private_part_is_named_here() -> None:
