@@ -36,6 +36,8 @@ from ipvrm_lightning.modules.updates import GuardedUpdates, check_clip, check_op
 from ipvrm_lightning.strategies import check_fit
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
+_KINDS = {"train": "training", "val": "validation", "test": "test"}
+
 
 class WindowedModule(LightningModule):
     """A language model trained window by window.
@@ -93,14 +95,19 @@ class WindowedModule(LightningModule):
         """Mean loss of a micro-batch over `unit`, with gradient."""
 
     def setup(self, stage: str) -> None:
-        """Refuse a strategy that does not fit and weights that cannot be trained, before any model is built.
+        """Refuse what cannot work before any model is built: strategy, weights, or fewer examples than processes.
 
         Raises:
-            ValueError: says which pair cannot work, or what is wrong with the weights.
+            ValueError: says which pair cannot work, what is wrong with the weights, or which examples are too few.
         """
         check_fit(self.trainer.strategy, self)
         if stage == "fit":
             self.language_model.check_stored()
+        processes = self.trainer.world_size
+        for kind in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",)):
+            for dataset in self._sets_of(kind):
+                if 0 < (few := len(dataset)) < processes:
+                    raise ValueError(f"{few} {_KINDS[kind]} examples cannot be shared by {processes} processes")
 
     def configure_model(self) -> None:
         """Build the model, and see that it can read the data; called by the strategy, after the data was checked."""
@@ -232,9 +239,12 @@ class WindowedModule(LightningModule):
 
     def _data_sets(self) -> list[TrajectoryDataset]:
         """The run's data, as far as it is known beforehand."""
+        return [dataset for kind in _KINDS for dataset in self._sets_of(kind) if len(dataset)]
+
+    def _sets_of(self, kind: str) -> list[TrajectoryDataset]:
         data = None if self._trainer is None else self.data
-        sets = [getattr(data, "train_set", None), getattr(data, "val_set", None), *getattr(data, "test_sets", [])]
-        return [dataset for dataset in sets if dataset is not None and len(dataset)]
+        sets = getattr(data, "test_sets", []) if kind == "test" else [getattr(data, f"{kind}_set", None)]
+        return [dataset for dataset in sets if dataset is not None]
 
     def _replicated_parameters(self) -> list[torch.nn.Parameter]:
         """Adapters on a sharded model: whole on every process, and unknown to the strategy."""

@@ -105,6 +105,21 @@ def test_judging_on_two_processes_gives_the_report_of_one(tmp_path: Path) -> Non
     assert reports[0] == reports[1]
 
 
+def test_too_few_examples_for_the_processes_are_refused_before_a_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "world_size", 41)
+    module, trainer = IPVRMModule(language_model=tiny()), quiet_trainer(tmp_path)
+    for run, count, few in (
+        (trainer.fit, 24, "24 training"),
+        (trainer.fit, 50, "40 validation"),
+        (trainer.test, 50, "12 test"),
+    ):
+        with pytest.raises(ValueError, match=f"{few} examples cannot be shared by 41 processes"):
+            run(module, datamodule=InMemoryData(count=count))
+    assert module.model is None
+
+
 class LosesItsFile(Callback):
     """The second process's file is on another machine."""
 
