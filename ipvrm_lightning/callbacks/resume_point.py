@@ -45,8 +45,11 @@ class ResumePoint(Callback):
                 callback._enable_version_counter = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; a run that goes on removes what `AtomicCheckpointIO` was writing when it was killed."""
         self._saved = time.monotonic()
+        # nobody else writes to the run's folder now
+        for part in _checkpoints(trainer).glob(".*.part") if self.continues and trainer.is_global_zero else ():
+            part.unlink()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -49,6 +49,23 @@ def test_a_run_that_was_killed_after_its_last_step_keeps_the_final_weights_when_
     assert all(torch.equal(stored["state_dict"][name], value) for name, value in trained_state(module).items())
 
 
+def test_a_run_that_goes_on_removes_what_a_kill_left_half_written(tmp_path: Path) -> None:
+    fit(tmp_path, max_steps=2, max_epochs=-1)
+    folder = tmp_path / "checkpoints"
+    for steps, goes_on, left in ((3, False, [".resume-1.ckpt.part"]), (4, True, [])):
+        (folder / ".resume-1.ckpt.part").write_bytes(b"PK")
+        again = quiet_trainer(
+            tmp_path,
+            callbacks=[ResumePoint(minutes=60.0, continues=goes_on)],
+            enable_checkpointing=True,
+            max_steps=steps,
+            max_epochs=-1,
+        )
+        module = IPVRMModule(language_model=tiny(lora=True), optimizer=partial(torch.optim.AdamW, lr=1e-3))
+        again.fit(module, datamodule=InMemoryData(), ckpt_path=folder / "last.ckpt" if goes_on else None)
+        assert [file.name for file in folder.glob(".*")] == left
+
+
 class Fails(Callback):
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.current_epoch == 1:
