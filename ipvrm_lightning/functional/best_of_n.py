@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from math import comb
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def best_of_n(scores: Tensor, outcomes: Tensor, group_ids: Tensor, *, n: int | N
     owner = owners[new_block]
     lower = new_block.nonzero().squeeze(-1) - (sizes.cumsum(0) - sizes)[owner]
     drawn = sizes[owner] if n is None else torch.full_like(lower, n)
-    share = _share_of_subsets(lower + count, drawn, sizes[owner]) - _share_of_subsets(lower, drawn, sizes[owner])
+    share = _share_of_subsets(drawn, sizes[owner], among=lower + count, but_not=lower)
     # shares add up to 1 for each problem but for rounding
     return min(1.0, float((share * mean).sum() / len(sizes)))
 
@@ -88,7 +89,7 @@ def oracle(outcomes: Tensor, group_ids: Tensor, *, n: int | None = None) -> floa
     right, inverse, sizes = _groups(outcomes, group_ids, n)
     wrong = sizes - _totals(right, inverse, len(sizes))
     drawn = sizes if n is None else torch.full_like(sizes, n)
-    return float((1 - _share_of_subsets(wrong, drawn, sizes)).mean())
+    return float(_share_of_subsets(drawn, sizes, among=sizes, but_not=wrong.long()).mean())
 
 
 @torch.no_grad()
@@ -137,12 +138,9 @@ def _totals(values: Tensor, inverse: Tensor, groups: int) -> Tensor:
     return values.new_zeros(groups).index_add_(0, inverse, values)
 
 
-def _share_of_subsets(members: Tensor, drawn: Tensor, size: Tensor) -> Tensor:
-    """C(members, drawn) / C(size, drawn): the share of subsets that lie within `members` of `size`."""
-
-    def log_sequences(among: Tensor) -> Tensor:
-        return torch.lgamma(among + 1) - torch.lgamma(among - n + 1)
-
-    inside, n, whole = members.double(), drawn.double(), size.double()
-    # a difference of two equal numbers where all of `size` are members: 1, with no rounding
-    return torch.where(inside >= n, (log_sequences(inside) - log_sequences(whole)).exp(), 0.0)
+def _share_of_subsets(drawn: Tensor, size: Tensor, *, among: Tensor, but_not: Tensor) -> Tensor:
+    """[C(among, drawn) - C(but_not, drawn)] / C(size, drawn): subsets of one part that are not of another."""
+    rows = zip(drawn.tolist(), size.tolist(), among.tolist(), but_not.tolist(), strict=True)
+    # whole numbers, so that pass@1 is the mean outcome to the last bit
+    shares = [(comb(most, n) - comb(least, n)) / comb(whole, n) for n, whole, most, least in rows]
+    return torch.tensor(shares, dtype=torch.float64, device=size.device)

@@ -54,6 +54,13 @@ def judge(rows: list[dict[str, Any]], **settings: Any) -> AverageAtKReport:
     return report
 
 
+@pytest.mark.parametrize("right", range(1, 16))
+def test_one_try_is_the_average_to_the_last_digit(right: int) -> None:
+    """A table that says 6.2 of one and 6.3 of the other says two things of one number."""
+    micro = judge(rows_of([("a", "x", [1] * right + [0] * (16 - right))])).micro
+    assert micro.pass_at[1].share == micro.average.share == right / 16
+
+
 def test_numbers_by_hand() -> None:
     report = judge(rows_of(HAND))
     easy, hard, everything = report.sources["easy"], report.sources["hard"], report.micro
