@@ -33,8 +33,8 @@ class ProcessBenchDataModule(TokenizedDataModule):
     """Judges step scores on solutions whose first wrong step is known.
 
     Steps are joined as in the paper's evaluation ("Step 1: ..." separated by blank lines). A step spans its text, the
-    number before it and the separator after it; a token belongs to the step its first character lies in, by the
-    offsets of one tokenisation.
+    number before it and the separator after it; a token belongs to the step in which its first character that is no
+    space lies, by the offsets of one tokenisation.
 
     Args:
         path: owner/name on the hub with one split per subset, a folder with `<subset>.json` (or .jsonl, .parquet), or a

@@ -115,7 +115,7 @@ class PrefixCalibration(CollectingMetric):
         """Add responses.
 
         Args:
-            values: normalised prefix values z, [B, T].
+            values: prefix values as logits, what the objective's `prefix_logits` gives, [B, T].
             mask: the response tokens, a run from the left, at least one each, [B, T].
             outcomes: 1 ends right, 0 wrong, [B].
 
