@@ -163,7 +163,7 @@ def _settings(stored: Mapping[str, Any], *, merged: bool) -> dict[str, Any]:
 
 
 def thresholds(reports: Mapping[str, Any], origin: Origin) -> dict[str, Threshold]:
-    """Thresholds by protocol: the mean over subsets of those of one origin.
+    """Thresholds by protocol: the mean of those of one origin, over subsets with right and with wrong solutions.
 
     Args:
         reports: of a test run.
@@ -183,9 +183,9 @@ def thresholds(reports: Mapping[str, Any], origin: Origin) -> dict[str, Threshol
 
 
 def _number(result: Mapping[str, Any] | None) -> float | None:
-    """The threshold of a result; None where there was none to choose, which JSON may spell NaN."""
-    value = None if result is None else result["threshold"]
-    return None if value is None or not math.isfinite(value) else float(value)
+    """The threshold of a result; None where it is not known, or no F1 chose it: JSON may spell that NaN."""
+    known = [result[name] for name in ("threshold", "f1") if result is not None and result[name] is not None]
+    return float(known[0]) if len(known) == 2 and all(map(math.isfinite, known)) else None
 
 
 def _base(factory: LanguageModelFactory, model: Any) -> ModelSource | None:

@@ -69,7 +69,7 @@ class Threshold:
     """A threshold and where it comes from.
 
     Args:
-        value: a step whose score lies below it is called wrong; the mean over subsets.
+        value: a step whose score lies below it is called wrong; the mean over subsets that have one.
         origin: `cross_fitted` (chosen on other problems: what a user gets) or `oracle` (best on the same data).
         by_subset: subset of the test run to origin to threshold.
     """

@@ -369,7 +369,8 @@ def test_the_card_says_what_was_trained_from_what_and_measured() -> None:
 
 def test_a_threshold_is_the_mean_over_the_subsets_that_have_one() -> None:
     def chosen(oracle: float, cross_fitted: float | None) -> dict[str, Any]:
-        return {"oracle": {"threshold": oracle}, "cross_fitted": {"threshold": cross_fitted}}
+        both = {"oracle": oracle, "cross_fitted": cross_fitted}
+        return {origin: {"threshold": threshold, "f1": 0.5} for origin, threshold in both.items()}
 
     a = {"step_sum": chosen(0.5, 0.25), "step_mean": chosen(1.0, None)}
     b = {"step_sum": chosen(1.5, math.nan), "step_mean": {**chosen(2.0, None), "cross_fitted": None}}
@@ -382,6 +383,16 @@ def test_a_threshold_is_the_mean_over_the_subsets_that_have_one() -> None:
         "step_mean": Threshold(1.5, "oracle", means),
     }
     assert thresholds({"calibration": {}}, "oracle") == {}
+
+
+def test_a_subset_of_right_solutions_alone_moves_no_threshold() -> None:
+    """Its own lies below all of its scores, however low they are."""
+
+    def subset(threshold: float, f1: float | None) -> dict[str, Any]:
+        return {"protocols": {"step_sum": {"cross_fitted": {"threshold": threshold, "f1": f1}}}}
+
+    subsets = {"mixed": subset(-2.0, 0.4), "all right": subset(-90.0, None)}
+    assert thresholds({"step_f1": {"subsets": subsets}}, "cross_fitted")["step_sum"].value == -2.0
 
 
 def test_an_export_that_cannot_be_put_in_place_leaves_the_one_before(tmp_path: Path) -> None:
