@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ipvrm_lightning.callbacks.resume_point import logged_until
+from ipvrm_lightning.whole_files import write_atomically
 
 _EARLIER = "metrics.earlier.csv"
 
@@ -36,7 +38,7 @@ class MetricsFile(CSVLogger):
         if self._experiment is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             folder = Path(self.log_dir)
             rows = [] if self.resume_from is None else self._earlier_rows(folder, Path(self.resume_from))
-            self._experiment = writer = ExperimentWriter(log_dir=str(folder))
+            self._experiment = writer = _Writer(log_dir=str(folder))
             writer.metrics, self.rows = rows, len(rows)
             writer.save()
             (folder / _EARLIER).unlink(missing_ok=True)
@@ -62,3 +64,16 @@ class MetricsFile(CSVLogger):
                 if None not in found.values() and found["step"].isdecimal():
                     rows.append({k: v for k, v in found.items() if v})
         return [*rows[: saved.rows], *([] if saved.pending is None else [saved.pending])]
+
+
+class _Writer(ExperimentWriter):
+    """Lightning's, but a new column, for which all rows are written anew, leaves the file whole at any moment."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=fieldnames)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.metrics_file_path, text.getvalue())

@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": {"types", "metrics", "run_folders", "exporting", "whole_files"},
     "run_folders": {"models", "whole_files"},
     "checkpoint_io": {"callbacks"},
-    "loggers": {"callbacks"},
+    "loggers": {"callbacks", "whole_files"},
     "exporting": {
         "functional",
         "objectives",

@@ -60,6 +60,7 @@ RELIED_ON: list[tuple[type, str, str, str]] = [
     (_TrainingEpochLoop, "strategies.py", "leads to validation within a fit", "val_loop"),
     (_EvaluationLoop, "strategies.py", "set: weights are gathered as those in training", "inference_mode"),
     (CSVLogger, "loggers.py", "set: a writer with the run's earlier rows", "_experiment"),
+    (ExperimentWriter, "loggers.py", "overridden: a new column leaves the file whole", "_rewrite_with_new_header"),
     (ExperimentWriter, "loggers.py", "set: a run's earlier rows", "metrics save"),
     (LightningCLI, "lightning_cli.py", "overridden: options of our own", "_prepare_subcommand_parser"),
     (LightningCLI, "lightning_cli.py", "overridden: failures", "_run_subcommand"),

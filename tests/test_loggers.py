@@ -64,6 +64,24 @@ def fit(folder: Path, every: int, resume: Path | None = None) -> list[dict[str, 
 EVERY_KIND = ("validated-step=2", "epoch-step=3", "within-step=4", "validated-step=5", "epoch-step=6")
 
 
+def test_a_kill_while_a_column_is_added_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger, file = MetricsFile(str(tmp_path), version="run"), tmp_path / "run" / "metrics.csv"
+    logger.log_metrics({"loss": 1.0}, 0)
+    before, seen = file.read_bytes(), list[bytes]()
+    header = csv.DictWriter.writeheader
+
+    def look(writer: csv.DictWriter[str]) -> None:
+        seen.append(file.read_bytes())
+        header(writer)
+
+    monkeypatch.setattr(csv.DictWriter, "writeheader", look)
+    logger.log_metrics({"loss": 0.5, "val/loss": 2.0}, 1)
+    assert seen == [before] and before.count(b"\n") == 2
+    with file.open(newline="") as rows:
+        found = list(csv.DictReader(rows))
+    assert [(row["step"], row["loss"], row["val/loss"]) for row in found] == [("0", "1.0", ""), ("1", "0.5", "2.0")]
+
+
 @pytest.mark.parametrize(
     ("every", "first", "names"),
     [
