@@ -9,6 +9,8 @@ most beta * NLL / T whatever the reward model has learnt. Printed for the 8 roll
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 
 from ipvrm_lightning.functional.best_of_n import best_of_n, pass_at_1
@@ -19,6 +21,7 @@ BETA = 10.0
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     policy = ArithmeticPolicy(size="small", seed=0)
     data = ArithmeticDataModule(size="small", seed=0, max_tokens=8192)
     data.with_tokenizer(policy.build_tokenizer())
