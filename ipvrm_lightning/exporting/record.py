@@ -61,10 +61,15 @@ def read_results(path: Path, run: Run) -> Results:
     tested = config.get("ckpt_path")
     if tested is None and _is_trained(run):
         raise ValueError(f"{path}: its test run loaded no checkpoint, this exports {run.checkpoint}: test that one")
-    # folders may have been moved: run, "checkpoints" and file tell checkpoints apart
-    if tested is not None and Path(tested).parts[-3:] != run.checkpoint.absolute().parts[-3:]:
+    if tested is not None and _within_runs(Path(tested)) != _within_runs(run.checkpoint.absolute()):
         raise ValueError(f"{path}: is of checkpoint {tested}, this exports {run.checkpoint}: test that one")
     return Results(reports, config.get("data"))
+
+
+def _within_runs(checkpoint: Path) -> tuple[str, ...]:
+    """Run, "checkpoints" and file, which tell checkpoints apart wherever the runs lie; a name may hold a slash."""
+    depth = next((depth for depth, one in enumerate(checkpoint.parents, 3) if one.name == "checkpoints"), 3)
+    return checkpoint.parts[-depth:]
 
 
 def _is_trained(run: Run) -> bool:

@@ -109,7 +109,8 @@ def _metrics_of_fit(folder: Path) -> Path | None:
         checkpoint = Path(config["ckpt_path"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return None
-    run = checkpoint.parent.parent
+    # a name with a slash (`{val/auroc}`) puts it deeper than `checkpoints`
+    run = next((one.parent for one in checkpoint.parents if one.name == "checkpoints"), checkpoint.parent.parent)
     for place in (folder.parent / run.name, run):
         if run.name and (place / NAMES["metrics"]).is_file():
             return place / NAMES["metrics"]

@@ -221,6 +221,11 @@ def test_results_go_into_card_and_thresholds(
     (results.parent / "config.yaml").write_text(yaml.safe_dump(moved))
     with pytest.raises(ValueError, match=r"is of checkpoint .*another"):
         export_checkpoint(run, tmp_path / "other", results=results)
+    deeper = find_run(run)._replace(checkpoint=run / "checkpoints" / "val" / "auroc=0.900.ckpt")
+    moved["ckpt_path"] = str(tmp_path / "another" / "checkpoints" / "val" / "auroc=0.900.ckpt")
+    (results.parent / "config.yaml").write_text(yaml.safe_dump(moved))
+    with pytest.raises(ValueError, match=r"is of checkpoint .*another"):
+        read_results(results, deeper)
     moved["ckpt_path"] = None
     (results.parent / "config.yaml").write_text(yaml.safe_dump(moved))
     with pytest.raises(ValueError, match=r"its test run loaded no checkpoint, this exports .*: test that one"):

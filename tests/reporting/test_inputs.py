@@ -15,7 +15,7 @@ from ipvrm_lightning.reporting.inputs import find_inputs
 TEST, FIT = "20260101-110000-test", "20260101-100000-fit"
 
 
-def test_a_test_run_brings_the_curves_of_the_checkpoint_it_loaded(runs: Path) -> None:
+def test_a_test_run_brings_the_curves_of_the_checkpoint_it_loaded(runs: Path, tmp_path: Path) -> None:
     found = find_inputs([runs / TEST])
     assert found.metrics == runs / FIT / "metrics.csv"
     assert found.scores == runs / TEST / "scores.jsonl" and found.tokens == runs / TEST / "tokens.jsonl"
@@ -23,6 +23,9 @@ def test_a_test_run_brings_the_curves_of_the_checkpoint_it_loaded(runs: Path) ->
     assert find_inputs([runs / FIT]).present().keys() == {"metrics", "record"}
     files = [runs / TEST / name for name in ("tokens.jsonl", "scores.jsonl", "results.json")]
     assert find_inputs(files).tokens == files[0]
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
+    (tmp_path / TEST / "config.yaml").write_text(f"ckpt_path: gone/{FIT}/checkpoints/val/auroc=0.900.ckpt\n")
+    assert find_inputs([tmp_path / TEST]).metrics == tmp_path / FIT / "metrics.csv"
 
 
 def _change(path: Path, old: str, new: str) -> None:
