@@ -389,7 +389,8 @@ def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:
     trainer.test(module(verifier=verifier), datamodule=TinyPrompts(), verbose=False)
     assert verifier.closed
     records = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
-    assert len(records) == 5 and all(len(record["scores"]) == 2 for record in records)
+    of_each = ("responses", "scores", "answers", "problems", "finished", "response_tokens")
+    assert len(records) == 5 and all(len(record[name]) == 2 for record in records for name in of_each)
     mean = sum(sum(record["scores"]) for record in records) / 10
     assert trainer.callback_metrics["test/all/avg@2"] == pytest.approx(mean)
     any_right = sum(any(record["scores"]) for record in records) / 5

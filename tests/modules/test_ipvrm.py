@@ -147,7 +147,7 @@ def test_training_separates_right_from_wrong(tmp_path: Path) -> None:
         assert math.isfinite(trainer.callback_metrics[name])
 
 
-def test_auroc_counts_the_pairs_in_the_right_order_and_the_loss_is_a_mean_whatever_the_batches(tmp_path: Path) -> None:
+def test_validation_is_what_its_numbers_are_named_after_whatever_the_batches(tmp_path: Path) -> None:
     logged, expected = [], []
     for max_tokens in (4096, 60, 1):
         module = IPVRMModule(language_model=tiny(seed=1), reference=FrozenCopy(), optimizer=SGD)
@@ -167,6 +167,13 @@ def test_auroc_counts_the_pairs_in_the_right_order_and_the_loss_is_a_mean_whatev
         right, wrong = ([f for f, y in zip(finals, batch.outcomes, strict=True) if y == label] for label in (1, 0))
         assert min(finals) < 0 < max(finals) and any(0 < final < 1 for final in finals)
         expected.append(sum(r > w for r in right for w in wrong) / (len(right) * len(wrong)))
+        told = (logits > 0) == (batch.outcomes[:, None] > 0.5)
+        assert found["val/prefix_accuracy"] == pytest.approx(told[mask].float().mean().item(), abs=1e-6)
+        gaps = torch.tensor(finals, dtype=torch.float64).sigmoid() - batch.outcomes
+        assert found["val/brier"] == pytest.approx((gaps**2).mean().item(), abs=1e-6)
+        bins = ((gaps + batch.outcomes) * 10).long()
+        ece = sum(abs(gaps[bins == place].sum().item()) for place in range(10)) / len(gaps)
+        assert found["val/ece"] == pytest.approx(ece, abs=1e-6)
     assert logged == pytest.approx(expected, abs=1e-6) and len(set(logged)) == 1
 
 

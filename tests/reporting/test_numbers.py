@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from ipvrm_lightning.functional import step_f1_at
 from ipvrm_lightning.metrics import judge_solutions, read_scores
@@ -35,7 +36,9 @@ def test_a_results_file_reads_back_as_the_reports_it_was_made_of(runs: Path, sol
 
 def test_the_curve_is_the_f1_at_its_thresholds(solutions: list[ScoredSolution]) -> None:
     report = judge_solutions(solutions, SETTINGS)
-    for curve in series.threshold_curves(solutions, report, "step_sum"):
+    curves = series.threshold_curves(solutions, report, "step_sum")
+    assert [curve.subset for curve in curves] == list(report.subsets)
+    for curve in curves:
         own = [one for one in solutions if one.subset == curve.subset]
         scores, labels = [one.step_scores["step_sum"] for one in own], [one.label for one in own]
         assert curve.thresholds == sorted(curve.thresholds)
@@ -82,10 +85,25 @@ def test_values_by_hand() -> None:
     assert around[-1.0].middle == pytest.approx(0.6)
     assert around[0.0].middle == pytest.approx((0.2 + 0.4) / 2)
     assert around[0.0].low == pytest.approx(0.25) and around[0.0].high == pytest.approx(0.35)
+    shares = [0.9, 0.2, 0.4, 0.3, 0.8, 0.1]
+    (spread,) = series.values_around_error([record(0, [logit(share)], [0]) for share in shares])
+    quartiles = torch.tensor(shares).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    assert [spread.low, spread.middle, spread.high] == pytest.approx(quartiles)
     groups = series.values_by_position([first, second], parts=2)
     assert list(groups) == ["with a wrong step"]
     half, end = groups["with a wrong step"]
     assert half.middle == pytest.approx((0.6 + 0.4) / 2) and end.middle == pytest.approx((0.1 + 0.8) / 2)
+
+
+def test_reliability_of_final_values_by_hand() -> None:
+    def solution(value: float | None, right: bool | None) -> ScoredSolution:
+        return ScoredSolution("a", "s", "p", -1, {}, [], right, value)
+
+    known = [solution(2.0, True), solution(2.0, False), solution(-2.0, False)]
+    line = series.reliability_of_finals([*known, solution(None, True), solution(2.0, None)], bins=2)
+    assert line is not None and line.counts == [1, 2] and line.right == [0.0, 0.5]
+    assert line.said == pytest.approx([1 / (1 + math.exp(2)), 1 / (1 + math.exp(-2))])
+    assert series.reliability_of_finals([solution(None, None)]) is None
 
 
 def test_a_line_that_is_still_being_written_is_no_part_of_a_curve(tmp_path: Path) -> None:

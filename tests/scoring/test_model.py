@@ -251,6 +251,9 @@ def test_any_pair_of_models_can_be_scored(
     shutil.copytree(judged.export, adapter, ignore=shutil.ignore_patterns("ipvrm_config.json"))
     read = PrefixValueModel.from_pretrained(str(adapter), beta=10.0, layout=scorer.description.layout)
     assert plain(read.score("1?", ["2"])) == plain(scorer.score("1?", ["2"]))
+    assert describe(str(adapter), beta=10.0).tokenizer.name == str(adapter)  # it brings one of its own
+    (adapter / "tokenizer_config.json").unlink()
+    assert describe(str(adapter), beta=10.0).tokenizer.name == judged.base
     given = PrefixValueModel.from_pretrained(
         str(adapter), beta=10.0, reference=judged.base, layout=scorer.description.layout
     )
