@@ -26,6 +26,8 @@ def test_a_test_run_brings_the_curves_of_the_checkpoint_it_loaded(runs: Path, tm
     shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
     (tmp_path / TEST / "config.yaml").write_text(f"ckpt_path: gone/{FIT}/checkpoints/val/auroc=0.900.ckpt\n")
     assert find_inputs([tmp_path / TEST]).metrics == tmp_path / FIT / "metrics.csv"
+    newer = Path(shutil.copytree(tmp_path / TEST, tmp_path / "20260102-110000-test"))
+    assert find_inputs([tmp_path]).results == newer / "results.json"
 
 
 def _change(path: Path, old: str, new: str) -> None:

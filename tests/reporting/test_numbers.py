@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from markupsafe import Markup
 
 from ipvrm_lightning.functional import step_f1_at
 from ipvrm_lightning.metrics import judge_solutions, read_scores
 from ipvrm_lightning.metrics.token_file import TokenRecord, read_tokens
-from ipvrm_lightning.reporting import series
+from ipvrm_lightning.reporting import figures, series
 from ipvrm_lightning.reporting.browser import browser_data
 from ipvrm_lightning.reporting.results import read_results
 from ipvrm_lightning.types import ScoredSolution
@@ -34,7 +36,9 @@ def test_a_results_file_reads_back_as_the_reports_it_was_made_of(runs: Path, sol
     assert list(back["best_of_n"].prompts_at) == [2]  # type: ignore[attr-defined]
 
 
-def test_the_curve_is_the_f1_at_its_thresholds(solutions: list[ScoredSolution]) -> None:
+def test_the_curve_is_the_f1_at_its_thresholds(
+    solutions: list[ScoredSolution], monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = judge_solutions(solutions, SETTINGS)
     curves = series.threshold_curves(solutions, report, "step_sum")
     assert [curve.subset for curve in curves] == list(report.subsets)
@@ -46,6 +50,14 @@ def test_the_curve_is_the_f1_at_its_thresholds(solutions: list[ScoredSolution]) 
             assert f1 == pytest.approx(step_f1_at(scores, labels, threshold).f1, abs=1e-12)
         at, f1 = curve.chosen["oracle"]
         assert f1 == pytest.approx(max(curve.f1)) and at in curve.thresholds
+        axes: list[Any] = []
+        monkeypatch.setattr(figures, "to_svg", lambda figure, name, axes=axes: axes.extend(figure.axes) or Markup())
+        figures.threshold_picture("a", "step_sum", [curve], report.average)
+        line, *marks = axes[0].lines
+        known = dict(zip(curve.thresholds, curve.f1, strict=True))
+        for threshold, percent in line.get_xydata():
+            assert percent == pytest.approx(100 * known[threshold])
+        assert marks[0].get_xydata()[0] == pytest.approx([at, 100 * f1])
 
 
 def test_verdicts_are_those_that_the_tables_count(runs: Path, solutions: list[ScoredSolution]) -> None:
@@ -62,6 +74,46 @@ def test_verdicts_are_those_that_the_tables_count(runs: Path, solutions: list[Sc
                 right = [hit for hit, one in zip(hits, own, strict=True) if one["label"] < 0]
                 assert sum(wrong) / len(wrong) == pytest.approx(result.error_accuracy)
                 assert sum(right) / len(right) == pytest.approx(result.correct_accuracy)
+
+
+def test_the_browser_shows_the_numbers_of_the_files(runs: Path, solutions: list[ScoredSolution]) -> None:
+    records = {one.id: one for one in read_tokens(runs / TEST / "tokens.jsonl")}
+    scored = {one.id: one for one in solutions}
+    data = browser_data(solutions, list(records.values()), SETTINGS, most=1000)
+    for entry in data["solutions"]:
+        record, one = records[entry["id"]], scored[entry["id"]]
+        assert (entry["label"], entry["steps"], entry["lengths"]) == (one.label, record.step_ids, one.step_lengths)
+        assert entry["answer"] == one.final_answer_correct
+        assert entry["advantages"] == pytest.approx(record.td_advantages, rel=0.006)
+        assert entry["values"] == pytest.approx(record.values, rel=0.006)
+        for protocol, scores in one.step_scores.items():
+            assert entry["scores"][protocol] == pytest.approx(scores, rel=6e-4)
+    sizes = [abs(value) for record in records.values() for value in record.td_advantages]
+    assert sum(size < data["scale"] for size in sizes) / len(sizes) == pytest.approx(0.98, abs=0.005)
+
+
+def test_pictures_draw_what_they_are_given_in_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "to_svg", lambda figure, name: drawn.append(figure.axes) or Markup())
+
+    def points(axis: Any, line: int = 0) -> list[list[float]]:
+        return [[round(float(value), 9) for value in point] for point in axis.lines[line].get_xydata()]
+
+    figures.reliability_picture("a", "", [series.ReliabilityLine("all", [0.1, 0.5, 0.9], [0.2, 0.0, 0.7], [3, 0, 1])])
+    above, below = drawn.pop()
+    assert points(above, 1) == [[10, 20], [90, 70]]  # after the diagonal, without the bin that is empty
+    assert [bar.get_height() for bar in below.patches] == [75, 0, 25]
+    spreads = [series.Spread(0.5, 0.1, 0.2, 0.3, 4), series.Spread(1.0, 0.4, 0.5, 0.9, 4)]
+    figures.position_picture({"all": spreads})
+    (axis,) = drawn.pop()
+    band = axis.collections[0].get_paths()[0].vertices
+    assert points(axis) == [[50, 20], [100, 50]] and (band[:, 1].min(), band[:, 1].max()) == pytest.approx((10, 90))
+    figures.error_picture(spreads)
+    (axis,) = drawn.pop()
+    assert points(axis, 1) == [[0.5, 20], [1, 50]]  # after the line at the wrong step
+    figures.curve_picture("a", "", {"train/loss": ([0.0, 5.0], [3.0, -2.0])})
+    (axis,) = drawn.pop()
+    assert points(axis) == [[0, 3], [5, -2]]
 
 
 def test_tokens_come_before_solutions_without(runs: Path, solutions: list[ScoredSolution]) -> None:
