@@ -58,6 +58,8 @@ def test_the_curve_is_the_f1_at_its_thresholds(
         for threshold, percent in line.get_xydata():
             assert percent == pytest.approx(100 * known[threshold])
         assert marks[0].get_xydata()[0] == pytest.approx([at, 100 * f1])
+        floor = report.average.longest_step["oracle"].f1
+        assert list(marks[-1].get_ydata()) == pytest.approx([100 * floor] * 2)
 
 
 def test_verdicts_are_those_that_the_tables_count(runs: Path, solutions: list[ScoredSolution]) -> None:

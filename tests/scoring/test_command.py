@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.data.steps import join_steps
 from ipvrm_lightning.functional import PROTOCOLS
+from ipvrm_lightning.models.exported import ModelSource
 from ipvrm_lightning.score_cli import OBJECTIVES, build_parser
 from ipvrm_lightning.score_cli import PROTOCOLS as OFFERED
 from ipvrm_lightning.scoring import PrefixValueModel, ScoreRequest, command
+from ipvrm_lightning.scoring.description import Part
 from ipvrm_lightning.scoring.requests import read_requests, split_solution
 
 from .conftest import Judged
@@ -150,13 +153,33 @@ def test_a_file_of_other_settings_is_refused(
     record = tmp_path / "scores.jsonl.settings.json"
     record.write_text(json.dumps(settings))
     assert "solution 'gsm8k-0' was scored with another text or other tokens" in refused(capsys, *command_line)
-    assert "was made with threshold" in refused(capsys, *command_line, "--threshold", "0.25")
+    for name, *option in (
+        ("threshold", "--threshold", "0.25"),
+        ("protocol", "--protocol", "step_mean"),
+        ("dtype", "--dtype", "bfloat16"),
+        ("layout", "--separator", "|"),
+        ("tokens", "--tokens"),
+    ):
+        assert f"was made with {name} " in refused(capsys, *command_line, *option)
+    for name in ("objective", "reference", "temperature"):
+        record.write_text(json.dumps({**settings, name: "another"}))
+        assert f"was made with {name} another" in refused(capsys, *command_line)
     record.write_text(json.dumps({**settings, "model": "another"}))
     assert "was made with model another, now it is" in refused(capsys, *command_line)
     record.write_text(json.dumps(settings))
     out.write_text("{}\n")
     assert f"{out}, row 1: broken line" in refused(capsys, *command_line)
     assert "--out writes JSONL" in refused(capsys, *command_line, "--format", "table")
+
+
+def test_other_weights_in_the_same_folders_are_another_model(judged: Judged, copied_base: Path, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(judged.export, tmp_path / "adapter"))
+    part, seen = Part(ModelSource(str(copied_base)), str(adapter)), []
+    for file in (None, copied_base / "model.safetensors", adapter / "adapter_model.safetensors"):
+        if file is not None:
+            file.write_bytes(file.read_bytes() + b"0")
+        seen.append(command._identity(part))
+    assert len(set(seen)) == 3 and command._identity(part) == seen[-1]
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from ipvrm_lightning.models.exported import ModelSource
+from ipvrm_lightning.models.exported import ExportedConfig, ModelSource
+from ipvrm_lightning.objectives import ImplicitPRM
 from ipvrm_lightning.scoring import command
-from ipvrm_lightning.scoring.description import Part
+from ipvrm_lightning.scoring.description import Part, describe
 from ipvrm_lightning.scoring.opening import _positions
 
 from .test_gguf import QWEN2
@@ -29,14 +30,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
         (refs := repository / "refs").mkdir(exist_ok=True)
         (refs / revision).write_text(commit)
         for name, content in files.items():
-            (folder / name.replace("_", ".")).write_text(json.dumps(content))
+            (folder / name).write_text(json.dumps(content))
 
     return put
 
 
 def test_scores_of_two_files_or_commits_of_a_repository_are_not_mixed(cache: Callable[..., None]) -> None:
-    cache("main", q4_gguf=1, q8_gguf=2)
-    cache("better", q4_gguf=3, q8_gguf=4)
+    cache("main", **{"q4.gguf": 1, "q8.gguf": 2})
+    cache("better", **{"q4.gguf": 3, "q8.gguf": 4})
     places = [("main", "q4.gguf"), ("main", "q8.gguf"), ("better", "q4.gguf"), (None, "q4.gguf")]
     found = [command._identity(Part(ModelSource("owner/name", revision, file))) for revision, file in places]
     assert len(set(found)) == 3 and found[3] == found[0]
@@ -44,5 +45,16 @@ def test_scores_of_two_files_or_commits_of_a_repository_are_not_mixed(cache: Cal
 
 def test_the_limit_of_a_revision_is_its_own(cache: Callable[..., None]) -> None:
     for revision, longest in (("main", 64), ("longer", 256)):
-        cache(revision, config_json={**QWEN2, "max_position_embeddings": longest})
+        cache(revision, **{"config.json": {**QWEN2, "max_position_embeddings": longest}})
         assert _positions(ModelSource("owner/name", revision=revision)) == longest
+
+
+def test_an_export_of_a_revision_is_read_as_it_is_there(cache: Callable[..., None], tmp_path: Path) -> None:
+    for revision, beta in (("main", 3.0), ("better", 4.0)):
+        ExportedConfig("model", objective=ImplicitPRM(beta=beta).describe(), reference=ModelSource("base")).write(
+            tmp_path
+        )
+        cache(revision, **{"ipvrm_config.json": json.loads((tmp_path / "ipvrm_config.json").read_text())})
+        found = describe("owner/name", revision=revision)
+        assert found.objective.beta == beta
+        assert f'"beta": {beta}' in (Path(found.reward.model.name) / "ipvrm_config.json").read_text()

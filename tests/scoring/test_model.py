@@ -135,6 +135,8 @@ def test_candidates_are_ranked(scorer: PrefixValueModel) -> None:
 
 
 def test_a_whole_model_takes_the_recorded_reference(judged: Judged, full_export: str, copied_base: Path) -> None:
+    # a base in half precision is read in that of the model, or its rounding would enter the ratios
+    assert (describe(full_export).dtype, describe(full_export, dtype="bfloat16").dtype) == ("float32", "bfloat16")
     found = PrefixValueModel.from_pretrained(full_export).score("1?", ["add", "so 2"], tokens=True)
     tokenizer = load_tokenizer(full_export)
     encoded = encode_steps(tokenizer, "1?", ["add", "so 2"])
@@ -305,10 +307,18 @@ def test_what_does_not_go_together_is_refused(judged: Judged, full_export: str, 
         (foreign / "ipvrm_config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=message):
             describe(str(foreign))
-    config["objective"] = IPVRM().describe() | {"init_args": {"beta": {"class_path": "os.system", "init_args": {}}}}
+    nested = {"class_path": "os.system", "init_args": {}}
+    for beta in (nested, [1.0, nested]):
+        config["objective"] = IPVRM().describe() | {"init_args": {"beta": beta}}
+        (foreign / "ipvrm_config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"objective os\.system is code of its own"):
+            describe(str(foreign))
+    config["objective"] = {"class_path": "ipvrm_lightning.modules.ipvrm.IPVRM", "init_args": {"beta": 3.0}}
     (foreign / "ipvrm_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"objective os\.system is code of its own"):
+    with pytest.raises(ValueError, match="is code of its own, which is run with trust_remote_code alone"):
         describe(str(foreign))
+    trusted = describe(str(foreign), trust_remote_code=True)
+    assert trusted.objective.beta == 3.0 and trusted.trust_remote_code
     for option in ("max_tokens", "chunk_size"):
         with pytest.raises(ValueError, match="max_tokens and chunk_size must be at least 1, found"):
             PrefixValueModel.from_pretrained(judged.export, **{option: 0})  # type: ignore[arg-type]
