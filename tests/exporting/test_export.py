@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.exporting import export_checkpoint
 from ipvrm_lightning.exporting.card import model_card
 from ipvrm_lightning.exporting.folder import _put_in_place
-from ipvrm_lightning.exporting.record import read_results, thresholds
+from ipvrm_lightning.exporting.record import _base, read_results, thresholds
 from ipvrm_lightning.exporting.source import find_run, model_weights
 from ipvrm_lightning.models import LoRA, PretrainedLanguageModel
 from ipvrm_lightning.models.exported import ExportedConfig, Layout, ModelSource, Threshold, read_exported_config
@@ -408,12 +409,31 @@ def test_an_export_that_cannot_be_put_in_place_leaves_the_one_before(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "README.md").read_text() == "of before"
 
 
-BASE = {"name": "owner/base", "revision": "0a1b", "gguf_file": None, "dtype": "bfloat16", "quantization": "nf4"}
+BASE: dict[str, Any] = {
+    "name": "owner/base",
+    "revision": "0a1b",
+    "gguf_file": None,
+    "dtype": "bfloat16",
+    "quantization": "nf4",
+}
 BASE |= {"compute_dtype": "float16", "weights": None}
 INSIDE = {"name": "reference", "revision": None, "gguf_file": None, "dtype": "float32", "quantization": None}
 INSIDE |= {"compute_dtype": "bfloat16", "weights": "c345498b954dab77a8820ed9"}
 LAYOUT = {"prompt_format": "plain", "system_prompt": "Be brief.", "step_template": "{step}", "separator": ";"}
 LAYOUT |= {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+def test_a_base_is_recorded_as_it_was_read(base: str) -> None:
+    """Without its precision, file or commit another one would be read for it, and log-ratios be of both."""
+    options = {name: BASE[name] for name in ("name", "revision", "dtype", "quantization", "compute_dtype")}
+    hub: Any = SimpleNamespace(config=SimpleNamespace(_name_or_path="cache", _commit_hash="of the cache"))
+    for revision, commit in (("0a1b", "0a1b"), (None, "of the cache")):
+        factory = PretrainedLanguageModel(**{**options, "revision": revision}, lora=LoRA())
+        assert _base(factory, hub) == ModelSource(**{**BASE, "revision": commit})
+    model = PretrainedLanguageModel(name=base).build_model()
+    file = PretrainedLanguageModel(name="owner/base", gguf_file="q8.gguf", dtype="float16")
+    recorded = ModelSource("owner/base", gguf_file="q8.gguf", dtype="float16", weights=fingerprint(base))
+    assert _base(file, model) == recorded
 
 
 @pytest.mark.parametrize("reference", [None, "adapters_off", BASE, INSIDE])
@@ -466,8 +486,6 @@ def test_a_config_of_no_run_is_named(text: str, problem: str, tmp_path: Path) ->
 
 
 def test_the_callback_exports_the_best(tmp_path: Path, base: str, real_inputs: dict[str, str]) -> None:  # noqa: F811
-    from types import SimpleNamespace
-
     from ipvrm_lightning.callbacks import HFExport
 
     run = fit(tmp_path, base, real_inputs, lora=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from ipvrm_lightning.models import RandomLanguageModel
+from ipvrm_lightning.rollouts.ends import response_text
+from ipvrm_lightning.rollouts.sampler import sample_responses
 from ipvrm_lightning.rollouts.sources import InProcess, Sampling
 from ipvrm_lightning.types import PromptExample
 from tests.data.tokenizers import byte_level
@@ -39,6 +41,27 @@ def test_only_the_token_that_ended_a_response_is_left_out(tmp_path: Path) -> Non
     for response, longer in zip(responses, without, strict=True):
         assert longer.text.startswith(response.text.rstrip("\ufffd"))
         assert response.text.rstrip("\ufffd") == longer.text.partition(stop)[0].rstrip("\ufffd")
+
+
+def test_responses_are_drawn_as_the_settings_say(tmp_path: Path) -> None:
+    sampling, own = Sampling(3, temperature=1.7, top_p=0.8, max_new_tokens=9, seed=5), source(tmp_path, batch_size=7)
+    ends = TOKENIZER.eos_token_id
+    expected = sample_responses(
+        own.language_model.build_model(),
+        [prompt.input_ids for prompt in PROMPTS],
+        num_return_sequences=3,
+        max_new_tokens=9,
+        eos_token_id=ends,
+        pad_token_id=ends,
+        temperature=1.7,
+        top_p=0.8,
+        seed=5,
+        keys=[prompt.id for prompt in PROMPTS],
+    )
+    found = [answer.responses for answer in own.respond(PROMPTS, sampling)]
+    of_each = [[(response_text(TOKENIZER, one), one.finished, len(one.input_ids)) for one in of] for of in expected]
+    assert [[tuple(response) for response in responses] for responses in found] == of_each
+    assert len({response.text for responses in found for response in responses}) > 6
 
 
 def test_an_unknown_stop_token_is_named(tmp_path: Path) -> None:
