@@ -14,6 +14,11 @@ from ipvrm_lightning.failures import library_errors, one_line
 
 RESULTS = "results.json"
 CONFIG = "config.yaml"
+#: What decides beside a model's weights what a test finds of it, by how keys begin.
+_CONDITIONS = (
+    *("data.", "trainer.precision", "model.init_args.language_model.init_args.dtype"),
+    *("model.init_args.verifier.", "model.init_args.stop_tokens"),
+)
 #: The parser in C, ten times as fast, where PyYAML has it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -88,7 +93,7 @@ def read_run(path: Path) -> Run:
         note = f"{path}: no {CONFIG} beside it, so its settings are unknown and it has a row of its own"
         return Run(path, reports, {"run": path.absolute().parent.name}, note=note)
     tested = _read_config(beside)
-    conditions = {f"test.{key}": value for key, value in flatten(tested).items() if _is_condition(key)}
+    conditions = {f"test.{key}": value for key, value in flatten(tested).items() if key.startswith(_CONDITIONS)}
     if not tested.get("ckpt_path"):
         return Run(path, reports, {**flatten(tested), **conditions, "trained": False})
     checkpoint = Path(str(tested["ckpt_path"]))
@@ -104,11 +109,6 @@ def read_run(path: Path) -> Run:
     settings |= {key: value for key, value in flatten(tested).items() if key.startswith("model.init_args.evaluation.")}
     moved = f"{path}: {named} is not there; settings are those of {folder / CONFIG}"
     return Run(path, reports, settings, folder.resolve(), None if folder == named else moved)
-
-
-def _is_condition(key: str) -> bool:
-    """Whether a setting of a test decides what it finds of a model."""
-    return key.startswith("data.") or key == "trainer.precision"
 
 
 def _folder_of(checkpoint: Path) -> Path:

@@ -17,7 +17,7 @@ _TRAINER = {
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision"),
 }
 #: Places of files that a run writes or keeps, and how it is carried out: never what runs are told apart by.
-_PLACES = {"ckpt_path", "cache_dir", "root", "num_workers"}
+_PLACES = {"ckpt_path", "cache_dir", "root", "num_workers", "workers"}
 #: What differs from run to run of one setting: seeds, and the reward model that a policy is trained with.
 _REPEATS = {"seed", "seed_everything", "checkpoint"}
 

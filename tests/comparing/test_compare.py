@@ -221,11 +221,26 @@ def test_what_a_policy_is_tested_with_is_of_its_test(tmp_path: Path, capsys: pyt
     assert groups(capsys, tmp_path) == {(0.6,): 1, (1.0,): 1}
 
 
+def model(**arguments: Any) -> dict[str, Any]:
+    return {"model": {"init_args": arguments}}
+
+
+def verifier(kind: str) -> dict[str, Any]:
+    return model(verifier={"class_path": kind, "init_args": {"workers": len(kind)}})
+
+
 @pytest.mark.parametrize(
     ("one", "other", "names"),
     [
         ({"data": {"init_args": {"system_prompt": "Be brief."}}}, {"data": {"init_args": {}}}, ("Be brief.", None)),
         ({"trainer": {"precision": "bf16-mixed"}}, {"trainer": {"precision": "32-true"}}, ("bf16-mixed", "32-true")),
+        (verifier("own.Own"), verifier("MathVerifier"), ("own.Own", "MathVerifier")),
+        (model(stop_tokens=["<end>"]), model(stop_tokens=None), ('["<end>"]', None)),
+        (
+            model(language_model={"init_args": {"dtype": "bfloat16"}}),
+            model(language_model={"init_args": {"dtype": "float32"}}),
+            ("bfloat16", "float32"),
+        ),
     ],
 )
 def test_runs_that_were_tested_otherwise_do_not_share_a_row(
