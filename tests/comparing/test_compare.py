@@ -272,6 +272,22 @@ def test_prompts_that_a_seed_has_drawn_are_others_with_another_seed(
     assert len(groups(capsys, tmp_path / "named")) == 1
 
 
+def test_policies_judged_on_other_prompts_or_with_another_k_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes: list[tuple[Callable[[dict[str, Any]], object], str]] = [
+        (lambda r: r["sources"]["math"].update(prompts=6), "number of prompts in math: 5 against 6"),
+        (lambda r: r["sources"]["math"].update(max_responses=5), "k of avg@k in math: 4, 4 against 4, 5"),
+        (lambda r: r["sources"]["math"].update(min_responses=3), "k of avg@k in math: 4, 4 against 3, 4"),
+        (lambda r: r["micro"]["pass_at"].pop("4"), "k of pass@k: 1, 2, 4 against 1, 2"),
+        (lambda r: r["sources"].pop("math"), "data sources of avg@k: gsm8k, math against gsm8k"),
+    ]
+    for number, (change, said) in enumerate(changes):
+        files = [write_run(tmp_path / f"{number}", name, config({}), policy_reports(number)) for name in "ab"]
+        _rewrite(files[1], lambda reports, change=change: change(reports["average_at_k"]))  # type: ignore[misc]
+        assert_refused(capsys, [str(tmp_path / f"{number}")], said)
+
+
 @pytest.mark.parametrize("columns", [20, 80])
 def test_numbers_are_whole_in_any_terminal(
     study: Path, capsys: pytest.CaptureFixture[str], columns: int, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_only_the_token_that_ended_a_response_is_left_out(tmp_path: Path) -> Non
 
 
 def test_responses_are_drawn_as_the_settings_say(tmp_path: Path) -> None:
-    sampling, own = Sampling(3, temperature=1.7, top_p=0.8, max_new_tokens=9, seed=5), source(tmp_path, batch_size=7)
+    sampling, own = Sampling(3, temperature=1.7, top_p=0.8, max_new_tokens=9, seed=5), source(tmp_path, batch_size=2)
     ends = TOKENIZER.eos_token_id
     expected = sample_responses(
         own.language_model.build_model(),
@@ -62,6 +63,14 @@ def test_responses_are_drawn_as_the_settings_say(tmp_path: Path) -> None:
     of_each = [[(response_text(TOKENIZER, one), one.finished, len(one.input_ids)) for one in of] for of in expected]
     assert [[tuple(response) for response in responses] for responses in found] == of_each
     assert len({response.text for responses in found for response in responses}) > 6
+
+
+def test_prompts_that_the_model_cannot_read_are_refused(tmp_path: Path) -> None:
+    own, sampling = source(tmp_path), Sampling(2, max_new_tokens=9)
+    own.language_model.config["max_position_embeddings"] = 38  # type: ignore[attr-defined]
+    for input_ids, message in (([5] * 30, "up to 39 tokens .* made for 38"), ([5, 999, 5], "holds token 999")):
+        with pytest.raises(ValueError, match=message):
+            next(own.respond([PROMPTS[0], replace(PROMPTS[1], input_ids=input_ids), PROMPTS[2]], sampling))
 
 
 def test_an_unknown_stop_token_is_named(tmp_path: Path) -> None:

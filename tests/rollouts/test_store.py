@@ -118,6 +118,10 @@ def test_weights_of_one_name_never_mix(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="was made with other weights of the same name: use another folder"):
         RolloutStore(tmp_path, SETTINGS, weights="b").__enter__()
     assert fill(tmp_path, PROMPTS[:2]) == ["p1"]  # the lock is free again
+    with RolloutStore(tmp_path / "new", SETTINGS, weights="a") as store:
+        store.append(PROMPTS[0], {})
+    with pytest.raises(StoreError, match="was made with other weights of the same name: use another folder"):
+        RolloutStore(tmp_path / "new", SETTINGS, weights="b").__enter__()
 
 
 def test_rollouts_without_a_manifest_are_refused(tmp_path: Path) -> None:
@@ -125,9 +129,10 @@ def test_rollouts_without_a_manifest_are_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(StoreError, match=r"no manifest\.json"):
         fill(tmp_path, PROMPTS)
-    (tmp_path / "manifest.json").write_text("[]")
-    with pytest.raises(StoreError, match="not a manifest"):
-        fill(tmp_path, PROMPTS)
+    for text in ("[]", "{}", "{"):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(StoreError, match="not a manifest"):
+            fill(tmp_path, PROMPTS)
 
 
 def test_new_versions_are_added_to_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,7 @@ def test_standard_input_is_read(
 def test_a_file_goes_on_where_it_was(
     judged: Judged, solutions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(command, "WINDOW", 4)
     out = tmp_path / "results" / "scores.jsonl"
     command_line = ("--model", judged.export, str(solutions), "--out", str(out))
     score(*command_line)
@@ -163,7 +164,9 @@ def test_a_file_of_other_settings_is_refused(
         assert f"was made with {name} " in refused(capsys, *command_line, *option)
     for name in ("objective", "reference", "temperature"):
         record.write_text(json.dumps({**settings, name: "another"}))
-        assert f"was made with {name} another" in refused(capsys, *command_line)
+        assert f"was made with {name} another, now it is {settings[name]}: use" in refused(capsys, *command_line)
+    assert settings["dtype"] == "float32"
+    assert command.described(build_parser().parse_args([*command_line, "--trust_remote_code"])).trust_remote_code
     record.write_text(json.dumps({**settings, "model": "another"}))
     assert "was made with model another, now it is" in refused(capsys, *command_line)
     record.write_text(json.dumps(settings))
