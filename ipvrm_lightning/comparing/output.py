@@ -213,7 +213,7 @@ def to_csv(comparison: Comparison) -> str:
         writer.writerow([None, *group.values, len(group.runs), *comparison.choice, *cells])
     for row, found in comparison.floors.items():
         if found:
-            cells = [value for one in columns for value in (found.get(one), None, None, None)]
+            cells = [value for one in columns for value in (_known(found.get(one, math.nan)), None, None, None)]
             cells += [None] * 3 * len(less)
             writer.writerow([row, *[None] * len(settings), None, *comparison.choice, *cells])
     return out.getvalue()

@@ -439,6 +439,8 @@ def test_numbers_that_no_run_knows_are_equal_and_so_are_the_last_digits_of_other
     (group,) = compared(capsys, tmp_path)["groups"]
     assert set(group["measures"]["step_f1.beta"].values()) == {None}
     assert group["measures"]["step_f1.alpha"]["spread"] is not None
+    rows = list(csv.DictReader(io.StringIO(shown(capsys, tmp_path, "--format", "csv"))))
+    assert {row["step_f1.beta"] for row in rows if row["floor"] != "random scores (floor)"} == {""}
     _rewrite(files[1], lambda r: r["step_f1"]["subsets"]["beta"]["longest_step"]["cross_fitted"].update(f1=0.25))
     assert_refused(capsys, [str(tmp_path)], "floor of beta (other solutions, or other folds): nan against 0.25")
 
