@@ -17,7 +17,7 @@ from ipvrm_lightning.models.exported import ModelSource
 from ipvrm_lightning.score_cli import OBJECTIVES, build_parser
 from ipvrm_lightning.score_cli import PROTOCOLS as OFFERED
 from ipvrm_lightning.scoring import PrefixValueModel, ScoreRequest, command
-from ipvrm_lightning.scoring.description import Part
+from ipvrm_lightning.scoring.description import Part, describe
 from ipvrm_lightning.scoring.requests import read_requests, split_solution
 
 from .conftest import Judged
@@ -183,6 +183,9 @@ def test_other_weights_in_the_same_folders_are_another_model(judged: Judged, cop
             file.write_bytes(file.read_bytes() + b"0")
         seen.append(command._identity(part))
     assert len(set(seen)) == 3 and command._identity(part) == seen[-1]
+    pair = command._settings(describe(str(copied_base), beta=1.0, reference=judged.base))
+    own, reference = (command._identity(Part(ModelSource(name))) for name in (str(copied_base), judged.base))
+    assert own != reference and (pair["model"], pair["reference"]) == (own, reference)
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -89,7 +89,8 @@ def test_the_verdict_is_the_first_step_below_the_export_s_threshold(judged: Judg
 def test_batches_windows_and_order_change_nothing(judged: Judged, scorer: PrefixValueModel) -> None:
     together = {score.id: plain(score) for score in scorer.score_many(requests(judged))}
     shuffled = random.Random(0).sample(requests(judged), len(judged.rows))
-    streamed = list(scorer.stream(iter(shuffled), window=3))
+    streamed = list(scorer.stream(iter(shuffled), window=3, tokens=True))
+    assert all(score.tokens for score in streamed)
     assert [score.id for score in streamed] == [request.id for request in shuffled]
     alone = [(request.id, scorer.score(request.problem, request.steps)) for request in shuffled[:4]]
     for name, score in [*((score.id, score) for score in streamed), *alone]:
