@@ -45,7 +45,7 @@ def test_a_line_is_on_the_disk_when_append_returns(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr("os.fsync", lambda file: synced.append(store.path.stat().st_size))
         for number, prompt in enumerate(PROMPTS, 1):
             store.append(prompt, {})
-            assert synced[-1] == store.path.stat().st_size > 0 and len(synced) == number
+            assert synced[-1] == store.path.stat().st_size > 0 and len(synced) == number == len(store)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 17, -2, -1])
