@@ -90,6 +90,7 @@ def test_the_browser_shows_the_numbers_of_the_files(runs: Path, solutions: list[
         assert entry["values"] == pytest.approx(record.values, rel=0.006)
         for protocol, scores in one.step_scores.items():
             assert entry["scores"][protocol] == pytest.approx(scores, rel=6e-4)
+    assert data["protocols"] == ["step_sum", "step_mean"]
     sizes = [abs(value) for record in records.values() for value in record.td_advantages]
     assert sum(size < data["scale"] for size in sizes) / len(sizes) == pytest.approx(0.98, abs=0.005)
 
@@ -143,10 +144,15 @@ def test_values_by_hand() -> None:
     (spread,) = series.values_around_error([record(0, [logit(share)], [0]) for share in shares])
     quartiles = torch.tensor(shares).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     assert [spread.low, spread.middle, spread.high] == pytest.approx(quartiles)
-    groups = series.values_by_position([first, second], parts=2)
-    assert list(groups) == ["with a wrong step"]
+    assert [one.place for one in series.values_around_error([second], reach=1)] == [0.0, 1.0]
+    groups = series.values_by_position([first, second, record(-1, [logit(0.7)], [0])], parts=2)
+    assert list(groups) == ["every step is right", "with a wrong step"]
     half, end = groups["with a wrong step"]
+    assert (half.place, half.count, end.place, end.count) == (0.5, 2, 1.0, 2)
     assert half.middle == pytest.approx((0.6 + 0.4) / 2) and end.middle == pytest.approx((0.1 + 0.8) / 2)
+    assert [(one.middle, one.count) for one in groups["every step is right"]] == [(pytest.approx(0.7), 1)] * 2
+    (quarters,) = series.values_by_position([second], parts=4).values()  # more places than tokens
+    assert [one.middle for one in quarters] == pytest.approx([0.4, 0.4, 0.4, 0.8])
 
 
 def test_reliability_of_final_values_by_hand() -> None:
