@@ -262,6 +262,9 @@ def test_any_pair_of_models_can_be_scored(
     )
     assert plain(given.score("1?", ["2"])) == pytest.approx(plain(scorer.score("1?", ["2"])), abs=1e-5)
     assert PrefixValueModel.from_pretrained(other, objective=EndoRM()).score("1?", ["2"]).first_error is None
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "revision": "0a1b"}))
+    assert describe(str(adapter), beta=10.0).reward.model.revision == "0a1b"
 
 
 def test_gguf_files_are_named_by_path_or_by_file(
