@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from ipvrm_lightning.comparing.measures import ALL_PROMPTS, MEAN_OF_SOURCES, Choice, Column, Measured, measures
-from ipvrm_lightning.comparing.runs import Run
+from ipvrm_lightning.comparing.runs import RESULTS, Run
 from ipvrm_lightning.metrics.resampling import Resampled, percentile_interval
 from ipvrm_lightning.metrics.score_file import numbered_lines, read_scores
 from ipvrm_lightning.metrics.step_f1_judge import f1_on_resamples
@@ -97,11 +98,15 @@ def _on_resamples(run: Run, choice: Choice) -> _Test:
 
 
 def _step_f1(path: Path, report: dict[str, Any], choice: Choice) -> _Test:
+    try:
+        # runs that were judged with other folds are refused by their floors; other numbers of resamples are made equal
+        settings = replace(JudgeSettings(**report["settings"]), resamples=JudgeSettings.resamples)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path.parent / RESULTS}: step_f1.settings: {type(error).__name__}: {error}") from None
     solutions = read_scores(path)
-    settings = JudgeSettings(**report["settings"])
     found = f1_on_resamples(solutions, settings, protocol=choice.protocol, origin=choice.threshold)
-    items = sorted((one.subset, one.id, one.problem, one.label) for one in solutions)
-    return _Test(list(items), {Column("step_f1", name): value for name, value in found.items()})
+    items: list[tuple[Any, ...]] = sorted((one.subset, one.id, one.problem, one.label) for one in solutions)
+    return _Test(items, {Column("step_f1", name): value for name, value in found.items()})
 
 
 def _policy(path: Path, report: dict[str, Any], choice: Choice) -> _Test:

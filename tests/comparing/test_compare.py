@@ -19,7 +19,7 @@ import yaml
 
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.functional import best_threshold, first_error
-from ipvrm_lightning.metrics import write_scores
+from ipvrm_lightning.metrics import JudgeSettings, write_scores
 from ipvrm_lightning.metrics.resampling import assign_folds, joint_bootstrap_weights, seed_of
 from ipvrm_lightning.types import ScoredSolution
 
@@ -511,7 +511,7 @@ def f1_on_resamples_by_hand(noise: int, origin: str) -> dict[str, np.ndarray]:
         for name in DRAWN[:2]
     }
     keys = {name: [one.problem for one in part] for name, part in parts.items()}
-    weights = joint_bootstrap_weights(keys, resamples=SETTINGS.resamples, seed=SETTINGS.seed)
+    weights = joint_bootstrap_weights(keys, resamples=JudgeSettings.resamples, seed=SETTINGS.seed)
     found = {}
     for name, part in parts.items():
         folds = assign_folds(keys[name], folds=SETTINGS.folds, seed=seed_of((name,), SETTINGS.seed)).tolist()
@@ -523,11 +523,13 @@ def f1_by_hand(part: list[ScoredSolution], folds: list[int], times: list[int], o
     """Step F1 where each solution occurs so many times, at thresholds that are fitted to them."""
     scores, labels = [one.step_scores["step_sum"] for one in part], [one.label for one in part]
     rows = [row for row, count in enumerate(times) for _ in range(count)]
+    chosen = {}
+    for fold in set(folds):
+        fitted = [row for row in rows if origin == "oracle" or folds[row] != fold]
+        chosen[fold] = best_threshold([scores[row] for row in fitted], [labels[row] for row in fitted]).threshold
     hits: dict[bool, list[bool]] = {True: [], False: []}
     for row in rows:
-        others = [other for other in rows if origin == "oracle" or folds[other] != folds[row]]
-        best = best_threshold([scores[other] for other in others], [labels[other] for other in others])
-        hits[labels[row] < 0].append(first_error(scores[row], best.threshold) == labels[row])
+        hits[labels[row] < 0].append(first_error(scores[row], chosen[folds[row]]) == labels[row])
     return statistics.harmonic_mean([sum(one) / len(one) for one in hits.values()]) if all(hits.values()) else math.nan
 
 
@@ -588,6 +590,15 @@ def test_scores_that_are_not_those_of_the_results_are_refused(
 ) -> None:
     change(scored / "3-test/scores.jsonl")
     assert_refused(capsys, [str(scored), "--against", str(scored / "5-test")], message)
+
+
+def test_settings_of_judging_may_differ_in_resamples_alone(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(capsys, scored, "--against", scored / "5-test")
+    other = scored / "3-test/results.json"
+    _rewrite(other, lambda r: r["step_f1"]["settings"].update(resamples=30))
+    assert compared(capsys, scored, "--against", scored / "5-test") == found
+    _rewrite(other, lambda r: r["step_f1"]["settings"].update(folds=1))
+    assert_refused(capsys, [str(scored), "--against", str(scored / "5-test")], f"{other}: step_f1.settings: ValueError")
 
 
 def test_a_baseline_is_one_row_of_several(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
