@@ -46,9 +46,9 @@ class ResumePoint(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; a run that goes on removes what `AtomicCheckpointIO` was writing when it was killed."""
-        self._saved = time.monotonic()
+        self._saved, folder = time.monotonic(), _checkpoints(trainer)
         # nobody else writes to the run's folder now
-        for part in _checkpoints(trainer).glob(".*.part") if self.continues and trainer.is_global_zero else ():
+        for part in folder.glob(".*.part") if self.continues and trainer.is_global_zero else ():
             part.unlink()
 
     def on_train_batch_end(
@@ -115,6 +115,7 @@ class _LastCheckpoint(Callback):
 
 
 def _checkpoints(trainer: Trainer) -> Path:
+    """To be called on each process."""
     return run_folder(trainer) / "checkpoints"
 
 
