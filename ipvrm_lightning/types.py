@@ -147,6 +147,10 @@ class PromptBatch:
     prompts: list[PromptExample]
 
 
+#: The mean over subsets, where reports and tables name it beside them: no subset may be named so.
+AVERAGE = "average"
+
+
 @dataclass(frozen=True)
 class ScoredSolution:
     """Raw scores of one solution: enough to recompute every metric without a model.

@@ -24,7 +24,7 @@ from ipvrm_lightning.data.solutions import Solution, check_solution
 from ipvrm_lightning.data.steps import assign_steps, join_steps
 from ipvrm_lightning.data.templates import Rendered
 from ipvrm_lightning.data.tokenized import TokenizedDataModule
-from ipvrm_lightning.types import Example
+from ipvrm_lightning.types import AVERAGE, Example
 
 SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
 
@@ -105,8 +105,10 @@ class ProcessBenchDataModule(TokenizedDataModule):
         """
         if self.test_sets:
             return
-        report = Report(self.on_bad_rows)
-        solutions = [solution for subset, rows in self._sources() for solution in self._read(subset, rows, report)]
+        report, sources = Report(self.on_bad_rows), self._sources()
+        if len(sources) > 1 and AVERAGE in dict(sources):
+            raise DataError(f"a subset is named {AVERAGE!r}, as the mean over subsets is: rename it", source=self.path)
+        solutions = [solution for subset, rows in sources for solution in self._read(subset, rows, report)]
         examples = list(self._examples(solutions, report))
         if any(example.outcome is None for example in examples):  # known of some only, and not what is judged
             examples = [replace(example, outcome=None) for example in examples]

@@ -29,9 +29,8 @@ from ipvrm_lightning.metrics.step_f1_report import (
     SubsetReport,
     ThresholdedResult,
 )
-from ipvrm_lightning.types import ScoredSolution
+from ipvrm_lightning.types import AVERAGE, ScoredSolution
 
-AVERAGE = "average"
 #: Origins of a threshold: fitted to the data, or given.
 CHOSEN = ("oracle", "cross_fitted")
 FIXED = "fixed"
@@ -256,8 +255,8 @@ def judge_solutions(solutions: Iterable[ScoredSolution], settings: JudgeSettings
         settings: how; the defaults of `JudgeSettings` if None.
 
     Raises:
-        ValueError: no solutions, ids that occur twice in a subset, solutions with different protocols, or a fixed
-            threshold for a protocol that is not there.
+        ValueError: no solutions, ids that occur twice in a subset, solutions with different protocols, a fixed
+            threshold for a protocol that is not there, or a subset beside others that is named as their average.
     """
     settings = settings or JudgeSettings()
     judged = {name: _judge_subset(judge) for name, judge in _subset_judges(solutions, settings).items()}
@@ -308,6 +307,8 @@ def _subset_judges(solutions: Iterable[ScoredSolution], settings: JudgeSettings)
     parts: dict[str, list[ScoredSolution]] = {}
     for solution in ordered:
         parts.setdefault(solution.subset, []).append(solution)
+    if AVERAGE in parts and len(parts) > 1:
+        raise ValueError(f"a subset is named {AVERAGE!r}, as the mean over subsets is: rename it")
     keys = {name: [one.resampled_as for one in part] for name, part in parts.items()}
     together = joint_bootstrap_weights(keys, resamples=settings.resamples, seed=settings.seed)
     return {name: _SubsetJudge(name, part, settings, together.get(name)) for name, part in parts.items()}

@@ -176,6 +176,9 @@ def test_an_id_that_comes_twice_is_refused_before_anything_is_scored(tmp_path: P
     (tmp_path / "gsm8k.json").write_text("[]")
     with pytest.raises(DataError, match="two files of one subset"):
         ProcessBenchDataModule(path=str(tmp_path)).with_tokenizer(byte_level()).setup()
+    file.rename(tmp_path / "average.jsonl")
+    with pytest.raises(DataError, match="a subset is named 'average', as the mean over subsets is: rename it"):
+        ProcessBenchDataModule(path=str(tmp_path)).with_tokenizer(byte_level()).setup()
 
 
 def test_final_answers_known_of_some_solutions_only_are_no_reason_to_refuse_the_file(tmp_path: Path) -> None:

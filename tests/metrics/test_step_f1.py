@@ -122,6 +122,12 @@ def test_a_case_worked_by_hand() -> None:
     assert report.subsets["only"].with_error == 2
 
 
+def test_a_subset_is_not_hidden_by_the_average_of_all(make_solutions: Make) -> None:
+    with pytest.raises(ValueError, match="a subset is named 'average'"):
+        judge(make_solutions(12, subsets=("a", "average")))
+    assert set(judge(make_solutions(12, subsets=("average",))).subsets) == {"average"}
+
+
 def test_cross_fitting_with_one_problem_per_fold_by_hand() -> None:
     # leaving out one of three problems, the other two alone decide
     solutions = [
