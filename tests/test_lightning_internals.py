@@ -14,7 +14,7 @@ import signal
 import pytest
 from lightning import __version__
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import CSVLogger
@@ -55,6 +55,7 @@ RELIED_ON: list[tuple[type, str, str, str]] = [
     (_FitLoop, "callbacks/whole_epochs.py", "begins the next epoch", "reset_restart_stage"),
     (_Loop, "callbacks/whole_epochs.py", "set: the next epoch is no restart", "restarting _restarting"),
     (LightningOptimizer, "modules/distrl.py", "set: not counted as a step", "_on_before_step _on_after_step"),
+    (WeightAveraging, "modules/averages.py", "leads to how weights are averaged", "_average_model"),
     (LightningModule, "modules/policy.py", "whether there is a trainer", "_trainer"),
     (ModelParallelStrategy, "strategies.py", "set: FSDP2", "_data_parallel_size _tensor_parallel_size"),
     (_TrainingEpochLoop, "strategies.py", "leads to validation within a fit", "val_loop"),

@@ -120,8 +120,14 @@ def add_frozen(checkpoint: dict[str, Any], model: nn.Module) -> None:
         checkpoint: about to be loaded.
         model: holds the frozen weights.
     """
-    for part in _STATES if "current_model_state" in checkpoint else ():
-        checkpoint[part] = {**model.state_dict(), **checkpoint[part]}
+    if "current_model_state" not in checkpoint:
+        return
+    # bitsandbytes tells more of weights in 4 bits than it loads
+    named = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    loaded = {name for kind in named for name, _ in kind}
+    whole = {name: value for name, value in model.state_dict().items() if name in loaded}
+    for part in _STATES:
+        checkpoint[part] = {**whole, **checkpoint[part]}
 
 
 def optimizer_class(

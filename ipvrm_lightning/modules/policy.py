@@ -15,6 +15,7 @@ from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.models.reference import base_fingerprint
 from ipvrm_lightning.models.roles import build_roles, check_repeats
 from ipvrm_lightning.models.sharding import gathered, placed
+from ipvrm_lightning.modules.averages import leave_frozen
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.rollouts.ends import end_token_ids
 from ipvrm_lightning.rollouts.groups import Group, answer_prompts
@@ -79,6 +80,7 @@ class PolicyModule(LightningModule):
             )
         if stage == "fit":
             self.language_model.check_stored()
+            leave_frozen(self.trainer)
         self._check_sources()
         self.verifier.check(self._prompts())
 

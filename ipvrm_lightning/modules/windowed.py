@@ -30,6 +30,7 @@ from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head, check_positions, check_vocabulary
 from ipvrm_lightning.models.reference import base_fingerprint
 from ipvrm_lightning.models.sharding import is_sharded, placed
+from ipvrm_lightning.modules.averages import leave_frozen
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
 from ipvrm_lightning.modules.updates import GuardedUpdates, check_clip, check_optimizer
@@ -103,6 +104,7 @@ class WindowedModule(LightningModule):
         check_fit(self.trainer.strategy, self)
         if stage == "fit":
             self.language_model.check_stored()
+            leave_frozen(self.trainer)
         processes = self.trainer.world_size
         for kind in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",)):
             for dataset in self._sets_of(kind):

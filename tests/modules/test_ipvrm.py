@@ -15,7 +15,14 @@ from ipvrm_lightning import functional
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
 from ipvrm_lightning.metrics import StepF1Report
 from ipvrm_lightning.metrics.prefix_truth import PrefixTruthReport
-from ipvrm_lightning.models import AdaptersOff, CachedReference, FrozenCopy, LoRA, RandomLanguageModel
+from ipvrm_lightning.models import (
+    AdaptersOff,
+    CachedReference,
+    FrozenCopy,
+    LoRA,
+    PretrainedLanguageModel,
+    RandomLanguageModel,
+)
 from ipvrm_lightning.modules import IPVRMModule, SFTModule
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, EndoRM, ImplicitPRM, Objective
@@ -319,6 +326,29 @@ def test_averaged_adapters_are_kept_alone_and_go_on(tmp_path: Path) -> None:
             assert stored[part] and all(".lora_" in name for name in stored[part])
     for name, value in states[0].items():
         assert torch.equal(states[2][name], value)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "nf4"])
+def test_averaging_leaves_frozen_weights_alone(kind: str, tmp_path: Path) -> None:
+    """Validation read them off by rounding in half precision, and others in 4 bits; a run with these did not go on."""
+    folder = str(tmp_path)
+    wider = {**QWEN, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}  # 4 bits take blocks of 64 weights
+    RandomLanguageModel(config=wider).build_model().save_pretrained(folder)
+    options: dict[str, Any] = {"dtype": "bfloat16"}
+    if kind == "nf4":
+        pytest.importorskip("bitsandbytes")
+        options = {"quantization": "nf4", "compute_dtype": "float32"}
+    factory = PretrainedLanguageModel(name=folder, lora=LoRA(r=2), **options)
+    for epochs, start in ((2, None), (3, tmp_path / "2.ckpt")):
+        module = IPVRMModule(language_model=factory, optimizer=SGD)
+        saver = ModelCheckpoint(tmp_path, filename=f"{epochs}")
+        trainer = quiet_trainer(
+            tmp_path, callbacks=[EMAWeightAveraging(decay=0.9), saver], enable_checkpointing=True, max_epochs=epochs
+        )
+        trainer.fit(module, datamodule=InMemoryData(), ckpt_path=start)
+        for name, parameter in factory.build_model().named_parameters():
+            own = module.model.get_parameter(name)
+            assert torch.equal(own, parameter) is not own.requires_grad, name
 
 
 class Losses(Callback):
