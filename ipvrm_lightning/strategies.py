@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -93,6 +93,11 @@ def check_trainer(settings: Any, module: Any) -> None:
             f"trainer.gradient_clip_val: use model.init_args.{own}, which clips the whole batch's gradient"
         )
     callbacks = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        raise ValueError(
+            "trainer.callbacks: StochasticWeightAveraging copies the model before its weights are there, and would"
+            " average nothing: use EMAWeightAveraging"
+        )
     averaging = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
     if averaging and isinstance(settings.strategy, FullyShard):
         raise ValueError(

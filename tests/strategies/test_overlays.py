@@ -215,6 +215,19 @@ def test_averages_of_divided_weights_are_refused(tmp_path: Path, capsys: pytest.
         assert ("trainer.callbacks: EMAWeightAveraging copies the model" in line) == refused, line
 
 
+def test_a_callback_that_would_average_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    averaging = {"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 1e-3}}
+    with pytest.raises(SystemExit):
+        main(
+            [
+                *("fit", *stack("sft_qwen.yaml"), "--trainer.accelerator", "cpu"),
+                *("--trainer.default_root_dir", str(tmp_path), f"--trainer.callbacks+={json.dumps(averaging)}"),
+                *("--model.language_model.name", str(tmp_path)),
+            ]
+        )
+    assert "StochasticWeightAveraging copies the model before" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_trial_runs_have_a_folder_where_no_experiment_looks() -> None:
     folders = {
         name: yaml.safe_load((CONFIGS / name).read_text())["trainer"]["default_root_dir"]
