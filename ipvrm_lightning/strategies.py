@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -99,6 +99,11 @@ def check_trainer(settings: Any, module: Any) -> None:
             " average nothing: use EMAWeightAveraging"
         )
     averaging = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
+    if averaging and any(isinstance(one, ModelCheckpoint) and one.save_weights_only for one in callbacks):
+        raise ValueError(
+            "trainer.callbacks: with save_weights_only a checkpoint holds the weights in training, and not the averages"
+            f" of {averaging[0]}, which validation judges: leave it out"
+        )
     if averaging and isinstance(settings.strategy, FullyShard):
         raise ValueError(
             f"trainer.callbacks: {averaging[0]} copies the model, which cannot be where it is divided over processes:"

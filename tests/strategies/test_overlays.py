@@ -215,17 +215,26 @@ def test_averages_of_divided_weights_are_refused(tmp_path: Path, capsys: pytest.
         assert ("trainer.callbacks: EMAWeightAveraging copies the model" in line) == refused, line
 
 
-def test_a_callback_that_would_average_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    averaging = {"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 1e-3}}
+@pytest.mark.parametrize(
+    ("callbacks", "told"),
+    [
+        ([("StochasticWeightAveraging", {"swa_lrs": 1e-3})], "StochasticWeightAveraging copies the model before"),
+        ([("EMAWeightAveraging", {}), ("ModelCheckpoint", {"save_weights_only": True})], "and not the averages"),
+    ],
+)
+def test_averages_that_no_checkpoint_would_hold_are_refused(
+    callbacks: list[Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [{"class_path": name, "init_args": arguments} for name, arguments in callbacks]
     with pytest.raises(SystemExit):
         main(
             [
                 *("fit", *stack("sft_qwen.yaml"), "--trainer.accelerator", "cpu"),
-                *("--trainer.default_root_dir", str(tmp_path), f"--trainer.callbacks+={json.dumps(averaging)}"),
+                *("--trainer.default_root_dir", str(tmp_path), f"--trainer.callbacks={json.dumps(given)}"),
                 *("--model.language_model.name", str(tmp_path)),
             ]
         )
-    assert "StochasticWeightAveraging copies the model before" in capsys.readouterr().err.splitlines()[-1]
+    assert told in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_trial_runs_have_a_folder_where_no_experiment_looks() -> None:
