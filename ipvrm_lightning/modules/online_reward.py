@@ -109,7 +109,8 @@ class OnlineReward:
     def plan(self, dataset: TrajectoryDataset, processes: Processes, *, seed: int) -> list[list[TrajectoryBatch]]:
         """This process's micro-batches, of rows or of pairs, of each mini-batch of the step.
 
-        Mini-batches with fewer pairs than there are processes are left out.
+        Mini-batches without a pair are left out. Where processes outnumber the pairs, each pair comes as often as there
+        are processes: no process goes without one, and the mean stays what it is.
 
         Args:
             dataset: responses of the step.
@@ -126,9 +127,11 @@ class OnlineReward:
                 plans.append([collate(dataset, rows_of(batch)) for batch in chosen])
                 continue
             inside = set(rows)
-            own = [pair for pair in pairs if pair[0] in inside]
-            if len(own) >= processes.count:
-                batches = self._cut([list(pair) for pair in own], dataset, processes)
+            own = [list(pair) for pair in pairs if pair[0] in inside]
+            if len(own) < processes.count:
+                own *= processes.count
+            if own:
+                batches = self._cut(own, dataset, processes)
                 plans.append([collate_pairs(dataset, [(c, r) for c, r in batch]) for batch in batches])
         return plans
 

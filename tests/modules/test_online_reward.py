@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -83,18 +84,21 @@ def test_every_response_is_learned_from_once(processes: int) -> None:
     [
         (1, [{(0, 1), (2, 1), (3, 1)}, {(4, 5), (6, 5)}]),  # the third prompt has no pair
         (2, [{(0, 1), (2, 1), (3, 1)}, {(4, 5), (6, 5)}]),
-        (3, [{(0, 1), (2, 1), (3, 1)}]),  # two pairs are too few
+        (3, [{(0, 1), (2, 1), (3, 1)}, {(4, 5), (6, 5)}]),  # of two pairs, each three times
+        (7, [PAIRS]),  # one mini-batch, as two would not have seven responses each
     ],
 )
-def test_every_pair_of_a_mini_batch_is_learned_from_once(processes: int, expected: list[set[tuple[int, int]]]) -> None:
+def test_every_pair_of_a_mini_batch_is_learned_from_equally_often(
+    processes: int, expected: list[set[tuple[int, int]]]
+) -> None:
     found = []
     for mini_batch in plans(online(DPORM(), mini_batches=3), processes):
         assert len({len(share) for share in mini_batch}) == 1
-        pairs = []
+        pairs: Counter[tuple[int, ...]] = Counter()
         for batch in (batch for share in mini_batch for batch in share):
-            assert batch.pairs is not None
-            pairs += [tuple(batch.index[pair].tolist()) for pair in batch.pairs]
-        assert len(set(pairs)) == len(pairs)
+            assert batch.pairs is not None and len(batch.pairs)
+            pairs.update(tuple(batch.index[pair].tolist()) for pair in batch.pairs)
+        assert set(pairs.values()) == {1 if len(pairs) >= processes else processes}
         found.append(set(pairs))
     assert found == expected
 
