@@ -89,13 +89,7 @@ def plan_mini_batches(dataset: TrajectoryDataset, *, count: int, max_tokens: int
         processes: each mini-batch has a multiple of so many micro-batches.
     """
     plans = []
-    wanted = mini_batch_rows(dataset, count, processes)
-    if len(wanted) < min(count, len(dataset.groups)):
-        rank_zero_warn(
-            f"{len(wanted)} mini-batches in place of {min(count, len(dataset.groups))}: with more, one would have fewer"
-            f" responses than there are processes ({processes})"
-        )
-    for rows in wanted:
+    for rows in mini_batch_rows(dataset, count, processes):
         batches = batches_for_processes([[row] for row in rows], dataset.lengths, max_tokens, processes)
         plans.append([rows_of(batch) for batch in batches])
     return plans
@@ -107,11 +101,18 @@ def mini_batch_rows(dataset: TrajectoryDataset, count: int, processes: int) -> l
     Args:
         dataset: of the step.
         count: mini-batches that are asked for; fewer where prompts, or responses for every process, would be wanting.
+            The second is warned of, for it depends on the number of processes.
         processes: of the run.
     """
-    for number in range(min(count, len(dataset.groups)), 0, -1):
+    wanted = min(count, len(dataset.groups))
+    for number in range(wanted, 0, -1):
         parts = [[row for row, group in enumerate(dataset.group_ids) if group % number == n] for n in range(number)]
         if min(map(len, parts)) >= processes or number == 1:
+            if number < wanted:
+                rank_zero_warn(
+                    f"{number} mini-batches in place of {wanted}: with more, one would have fewer responses than there"
+                    f" are processes ({processes})"
+                )
             return parts
     return []
 

@@ -79,6 +79,13 @@ def test_every_response_is_learned_from_once(processes: int) -> None:
         assert rows == [row for row in range(9) if int(DATASET.group_ids[row]) % 2 in groups]
 
 
+@pytest.mark.parametrize("objective", [IPVRM(), DPORM()])
+def test_fewer_mini_batches_than_are_asked_for_are_warned_of(objective: Objective) -> None:
+    """Of 4, 3 and 2 responses."""
+    with pytest.warns(UserWarning, match=r"2 mini-batches in place of 3: .* fewer responses than there are processes"):
+        plans(online(objective, mini_batches=3), 3)
+
+
 @pytest.mark.parametrize(
     ("processes", "expected"),
     [
