@@ -2,7 +2,8 @@
 
     python benchmarks/real_model.py --model MODEL --rollouts pairwise.parquet --processbench FOLDER
 
-One `ipvrm fit` and one `ipvrm test` per objective; finished ones are not repeated: a stopped run goes on where it was.
+One `ipvrm fit`, unless the objective needs none, and one `ipvrm test` per objective; finished ones are not repeated: a
+stopped run goes on where it was.
 `--model` is a hub name or a folder; `--gguf FILE` (with `--model FOLDER`) saves a GGUF file as safetensors first.
 Writes `<out>/real_model.json` and `<out>/real_model.md`.
 """
@@ -21,7 +22,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHECKPOINT = "[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save_last: true}}]"
-OBJECTIVES = ("ipvrm", "implicit_prm", "dpo_rm")
+OBJECTIVES = ("ipvrm", "implicit_prm", "dpo_rm", "endo_rm")
+UNTRAINED = "endo_rm"
 
 
 def main() -> None:
@@ -112,9 +114,10 @@ def run_objective(objective: str, arguments: argparse.Namespace, model: str, rol
         "--data.path", arguments.processbench, "--data.subsets", json.dumps(arguments.subsets),
         "--data.limit", str(arguments.limit), "--data.max_tokens", "4096", "--data.seed", str(arguments.seed),
         "--data.max_length", str(arguments.judged_length), "--data.over_length", "drop",
-        "--ckpt_path", "last",
     ]  # fmt: skip
-    if not list(work.glob("*/checkpoints/last.ckpt")):
+    if objective != UNTRAINED:
+        test += ["--ckpt_path", "last"]
+    if objective != UNTRAINED and not list(work.glob("*/checkpoints/last.ckpt")):
         run(fit, work / "fit.json")
     if not list(work.glob("*-test/results.json")):
         run(test, work / "test.json")
@@ -135,11 +138,9 @@ def collect(arguments: argparse.Namespace, work: Path) -> None:
     results = {}
     for objective in arguments.objectives:
         (file,) = (work / objective).glob("*-test/results.json")
-        results[objective] = {
-            **json.loads(file.read_text()),
-            "fit": json.loads((work / objective / "fit.json").read_text()),
-            "test": json.loads((work / objective / "test.json").read_text()),
-        }
+        commands = {name: work / objective / f"{name}.json" for name in ("fit", "test")}
+        records = {name: json.loads(path.read_text()) for name, path in commands.items() if path.exists()}
+        results[objective] = {**json.loads(file.read_text()), **records}
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     record = {"command": sys.argv, "settings": vars(arguments), "objectives": results}
@@ -176,7 +177,8 @@ def make_table(record: dict[str, Any]) -> str:
         "| objective | fit, s | test, s |",
         "| --- | --- | --- |",
     ]
-    lines += [f"| {name} | {r['fit']['seconds']} | {r['test']['seconds']} |" for name, r in objectives.items()]
+    for name, result in objectives.items():
+        lines.append(f"| {name} | {result.get('fit', {}).get('seconds', '')} | {result['test']['seconds']} |")
     versions = next(iter(objectives.values()))["run"]["versions"]
     lines += ["", "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."]
     return "\n".join(lines) + "\n"
