@@ -1,17 +1,20 @@
-"""Objectives on the built-in world: equal data, equal steps, equally many tuning tries, several seeds.
+"""Objectives on the built-in world: equal data, equal steps, equally many learning rates tried, several seeds.
 
     python benchmarks/objectives.py            # about 15 minutes per seed on one core; stop and start it as you like
+    python benchmarks/objectives.py --rows IPVRM "IPVRM, margin 0" "IPVRM, beta 100" --table ipvrm_settings.md
 
-Each seed is a world of its own: problems, policy, rollouts, held-out sets. Learning rate and scale are tuned once per
-objective on a separate world, `--tries` settings each, by the validation AUROC of outcomes: step labels are never
-looked at. Every finished run is a line of `<out>/objectives.jsonl`; the table is made from that file.
+Each seed is a world of its own: problems, policy, rollouts, held-out sets. Learning rates are chosen once per row on a
+separate world, by the validation AUROC of outcomes: step labels are never looked at. Every finished run is a line of
+`<out>/objectives.jsonl`; tables are made from that file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,39 +26,44 @@ from measuring import versions
 Reports = dict[str, Any]
 OBJECTIVES = ("IPVRM", "ImplicitPRM", "DPORM", "QRM")
 PAIRWISE = ("DPORM", "QRM")
-#: Tries per objective: learning rate, and options in place of the published ones.
-TRIES: dict[str, list[tuple[float, dict[str, float]]]] = {
-    "IPVRM": [(3e-4, {}), (1e-3, {}), (3e-4, {"margin": 0.0}), (1e-3, {"margin": 0.0})],
-    "ImplicitPRM": [(3e-4, {}), (1e-3, {}), (3e-4, {"beta": 0.5}), (1e-3, {"beta": 0.5})],
-    "DPORM": [(3e-4, {}), (1e-3, {}), (3e-4, {"beta": 0.5}), (1e-3, {"beta": 0.5})],
-    "QRM": [(3e-4, {}), (1e-3, {}), (3e-4, {"margin": 0.0}), (1e-3, {"margin": 0.0})],
+#: Rows: an objective, and options in place of the published ones.
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{objective: (objective, {}) for objective in OBJECTIVES},
+    "IPVRM, margin 0": ("IPVRM", {"margin": 0.0}),
+    "IPVRM, margin 1": ("IPVRM", {"margin": 1.0}),
+    "IPVRM, beta 30": ("IPVRM", {"beta": 30.0}),
+    "IPVRM, beta 100": ("IPVRM", {"beta": 100.0}),
+    "IPVRM, beta 100, margin 0": ("IPVRM", {"beta": 100.0, "margin": 0.0}),
+    "IPVRM, late prefixes": ("IPVRM", {"prefix_weighting": "late"}),
+    "IPVRM, tokens pooled": ("IPVRM", {"reduction": "token"}),
+    "EndoRM": ("EndoRM", {}),
 }
+UNTRAINED = "EndoRM"
+LEARNING_RATES = (3e-4, 1e-3)
 TUNING_SEED = 1000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES))
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=[*OBJECTIVES, UNTRAINED], metavar="ROW")
     parser.add_argument("--size", default="small")
-    parser.add_argument("--tries", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--tune-only", action="store_true", help="stop after tuning")
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
+    parser.add_argument("--table", default="objectives.md", help="file in the folder --out")
     arguments = parser.parse_args()
     store = Path(arguments.out) / "objectives.jsonl"
     store.parent.mkdir(parents=True, exist_ok=True)
-    for objective in arguments.objectives:
-        for number in range(arguments.tries):
-            run_once(store, arguments, "tune", objective, TUNING_SEED, number)
-    for seed in [] if arguments.tune_only else arguments.seeds:
-        for objective in arguments.objectives:
-            run_once(store, arguments, "compare", objective, seed, best_try(read(store), arguments, objective))
-        run_once(store, arguments, "compare", "EndoRM", seed, 0)
-    if arguments.tune_only:
-        return
+    trained = [row for row in arguments.rows if row != UNTRAINED]
+    for row in trained:
+        for number in range(len(LEARNING_RATES)):
+            run_once(store, arguments, "tune", row, TUNING_SEED, number)
+    for seed in arguments.seeds:
+        for row in arguments.rows:
+            number = best_try(read(store), arguments, row) if row in trained else 0
+            run_once(store, arguments, "compare", row, seed, number)
     table = make_table(read(store), arguments)
-    (Path(arguments.out) / "objectives.md").write_text(table, encoding="utf-8")
+    (Path(arguments.out) / arguments.table).write_text(table, encoding="utf-8")
     print(table)
 
 
@@ -65,10 +73,10 @@ def read(store: Path) -> list[dict[str, Any]]:
     return list({json.dumps(run["key"]): run for run in map(json.loads, lines)}.values())
 
 
-def best_try(runs: list[dict[str, Any]], arguments: argparse.Namespace, objective: str) -> int:
+def best_try(runs: list[dict[str, Any]], arguments: argparse.Namespace, row: str) -> int:
     """The try with the best validation AUROC on the tuning world."""
     wanted = extra(arguments, TUNING_SEED)
-    tries = [r for r in runs if r["key"][:3] == ["tune", objective, TUNING_SEED] and r["key"][4:] == wanted]
+    tries = [r for r in runs if r["key"][:3] == ["tune", row, TUNING_SEED] and r["key"][4:] == wanted]
     return max(tries, key=lambda run: run["val_auroc"])["key"][3]
 
 
@@ -79,12 +87,13 @@ def extra(arguments: argparse.Namespace, seed: int) -> list[Any]:
     return [arguments.size, arguments.epochs, ArithmeticWorld(size=arguments.size, seed=seed).settings.fingerprint]
 
 
-def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: str, seed: int, number: int) -> None:
+def run_once(store: Path, arguments: argparse.Namespace, stage: str, row: str, seed: int, number: int) -> None:
     """Train and judge one setting, unless the store has it."""
-    key = [stage, objective, seed, number, *extra(arguments, seed)]
+    key = [stage, row, seed, number, *extra(arguments, seed)]
     if any(run["key"] == key for run in read(store)):
         return
-    rate, options = TRIES[objective][number] if objective in TRIES else (0.0, {})
+    objective, options = ROWS[row]
+    rate = 0.0 if row == UNTRAINED else LEARNING_RATES[number]
     started = time.monotonic()
     world = {"size": arguments.size, "seed": seed}
     module, data, trainer = train(objective, rate, options, world=world, epochs=arguments.epochs)
@@ -100,7 +109,7 @@ def run_once(store: Path, arguments: argparse.Namespace, stage: str, objective: 
 
 
 def train(
-    objective: str, rate: float, options: dict[str, float], *, world: dict[str, Any], epochs: int
+    objective: str, rate: float, options: dict[str, Any], *, world: dict[str, Any], epochs: int
 ) -> tuple[Any, Any, Any]:
     """A reward model of a world, with its data and trainer; trained where its objective is."""
     import torch
@@ -138,9 +147,13 @@ def train(
 
 
 def make_table(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
-    """Markdown: mean and sample standard deviation over seeds of every measure, a column per objective."""
-    compared = [r for r in runs if r["key"][0] == "compare" and r["key"][4:] == extra(arguments, r["key"][2])]
-    names = [name for name in (*OBJECTIVES, "EndoRM") if any(run["key"][1] == name for run in compared)]
+    """Markdown: mean and sample standard deviation over seeds of every measure, a column per row."""
+    compared = [
+        r for r in runs
+        if r["key"][0] == "compare" and r["key"][1] in arguments.rows and r["key"][2] in arguments.seeds
+        and r["key"][4:] == extra(arguments, r["key"][2])
+    ]  # fmt: skip
+    names = arguments.rows
     seeds = sorted({run["key"][2] for run in compared})
     lines = [
         f"Arithmetic world, size {arguments.size}, seeds {seeds}, {arguments.epochs} epochs: mean ± spread.",
@@ -152,10 +165,10 @@ def make_table(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> str
         cells = [spread([get(r["reports"]) for r in compared if r["key"][1] == name]) for name in names]
         floors = spread([floor(r["reports"]) for r in compared if r["key"][1] == names[0]]) if floor else ""
         lines.append(f"| {measure} | {' | '.join(cells)} | {floors} |")
-    chosen = {name: next(r for r in compared if r["key"][1] == name) for name in names if name in TRIES}
-    lines += ["", "Chosen by validation AUROC on a world of its own: " + "; ".join(
-        f"{name} learning rate {run['learning_rate']:g} {run['options'] or ''}".strip() for name, run in chosen.items()
-    ) + f". Steps: {sorted({run['steps'] for run in chosen.values()})}."]  # fmt: skip
+    chosen = {name: next(r for r in compared if r["key"][1] == name) for name in names if name != UNTRAINED}
+    rates = "; ".join(f"{name}: {run['learning_rate']:g}" for name, run in chosen.items())
+    steps = sorted({run["steps"] for run in chosen.values()})
+    lines += ["", f"Learning rates, chosen by validation AUROC on a world of their own: {rates}. Steps: {steps}."]
     first = {run["key"][2]: run["reports"]["best_of_n"]["accuracy"] for run in compared}
     pass_rates = ", ".join(f"{100 * at(first[seed]['pass@1'], 8)['accuracy']:.1f}" for seed in seeds)
     lines += [
@@ -163,8 +176,7 @@ def make_table(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> str
         "Floor: the longest step for step F1, pass@1 for best of 8, a constant for the squared error. "
         f"pass@1 of the seeds' policies on the best-of-8 problems: {pass_rates} percent.",
         "",
-        f"`python benchmarks/objectives.py --size {arguments.size} --epochs {arguments.epochs} --tries"
-        f" {arguments.tries}`; {compared[0]['versions']}",
+        f"`python benchmarks/objectives.py {shlex.join(sys.argv[1:])}`; {compared[0]['versions']}",
     ]
     return "\n".join(lines) + "\n"
 
