@@ -17,6 +17,7 @@ from importlib import import_module
 from ipvrm_lightning.config_checks import check_config_files
 from ipvrm_lightning.failures import exit_status, failure_line, reader_left, tell_in_one_line
 from ipvrm_lightning.packaged_configs import with_packaged_configs
+from ipvrm_lightning.tokenizer_threads import one_thread
 
 USAGE = """usage: ipvrm <command> [options]
 
@@ -72,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
         interrupted = isinstance(ended, KeyboardInterrupt) or isinstance(ended.__context__, KeyboardInterrupt)
         if argv is not None or debug or not interrupted:
             raise
-        print(f"ipvrm {arguments[0]}: stopped by Ctrl-C", file=sys.stderr)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # a terminal interrupts all of a run's processes
+            print(f"ipvrm {arguments[0]}: stopped by Ctrl-C", file=sys.stderr)
         sys.excepthook = lambda *_: None  # no traceback
         raise KeyboardInterrupt from None
 
@@ -95,7 +97,7 @@ def _run(arguments: list[str]) -> None:
         warnings.filterwarnings("ignore", message=message)
     for logger in QUIET_RECORDS:
         logging.getLogger(logger).addFilter(_is_of_use)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    one_thread()
     if arguments[0] in COMMANDS:
         import_module(f"ipvrm_lightning.{COMMANDS[arguments[0]]}").main(arguments[1:])
     else:
@@ -118,6 +120,8 @@ def _run_lightning(arguments: list[str]) -> None:
     except MisconfigurationException as error:  # no GPU for a strategy, a library that is not installed, ...
         raise ValueError(str(error)) from error
     except SIGTERMException as stopped:  # ends with 0 of itself, as if the run were done
+        if isinstance(stopped.__cause__, KeyboardInterrupt):
+            raise stopped.__cause__ from None
         raise SystemExit(128 + signal.SIGTERM) from stopped
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from ipvrm_lightning.data.schema import DataError, Prompt, as_messages
 from ipvrm_lightning.data.templates import Rendered, answered_turn, check_open, generation_prompt
+from ipvrm_lightning.tokenizer_threads import all_cores
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -210,14 +211,15 @@ def _tokenize(
     """Token ids of each text, without what the tokenizer itself puts at the end, and all that it says of them."""
     if not texts:
         return
-    tokens = tokenizer(
-        list(texts),
-        add_special_tokens=not chat,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        truncation=False,
-        verbose=False,
-    )
+    with all_cores():
+        tokens = tokenizer(
+            list(texts),
+            add_special_tokens=not chat,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            truncation=False,
+            verbose=False,
+        )
     assert tokens.encodings is not None  # of a fast one
     for ids, encoding in zip(tokens["input_ids"], tokens.encodings, strict=True):
         while not chat and ids and _end(encoding, len(ids) - 1) == 0:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import warnings
 
+from ipvrm_lightning.tokenizer_threads import one_thread
 from ipvrm_lightning.worlds.arithmetic.settings import SIZES, ArithmeticWorld
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--root", help="folder of worlds (default: $IPVRM_WORLDS, else outputs/worlds)")
     parser.add_argument("--overrides", type=json.loads, default={}, help="settings to replace, a JSON object")
     arguments = parser.parse_args()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    one_thread()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     import torch
