@@ -198,6 +198,15 @@ def test_a_fit_that_was_told_to_stop_has_not_succeeded(monkeypatch: pytest.Monke
     assert ended.value.code == 143
 
 
+def test_a_fit_that_ctrl_c_has_stopped_after_a_step_dies_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise SIGTERMException from KeyboardInterrupt()
+
+    monkeypatch.setattr(IPVRMCLI, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(["fit"])
+
+
 @pytest.mark.parametrize("command", ["score", "fit"])
 def test_ctrl_c_is_one_line_and_a_death_that_a_shell_understands(command: str) -> None:
     as_lightning = (

@@ -102,14 +102,14 @@ def stop_after(process: Process, folder: Path, count: int, delay: float, how: si
     time.sleep(delay)
     os.killpg(process.pid, how)
     process.communicate()
-    # one that is told to stop ends by itself, and does not say that it is done
-    assert process.returncode == (143 if how is signal.SIGTERM else -how)
+    # one that is told to stop ends by itself, and does not say that it is done; 1 is what Python makes of Ctrl-C here
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 1}.get(how, -how)
 
 
 @pytest.mark.parametrize(
     ("config", "options", "counts"),
     [
-        ("ipvrm_arithmetic.yaml", (), (3, 17)),
+        ("ipvrm_arithmetic.yaml", (), (3, 10, 17)),
         ("ipvrm_arithmetic.yaml", ("--trainer.strategy", "ddp", "--trainer.devices", "2"), (8,)),
         ("distrl_arithmetic.yaml", (), (3,)),
     ],
@@ -127,7 +127,7 @@ def test_a_killed_fit_goes_on_with_the_same_command(
     messages = undisturbed.communicate()[1].decode()
     assert undisturbed.returncode == 0, messages[-2000:]
     for number, count in enumerate(counts):
-        how = signal.SIGTERM if number else signal.SIGKILL
+        how = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number]
         stop_after(start(config, killed, *options), tmp_path / "killed", count, draw.random() * 0.3, how)
     last = start(config, killed, *options)
     messages = last.communicate()[1].decode()
@@ -185,15 +185,22 @@ def messages_at_the_end(process: subprocess.Popen[bytes], timeout: float) -> str
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_run_of_two_processes_stops_after_the_same_step(tmp_path: Path, micro_world: ArithmeticWorld) -> None:
+@pytest.mark.parametrize("ctrl_c", [False, True])
+def test_a_run_of_two_processes_stops_after_the_same_step(
+    ctrl_c: bool, tmp_path: Path, micro_world: ArithmeticWorld
+) -> None:
     process = start_uneven(tmp_path, micro_world, late=0.5)
     while len(rows(tmp_path)) < 3:
         assert process.poll() is None, process.communicate()[1].decode()[-2000:]
         time.sleep(0.01)
     time.sleep(0.25)  # the first waits for the second
-    process.terminate()
+    if ctrl_c:  # a terminal sends it to all of them
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
     messages = messages_at_the_end(process, timeout=30)
-    assert process.returncode == 143, messages[-2000:]
+    assert process.returncode == (-signal.SIGINT if ctrl_c else 143), messages[-2000:]
+    assert "Traceback" not in messages and messages.count("stopped by Ctrl-C") == ctrl_c
     done = len(rows(tmp_path))
     assert 4 <= done <= 6 and names(tmp_path) == [f"resume-{done}.ckpt"]
 

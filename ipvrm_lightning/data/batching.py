@@ -158,10 +158,11 @@ def _loaded(build: Callable[[Plan], Loaded], plans: Sequence[Plan], num_workers:
         num_workers=num_workers,
         # An own generator: starting an iterator must not draw from the global one.
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_outlive_sigterm,
+        worker_init_fn=_outlive_signals,
     )
 
 
-def _outlive_sigterm(_: int) -> None:
+def _outlive_signals(_: int) -> None:
     """Leave it to the run to stop: a signal to all of its processes would kill workers that it waits for."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
