@@ -116,6 +116,27 @@ def _say_what_has_no_adapter(model: Any) -> None:
         )
 
 
+def _leave_adapted_experts(model: Any) -> None:
+    """Experts and routers with adapters run as they are: PEFT gives them a class of their own in every pass.
+
+    Compiled, they would be compiled anew in every pass, until torch gives up on all that is around them.
+
+    Args:
+        model: with adapters, whose blocks are compiled.
+    """
+    from lightning.pytorch.utilities.rank_zero import rank_zero_info
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer) and hasattr(m, "get_param")]
+    for module in adapted:
+        module.forward = MethodType(torch.compiler.disable(module.forward.__func__), module)
+    if adapted:
+        rank_zero_info(
+            "language_model.compile: experts and routers with adapters run as they are, and with gradient_checkpointing"
+            " so do, in training, the blocks that hold them"
+        )
+
+
 def _for_training(model: Any) -> None:
     """What a config asks of generation, and of training elsewhere, is off: `restore_config` puts it back."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -185,6 +206,8 @@ def prepare_for_training(
             model = get_peft_model(model, adapters)
         if lora.target_modules == "all-linear":
             _say_what_has_no_adapter(model)
+        if compile_blocks:
+            _leave_adapted_experts(model)
     if gradient_checkpointing:
         if lora is not None:
             model.enable_input_require_grads()

@@ -100,6 +100,26 @@ def test_weights_in_4_bits_with_adapters_compile(tmp_path: Path) -> None:
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
+def test_experts_with_adapters_compile_nothing_in_later_passes() -> None:
+    """PEFT gives experts another class in each pass: what had been compiled for one would not do for the next."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    config = {**ONE_BLOCK, **experts, "model_type": "qwen3_moe"}
+    models: list[Any] = [
+        RandomLanguageModel(config=config, compile=compiled, lora=LoRA(r=2)).build_model() for compiled in (False, True)
+    ]
+    models[1].load_state_dict(models[0].state_dict())
+    graphs = []
+    torch._dynamo.utils.counters.clear()
+    for lengths in ([9, 14, 5], [7, 12], [8, 4, 6, 11]):
+        batch = make_batch(lengths, [2] * len(lengths))
+        expected, found = (response_scores(model, batch).log_probs for model in models)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        found.sum().backward()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[1:] == graphs[:1] * 2
+
+
 def test_weights_have_the_names_of_a_model_as_it_is() -> None:
     compiled, as_it_is = (RandomLanguageModel(config=QWEN, compile=value).build_model() for value in (True, False))
     assert list(compiled.state_dict()) == list(as_it_is.state_dict())
