@@ -49,12 +49,9 @@ class OnlineReward:
     def score(self, part: ScoredBatch) -> None:
         """Give a micro-batch its TD advantages: beta * log-ratio of sampled tokens and candidates (Eq. 10)."""
         with self.roles.use("reward") as model:
-            was_training = model.training
-            model.eval()
             log_probs, _ = candidate_log_probs(
                 model, part.batch, part.behavior.candidates, temperature=self.temperature, chunk_size=self.chunk_size
             )
-            model.train(was_training)
         reference = part.behavior.log_probs if self.settings.reference == "behavior" else required(part.sft_log_probs)
         part.td_advantages = td_advantages(log_probs - reference, part.mask, beta=self.settings.objective.beta)
 

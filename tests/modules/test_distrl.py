@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ipvrm_lightning import functional as F
 from ipvrm_lightning.callbacks.responses import ResponseFile
-from ipvrm_lightning.models import LoRA
+from ipvrm_lightning.models import LoRA, candidates, logprobs
 from ipvrm_lightning.models.candidates import candidate_log_probs
 from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.modules import DistRLModule, IPVRMModule
@@ -22,6 +22,7 @@ from ipvrm_lightning.modules.alarms import Alarms
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, Collecting, RewardModel
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, ImplicitPRM
+from ipvrm_lightning.rollouts.groups import answer_prompts
 from ipvrm_lightning.rollouts.sources import Sampling
 
 from ..rollouts.judges import EvenLength
@@ -190,6 +191,28 @@ def test_kl_and_entropy_enter_the_loss(tmp_path: Path) -> None:
         assert moved(plain, other, ".policy.") > 1e-5, term
         if "kl" in term:
             assert steps[0]["kl/token"] == 0.0 and steps[1]["kl/token"] > 0.0
+
+
+def test_no_more_logits_exist_at_one_time_than_the_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In no pass of a step: behaviour, reward model, its update, supervised model, policy and what it has moved."""
+    sizes: set[int] = set()
+    for place in (candidates, logprobs):
+
+        def scoring(*args: Any, whole: Any = place.token_log_probs, **options: Any) -> Tensor:
+            sizes.add(options["chunk_size"])
+            return whole(*args, **options)
+
+        def logits(hidden: Tensor, head: Any, whole: Any = place.head_logits) -> Tensor:
+            sizes.add(len(hidden))
+            return whole(hidden, head)
+
+        monkeypatch.setattr(place, "token_log_probs", scoring)
+        monkeypatch.setattr(place, "head_logits", logits)
+    model = module(chunk_size=5, update={"kl_coef": 0.1, "entropy_coef": 0.1})
+    run(tmp_path, model, steps=0)
+    sizes.clear()  # of the check of the output head
+    quiet_trainer(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(model, datamodule=TinyPrompts())
+    assert max(sizes) == 5
 
 
 def test_reward_model_comes_from_a_checkpoint_of_ipvrm_module(tmp_path: Path) -> None:
@@ -402,6 +425,26 @@ def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:
     assert (
         all(s == 0 for r in records for s, done in zip(r["scores"], r["finished"], strict=True) if not done) or not cut
     )
+
+
+def test_responses_are_sampled_as_the_settings_of_their_purpose_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[Any, ...]] = []
+
+    def recording(*args: Any, batch_size: int, seed: int, **options: Any) -> Any:
+        found.append((args[4], batch_size, seed))
+        return answer_prompts(*args, batch_size=batch_size, seed=seed, **options)
+
+    monkeypatch.setattr("ipvrm_lightning.modules.policy.answer_prompts", recording)
+    training = Sampling(group_size=4, max_new_tokens=6, seed=3)
+    judging = Sampling(group_size=2, max_new_tokens=7, seed=5)
+    model = module(sampling=training, evaluation=judging, collecting=Collecting(batch_size=9), eval_batch_size=3)
+    quiet_trainer(tmp_path, limit_train_batches=2, num_sanity_val_steps=0).fit(model, datamodule=TinyPrompts())
+    assert {(size, of.seed) for of, size, _ in found} == {(9, 3), (3, 5)}
+    assert all(of is training for of, size, _ in found if size == 9)
+    assert {seed for of, _, seed in found if of is judging} == {5}
+    assert len({seed for of, _, seed in found if of is training}) == 2  # one of each step
 
 
 def test_every_validation_keeps_its_responses_but_for_the_sanity_check(tmp_path: Path) -> None:

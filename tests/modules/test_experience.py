@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,6 +49,30 @@ def test_divisors_and_log_probabilities_are_those_of_all_rows_together(name: str
     for found in together(SHARES[name], work):
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_advantages_are_as_wide_as_the_candidates_of_their_micro_batch() -> None:
+    """Of which one keeps the sampled tokens alone: as many candidates count in it, and no more."""
+
+    def compute(td: Tensor, outcomes: Tensor, groups: Tensor, mask: Tensor) -> F.Advantages:
+        return F.distrl_advantages(td, outcomes, groups, mask, gae_coef=0.5, normalization="minibatch")
+
+    def work(parts: list[ScoredBatch], processes: Processes) -> list[ScoredBatch]:
+        td = parts[-1].td_advantages
+        assert td is not None
+        parts[-1] = replace(parts[-1], td_advantages=td[..., :1])
+        set_advantages(parts, processes, compute)
+        return parts
+
+    whole = scored(list(range(7)))
+    assert whole.td_advantages is not None
+    expected = compute(whole.td_advantages, OUTCOMES, GROUPS, whole.mask)
+    found = together(SHARES["first has more"], work)
+    assert [[part.advantages.candidates.shape[-1] for part in parts] for parts in found] == [[2, 1], [1]]
+    for part in (part for parts in found for part in parts):
+        rows, (length, width) = part.batch.index, part.advantages.candidates.shape[1:]
+        torch.testing.assert_close(part.advantages.tokens, expected.tokens[rows, :length])
+        torch.testing.assert_close(part.advantages.candidates, expected.candidates[rows, :length, :width])
 
 
 def test_rows_below_each_other() -> None:

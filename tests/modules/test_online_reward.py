@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ipvrm_lightning import functional as F
-from ipvrm_lightning.data.dataset import TrajectoryDataset
+from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
+from ipvrm_lightning.models.candidates import BehaviorScores, Candidates
 from ipvrm_lightning.modules.distrl_metrics import Values
 from ipvrm_lightning.modules.distrl_settings import RewardModel
 from ipvrm_lightning.modules.experience import ScoredBatch
 from ipvrm_lightning.modules.online_reward import OnlineReward
 from ipvrm_lightning.modules.processes import Processes
+from ipvrm_lightning.modules.updates import LossOf
 from ipvrm_lightning.objectives import DPORM, IPVRM, ImplicitPRM, Objective
 from ipvrm_lightning.types import Example, TrajectoryBatch
 
@@ -33,14 +39,14 @@ DATASET = TrajectoryDataset(
 PAIRS = {(0, 1), (2, 1), (3, 1), (4, 5), (6, 5)}
 
 
-def online(objective: Objective, *, mini_batches: int = 1, max_tokens: int = 16) -> OnlineReward:
+def online(objective: Objective, *, max_tokens: int = 16, model: Any = None, **options: Any) -> OnlineReward:
     settings = RewardModel(
         objective=objective,
-        mini_batches=mini_batches,
+        **options,
         adaptive_difficulty_boundary=objective.balanced,
         dynamic_loss_weighting=objective.balanced,
     )
-    roles: Any = None
+    roles: Any = SimpleNamespace(use=lambda role: nullcontext({"reward": model}[role]))
     return OnlineReward(roles, settings, temperature=0.7, chunk_size=4, max_tokens=max_tokens)
 
 
@@ -68,9 +74,74 @@ def test_a_response_is_told_by_its_last_value(name: str, objective: Objective) -
         assert float(found["reward/correlation"]) == pytest.approx(np.corrcoef(values, OUTCOMES)[0, 1], abs=1e-6)
 
 
+def full_log_probs(model: nn.Module, row: int) -> Tensor:
+    """Of all tokens at the response positions of a row of `DATASET`, at the temperature that sampled, [T, V]."""
+    with torch.no_grad():
+        return (model(input_ids=torch.tensor([DATASET[row].input_ids])).logits[0, :-1] / 0.7).log_softmax(-1)
+
+
+@pytest.mark.parametrize("reference", ["behavior", "sft"])
+def test_advantages_are_log_ratios_to_the_reference_that_is_asked_for(reference: Any) -> None:
+    """Of sampled tokens and of the candidates that count, on full logits; without a gradient."""
+    rows, model = [0, 1, 4], tiny().build_model()
+    part = scored(rows)
+    counted = part.behavior.candidates.mask
+    part.batch = collate(DATASET, rows)
+    ids = torch.randint(97, counted.shape, generator=torch.Generator().manual_seed(1))
+    ids[..., 0] = part.batch.input_ids[:, 1 : 1 + ids.shape[1]]
+    # the sampled token is scored at the last position too, where no candidate counts
+    looked_at = counted.clone()
+    looked_at[..., 0] = part.mask
+    known = {name: torch.where(looked_at, torch.randn(ids.shape), 0.0) for name in ("behavior", "sft")}
+    part.behavior = BehaviorScores(Candidates(ids, counted), known["behavior"], part.behavior.entropy)
+    part.sft_log_probs = known["sft"]
+    online(IPVRM(beta=2.0), reference=reference, model=model).score(part)
+    assert part.td_advantages is not None and not part.td_advantages.requires_grad
+    expected = torch.zeros(ids.shape)
+    for place, row in enumerate(rows):
+        own = full_log_probs(model, row)
+        own = own.gather(1, ids[place, : len(own)])
+        expected[place, : len(own)] = 2 * (own - known[reference][place, : len(own)])
+    torch.testing.assert_close(part.td_advantages, torch.where(looked_at, expected, 0.0), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("reference", ["behavior", "sft"])
+def test_an_update_says_what_the_model_said_before_it(reference: Any) -> None:
+    """Though it is read again in a second pass, when it has learned."""
+    model, dataset = tiny().build_model(), TrajectoryDataset([DATASET[row] for row in range(7)])
+    parts = [scored([1, 3, 5, 6]), scored([0, 2, 4])]
+    values = []
+    for row in range(7):
+        (part,) = (one for one in parts if row in one.batch.index)
+        given = part.behavior.log_probs if reference == "behavior" else part.sft_log_probs
+        assert given is not None
+        own = full_log_probs(model, row)
+        own = own.gather(1, torch.tensor(DATASET[row].input_ids[1:])[:, None])[:, 0]
+        values.append(2 * (own - given[part.batch.index.tolist().index(row), : len(own), 0]).mean())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+
+    def step(batches: Sequence[TrajectoryBatch], loss_of: LossOf) -> tuple[Tensor, Tensor]:
+        loss = torch.stack([loss_of(model, batch)[0] for batch in batches]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        taken.append(loss.detach())
+        return taken[-1], torch.tensor(float(len(taken)))
+
+    taken: list[Tensor] = []
+    alone = Processes(0, 1, torch.device("cpu"))
+    found = online(IPVRM(beta=2.0), reference=reference, epochs=2).update(dataset, parts, alone, step, seed=0)
+    assert float(found["reward/score"]) == pytest.approx(float(torch.stack(values).mean()), abs=1e-5)
+    assert len(taken) == 2 and taken[0] != taken[1]
+    assert float(found["reward/loss"]) == pytest.approx(float(sum(taken)) / 2)
+    assert float(found["reward/gradient_norm"]) == 1.5
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_every_response_is_learned_from_once(processes: int) -> None:
-    mini_batches = plans(online(IPVRM(), mini_batches=2), processes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # there are as many mini-batches as were asked for
+        mini_batches = plans(online(IPVRM(), mini_batches=2), processes)
     assert len(mini_batches) == 2
     for mini_batch in mini_batches:
         rows = sorted(row for share in mini_batch for batch in share for row in batch.index.tolist())
@@ -150,6 +221,7 @@ def test_shares_add_up_to_the_loss_of_the_whole_step(objective: Objective, max_t
     learned = list(range(7 if objective.pairwise else 9))
     assert sorted({row for _, rows in shares for row in rows.tolist()}) == learned
     # what is logged of it is what it said of each response, however often it was read
+    assert not taken.sums.requires_grad  # or the graph of every micro-batch would be kept
     seen = taken.sums[1] > 0
     assert seen.nonzero()[:, 0].tolist() == learned
     finals = values[torch.arange(9), mask.sum(1) - 1]
