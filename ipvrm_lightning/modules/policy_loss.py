@@ -58,7 +58,6 @@ def policy_loss(
         clip_high=update.clip_high,
         candidate_clip=update.candidate_clip,
         dual_clip=update.dual_clip,
-        distribution_coef=update.distribution_coef,
     )
     tokens = loss.token_count / divisors.tokens
     weight = loss.candidate_weight / divisors.candidate_weight.clamp_min(torch.finfo(torch.float32).tiny)

@@ -19,7 +19,10 @@ from ipvrm_lightning.models.candidates import candidate_log_probs
 from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.modules import DistRLModule, IPVRMModule
 from ipvrm_lightning.modules.alarms import Alarms
-from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, Collecting, RewardModel
+from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, Collecting, PolicyUpdate, RewardModel
+from ipvrm_lightning.modules.experience import totals
+from ipvrm_lightning.modules.policy_loss import policy_loss
+from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, ImplicitPRM
 from ipvrm_lightning.rollouts.groups import answer_prompts
@@ -28,6 +31,7 @@ from ipvrm_lightning.rollouts.sources import Sampling
 from ..rollouts.judges import EvenLength
 from .conftest import InMemoryData, quiet_trainer
 from .distrl_cases import NeverRight, TinyPolicy, TinyPrompts, module, run
+from .experience_cases import scored
 
 SGD = partial(torch.optim.SGD, lr=0.5)
 
@@ -191,6 +195,22 @@ def test_kl_and_entropy_enter_the_loss(tmp_path: Path) -> None:
         assert moved(plain, other, ".policy.") > 1e-5, term
         if "kl" in term:
             assert steps[0]["kl/token"] == 0.0 and steps[1]["kl/token"] > 0.0
+
+
+def test_responses_of_one_token_have_no_candidates_to_divide_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their only position is the last one, where none counts: what is left is the loss of the sampled token."""
+    part = scored([2])
+    part.advantages = F.Advantages(torch.full((1, 1), -0.5), torch.ones(1, 1, 2))
+    new = part.behavior.log_probs.clone().requires_grad_()
+    monkeypatch.setattr("ipvrm_lightning.modules.policy_loss.candidate_log_probs", lambda *_, **__: (new, None))
+    divisors = totals([part], Processes(0, 1, torch.device("cpu")))
+    assert part.mask.sum() == 1 and divisors.candidates == 0
+    loss, values = policy_loss(torch.nn.Identity(), part, divisors, PolicyUpdate(), temperature=1.0, chunk_size=4)
+    loss.backward()
+    assert loss.item() == 0.5 and new.grad.tolist() == [[[0.5, 0.0]]]
+    assert {name: value.item() for name, value in values.items()} == {
+        "loss/token": 0.5, "loss/candidate": 0.0, "clipped/token": 0.0, "clipped/candidate": 0.0
+    }  # fmt: skip
 
 
 def test_no_more_logits_exist_at_one_time_than_the_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
