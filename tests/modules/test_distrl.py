@@ -208,6 +208,7 @@ def test_responses_of_one_token_have_no_candidates_to_divide_by(monkeypatch: pyt
     loss, values = policy_loss(torch.nn.Identity(), part, divisors, PolicyUpdate(), temperature=1.0, chunk_size=4)
     loss.backward()
     assert loss.item() == 0.5 and new.grad.tolist() == [[[0.5, 0.0]]]
+    assert not any(value.requires_grad for value in values.values())  # or graphs would be kept through the step
     assert {name: value.item() for name, value in values.items()} == {
         "loss/token": 0.5, "loss/candidate": 0.0, "clipped/token": 0.0, "clipped/candidate": 0.0
     }  # fmt: skip

@@ -22,6 +22,7 @@ from ipvrm_lightning.models import (
     LoRA,
     PretrainedLanguageModel,
     RandomLanguageModel,
+    logprobs,
 )
 from ipvrm_lightning.modules import IPVRMModule, SFTModule
 from ipvrm_lightning.modules.schedule import Schedule
@@ -301,6 +302,34 @@ class Rows(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, window: Window, *_: object) -> None:
         self.seen.append(sorted(row for batch in window.micro_batches for row in batch.index.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("objective", "reference"),
+    [(IPVRM(), FrozenCopy()), (IPVRM(), AdaptersOff()), (IPVRM(), CachedReference()), (EndoRM(), FrozenCopy())],
+    ids=["copy", "base", "cache", "none"],
+)
+def test_no_more_logits_exist_at_one_time_than_the_config_says(
+    objective: Objective, reference: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training, validation and test, of the model and of its reference."""
+    sizes: list[int] = []
+    whole = logprobs.token_log_probs
+
+    def scoring(*args: Any, **options: Any) -> torch.Tensor:
+        sizes.append(options["chunk_size"])
+        return whole(*args, **options)
+
+    monkeypatch.setattr(logprobs, "token_log_probs", scoring)
+    if isinstance(reference, CachedReference):
+        reference.cache_dir = str(tmp_path)
+    language_model = tiny(lora=isinstance(reference, AdaptersOff))
+    module = IPVRMModule(language_model=language_model, objective=objective, reference=reference, chunk_size=5)
+    trainer = quiet_trainer(tmp_path)
+    if objective.trainable:
+        trainer.fit(module, datamodule=InMemoryData())
+    trainer.test(module, datamodule=InMemoryData(), verbose=False)
+    assert set(sizes) == {5}
 
 
 def test_a_run_that_overfits_has_the_same_windows_in_every_epoch(tmp_path: Path) -> None:
