@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -479,16 +480,18 @@ def test_every_validation_keeps_its_responses_but_for_the_sanity_check(tmp_path:
 
 
 def test_a_prompt_that_leaves_no_room_for_a_response_is_refused(tmp_path: Path) -> None:
-    """12 tokens are sampled."""
+    """12 tokens are sampled, to train or to judge."""
     policy = TinyPolicy()
     policy.config = {**policy.config, "max_position_embeddings": 20}  # type: ignore[dict-item]
-    for input_ids, message in (([3] * 9, "up to 21 tokens .* made for 20"), ([3, 99, 3], "the data holds token 99")):
+    long, short = Sampling(group_size=4, max_new_tokens=12), Sampling(group_size=4, max_new_tokens=5)
+    room, unknown = ([3] * 9, "up to 21 tokens .* made for 20"), ([3, 99, 3], "the data holds token 99")
+    for (input_ids, message), training, judging in ((room, long, short), (room, short, long), (unknown, long, long)):
         data = TinyPrompts()
         data.setup()
         data.val_prompts = [*data.val_prompts[:2], replace(data.val_prompts[2], input_ids=input_ids)]
         data.setup = lambda stage=None: None  # type: ignore[method-assign]
         with pytest.raises(ValueError, match=message):
-            run(tmp_path, module(language_model=policy), data=data)
+            run(tmp_path, module(language_model=policy, sampling=training, evaluation=judging), data=data)
 
 
 def test_solutions_for_a_reward_model_are_nothing_to_judge_a_policy_on(tmp_path: Path) -> None:
@@ -653,6 +656,18 @@ def test_learning_rates_follow_the_run_and_are_logged(tmp_path: Path) -> None:
     _, steps = run(tmp_path, model, steps=4)
     assert [step["lr"] for step in steps] == pytest.approx([0.5, 0.375, 0.25, 0.125])
     assert [step["reward/lr"] for step in steps] == pytest.approx([0.0, 0.125, 0.25, 0.375])
+
+
+def test_the_time_of_a_step_is_that_of_its_parts_and_gives_the_tokens_per_second(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
+    started = time.perf_counter()
+    trainer.fit(module(), datamodule=TinyPrompts())
+    passed = time.perf_counter() - started
+    found = {name.removeprefix("train/"): float(value) for name, value in trainer.callback_metrics.items()}
+    step = found["seconds/step"]
+    parts = ("sampling", "scoring", "reward_update", "reward", "policy")
+    assert 0 < sum(found[f"seconds/{part}"] for part in parts) <= step <= passed
+    assert found["tokens_per_second"] == pytest.approx(found["sampled_tokens"] / step)
 
 
 @pytest.mark.parametrize("scheduler", [Schedule(name="linear"), Schedule(warmup=0.1)])
