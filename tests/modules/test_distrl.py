@@ -189,6 +189,25 @@ def test_reference_may_be_the_supervised_model(tmp_path: Path) -> None:
     assert moved(states["behavior", 3], states["sft", 3], ".reward.") > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("reward", "update", "count"),
+    [
+        (None, {}, 1),
+        (None, {"kl_coef": 0.1}, 2),
+        (RewardModel(objective=IPVRM()), {}, 2),
+        (RewardModel(objective=IPVRM(), reference="sft"), {}, 3),
+    ],
+)
+def test_no_model_is_built_that_nothing_asks_for(
+    reward: Any, update: dict[str, float], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+    build = TinyPolicy.build_model
+    monkeypatch.setattr(TinyPolicy, "build_model", lambda self: built.append(build(self)) or built[-1])
+    run(tmp_path, module(reward=reward, update=update), steps=1)
+    assert len(built) == count
+
+
 def test_kl_and_entropy_enter_the_loss(tmp_path: Path) -> None:
     plain, _ = run(tmp_path, module(), steps=2)
     for term in ("kl_coef", "candidate_kl_coef", "entropy_coef"):
