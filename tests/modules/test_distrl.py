@@ -319,6 +319,24 @@ def test_a_policy_that_draws_random_numbers_while_it_trains_is_refused_before_it
         run(tmp_path, module(language_model=policy, reward=None, update={"distribution_coef": 0.0}))
 
 
+def test_published_numbers_are_the_defaults() -> None:
+    """App. C of the paper, and of the reference code: top_k, candidate_clip, dual_clip, gae_coef."""
+    update, advantages, reward = PolicyUpdate(), AdvantageSettings(), RewardModel(objective=IPVRM())
+    assert (update.clip_low, update.clip_high, update.min_probability, update.distribution_coef) == (
+        0.2,
+        0.28,
+        0.1,
+        0.1,
+    )
+    assert (update.top_k, update.candidate_clip, update.dual_clip) == (5, 0.2, 3.0)
+    assert update.kl_coef == update.candidate_kl_coef == update.entropy_coef == 0.0
+    assert (advantages.outcome_coef, advantages.gae_coef) == (1.0, 0.05)
+    assert (advantages.discount, advantages.gae_lambda, advantages.normalization) == (1.0, 1.0, "prompt_group")
+    assert (reward.reference, reward.update) == ("behavior", "before")
+    assert reward.adaptive_difficulty_boundary and reward.dynamic_loss_weighting
+    assert update.gradient_clip_val == reward.gradient_clip_val == 1.0
+
+
 @pytest.mark.parametrize("wrong", [{"oversampling": 0.9}, {"oversampling": math.nan}, {"max_refills": -1}])
 def test_collecting_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="collecting needs oversampling >= 1"):
