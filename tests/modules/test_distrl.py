@@ -30,7 +30,7 @@ from ipvrm_lightning.rollouts.groups import answer_prompts
 from ipvrm_lightning.rollouts.sources import Sampling
 
 from ..rollouts.judges import EvenLength
-from .conftest import InMemoryData, quiet_trainer
+from .conftest import InMemoryData, quiet_trainer, trained_state
 from .distrl_cases import NeverRight, TinyPolicy, TinyPrompts, module, run
 from .experience_cases import scored
 
@@ -401,6 +401,54 @@ def _resumed(folder: Path, model: DistRLModule, file: Path) -> tuple[dict[str, T
     return {n: p.detach().clone() for n, p in model.trainable_parameters().items()}, losses.steps
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_policy_is_judged_by_its_checkpoint_and_without_its_reward_model(lora: bool, tmp_path: Path) -> None:
+    learned = module(lora=lora)
+    trainer = quiet_trainer(tmp_path, limit_train_batches=2, limit_val_batches=0)
+    trainer.fit(learned, datamodule=TinyPrompts())
+    file = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(file)
+    judged = module(lora=lora)
+    quiet_trainer(tmp_path).test(judged, datamodule=TinyPrompts(), ckpt_path=file, verbose=False)
+    expected = {name: weight for name, weight in trained_state(learned).items() if ".reward." not in name}
+    assert_same(expected, trained_state(judged))
+    start = module(lora=lora)
+    quiet_trainer(tmp_path).test(start, datamodule=TinyPrompts(), verbose=False)
+    assert moved(trained_state(start), expected, "") > 1e-3
+
+
+def test_what_a_run_counts_goes_on_with_it(tmp_path: Path) -> None:
+    """Steps, on which sampling depends, skipped updates of either model, and what alarms compare with."""
+    file, models = tmp_path / "last.ckpt", []
+    for resumed in (False, True):
+        models.append(module())
+        trainer = quiet_trainer(tmp_path, limit_train_batches=2, limit_val_batches=0)
+        trainer.fit(models[-1], datamodule=TinyPrompts(), ckpt_path=file if resumed else None)
+        if not resumed:
+            models[0].updates["policy"].skipped, models[0].updates["reward"].skipped = 3, 2
+            models[0].updates["policy"].in_a_row = 1
+            trainer.save_checkpoint(file)
+    for counts in ({role: guard.state_dict() for role, guard in one.updates.items()} for one in models):
+        assert counts == {"policy": {"skipped": 3, "in_a_row": 1}, "reward": {"skipped": 2, "in_a_row": 0}}
+    assert [one.steps_done for one in models] == [2, 2]
+    assert models[0].alarms.state == models[1].alarms.state != Alarms().state
+
+
+@pytest.mark.parametrize("purpose", ["fit", "test"])
+def test_a_checkpoint_that_lacks_weights_is_refused(purpose: str, tmp_path: Path) -> None:
+    """They would be those of the supervised model, without a word."""
+    trainer = quiet_trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(module(), datamodule=TinyPrompts())
+    file = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(file)
+    stored = torch.load(file, weights_only=True)
+    gone = next(name for name in stored["state_dict"] if ".policy." in name)
+    del stored["state_dict"][gone]
+    torch.save(stored, file)
+    with pytest.raises(ValueError, match=f"the checkpoint does not fit this config: parameter {gone} is absent there"):
+        getattr(quiet_trainer(tmp_path), purpose)(module(), datamodule=TinyPrompts(), ckpt_path=file)
+
+
 def test_a_run_stopped_at_the_end_of_a_short_epoch_goes_on_with_the_prompts_that_come_next(tmp_path: Path) -> None:
     """Epochs of 2 of 4 steps: the stream of prompts goes on, and the next epoch has its 2 steps."""
     whole, all_steps = run(tmp_path, module(), steps=2, max_epochs=3)
@@ -496,14 +544,15 @@ def test_responses_are_sampled_as_the_settings_of_their_purpose_say(
         return answer_prompts(*args, batch_size=batch_size, seed=seed, **options)
 
     monkeypatch.setattr("ipvrm_lightning.modules.policy.answer_prompts", recording)
-    training = Sampling(group_size=4, max_new_tokens=6, seed=3)
     judging = Sampling(group_size=2, max_new_tokens=7, seed=5)
-    model = module(sampling=training, evaluation=judging, collecting=Collecting(batch_size=9), eval_batch_size=3)
-    quiet_trainer(tmp_path, limit_train_batches=2, num_sanity_val_steps=0).fit(model, datamodule=TinyPrompts())
-    assert {(size, of.seed) for of, size, _ in found} == {(9, 3), (3, 5)}
-    assert all(of is training for of, size, _ in found if size == 9)
+    for seed in (3, 4):
+        training = Sampling(group_size=4, max_new_tokens=6, seed=seed)
+        model = module(sampling=training, evaluation=judging, collecting=Collecting(batch_size=9), eval_batch_size=3)
+        quiet_trainer(tmp_path, limit_train_batches=2, num_sanity_val_steps=0).fit(model, datamodule=TinyPrompts())
+    assert {(of.max_new_tokens, size) for of, size, _ in found} == {(6, 9), (7, 3)}
     assert {seed for of, _, seed in found if of is judging} == {5}
-    assert len({seed for of, _, seed in found if of is training}) == 2  # one of each step
+    # one of each step, and no step of a run is one of another
+    assert len({seed for of, _, seed in found if of is not judging}) == 4
 
 
 def test_every_validation_keeps_its_responses_but_for_the_sanity_check(tmp_path: Path) -> None:
