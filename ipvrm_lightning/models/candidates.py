@@ -150,7 +150,8 @@ def _choose(logits: Tensor, targets: Tensor, top_k: int, min_probability: float)
     """Ids [n, K] and log-probabilities [n, K] of the likely tokens, and the entropy [n], from logits [n, V].
 
     The vocabulary is searched only where a token besides the sampled one can exceed P_min: where the sampled one leaves
-    it so much probability, and some token has it. What cannot count is the sampled token again, at minus infinity.
+    it so much probability, and some token has it. Elsewhere it is the sampled token again, at minus infinity: the first
+    counts whatever stands there (`candidate_mask`), the others do not.
     """
     peak = logits.amax(-1, keepdim=True)
     weights = (logits - peak).exp_()
@@ -160,7 +161,6 @@ def _choose(logits: Tensor, targets: Tensor, top_k: int, min_probability: float)
     own = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
     ids = targets[:, None].repeat(1, top_k)
     likely = own.new_full(ids.shape, float("-inf"))
-    likely[:, 0] = own
     if top_k > 1:
         open_rows = (own.exp() < 1 - min_probability + 1e-6) & (1 / total > min_probability - 1e-6)
         rows = open_rows.nonzero()[:, 0]
