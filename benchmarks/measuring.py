@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,26 +95,46 @@ def compare(
     parser.add_argument("--variant", choices=variants, metavar="NAME", help="measure one and print its numbers as JSON")
     arguments = parser.parse_args()
     if arguments.variant is None:
-        found = in_turns(sys.argv[0], arguments.variants, arguments.rounds)
-        keep(name.format(**vars(arguments)), make_table(found, arguments), arguments)
-        return
+        found: Found = {}
+        failed: dict[str, str] = {}
+        name = name.format(**vars(arguments))
+        for _ in in_turns(sys.argv[0], arguments.variants, arguments.rounds, found, failed):
+            lines = [*make_table(found, arguments), *(f"\n{one}: failed, {reason}" for one, reason in failed.items())]
+            write(name, lines, arguments)  # what has been measured is not lost to what comes next
+        if not found:
+            sys.exit("nothing could be measured")
+        keep(name, lines, arguments)
+        sys.exit(1 if failed else 0)
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(arguments, Path(folder))))
 
 
-def in_turns(script: str, variants: Sequence[str], rounds: int) -> Found:
-    """Run `script --variant NAME` with this process's other arguments; each prints its numbers as a line of JSON."""
-    found: Found = {name: [] for name in variants}
+def in_turns(script: str, variants: Sequence[str], rounds: int, found: Found, failed: dict[str, str]) -> Iterator[None]:
+    """Run `script --variant NAME` with this process's other arguments; each prints its numbers as a line of JSON.
+
+    Args:
+        script: file of the benchmark.
+        variants: in each round one after the other.
+        rounds: turns of each; one that has failed gets no more.
+        found: filled with the numbers.
+        failed: filled with the last line of what went wrong, as where a card has too little memory.
+
+    Yields:
+        After each run, once there are numbers.
+    """
     for _ in range(rounds):
-        for name in variants:
+        for name in (name for name in variants if name not in failed):
             command = [sys.executable, script, *sys.argv[1:], "--variant", name]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"{name}: {found[name][-1]}", file=sys.stderr, flush=True)
-    return found
+                print(f"{name} failed:\n{done.stderr[-3000:]}", file=sys.stderr, flush=True)
+                failed[name] = (done.stderr.splitlines() or [f"status {done.returncode}"])[-1][:300]
+            else:
+                found.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{name}: {found[name][-1]}", file=sys.stderr, flush=True)
+            if found:
+                yield
 
 
 def seconds_of(found: Found, name: str) -> float:
@@ -156,11 +176,16 @@ def versions() -> dict[str, Any]:
     return found
 
 
-def keep(name: str, lines: Sequence[str], arguments: argparse.Namespace) -> None:
-    """Print a result and write it to `<out>/<name>.md`, with the command and versions that made it."""
+def write(name: str, lines: Sequence[str], arguments: argparse.Namespace) -> str:
+    """Write a result to `<out>/<name>.md`, with the command and versions that made it, and return it."""
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     text = "\n".join([*lines, "", f"`{command}`", "", f"{versions()}"]) + "\n"
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.md").write_text(text, encoding="utf-8")
-    print(text)
+    return text
+
+
+def keep(name: str, lines: Sequence[str], arguments: argparse.Namespace) -> None:
+    """Write a result, and print it."""
+    print(write(name, lines, arguments))
