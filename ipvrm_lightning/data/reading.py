@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from textwrap import shorten
 from typing import Any, Literal, Protocol, TypeVar
 
 from ipvrm_lightning.data.schema import DataError
+from ipvrm_lightning.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -92,14 +93,16 @@ def render_chunks(
         report: what to do with those that cannot be rendered.
     """
     remaining = iter(rows)
-    while chunk := list(islice(remaining, _CHUNK)):
-        rendered = []
-        for row in chunk:
-            try:
-                rendered.append((row, render(row)))
-            except DataError as error:
-                report.bad_row(error.at(row.source, row.row))
-        yield rendered
+    with progress(len(rows) if isinstance(rows, Sized) else None, "tokenising", "rows") as bar:
+        while chunk := list(islice(remaining, _CHUNK)):
+            rendered = []
+            for row in chunk:
+                try:
+                    rendered.append((row, render(row)))
+                except DataError as error:
+                    report.bad_row(error.at(row.source, row.row))
+            yield rendered
+            bar.update(len(chunk))
 
 
 def is_hub_name(path: str) -> bool:

@@ -7,6 +7,7 @@ is the same for every objective, so that a comparison changes one class and noth
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,6 +27,7 @@ from ipvrm_lightning.modules.judging import Judge, check_metadata
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.modules.windowed import WindowedModule
 from ipvrm_lightning.objectives import IPVRM, Objective, ScoreSource
+from ipvrm_lightning.progress import progress
 from ipvrm_lightning.types import TrajectoryBatch
 
 
@@ -153,11 +155,15 @@ class IPVRMModule(WindowedModule):
             return
         if getattr(self.trainer, "fast_dev_run", False):  # for a batch or two, their values are computed when they come
             return
-        for dataset in (self.data.train_set, self.data.val_set):
-            for batch in () if dataset is None else self.data.evaluation_loader(dataset):
+        datasets = (self.data.train_set, self.data.val_set)
+        loaders = [self.data.evaluation_loader(dataset) for dataset in datasets if dataset is not None]
+        hidden = self.trainer.progress_bar_callback is None
+        with progress(sum(map(len, loaders)), "values of the reference", "batches", hidden=hidden) as bar:
+            for batch in chain.from_iterable(loaders):
                 with self.trainer.precision_plugin.forward_context():
                     batch = self.transfer_batch_to_device(batch, self.device, 0)
                     self.reference.log_probs(batch, chunk_size=self.chunk_size)
+                bar.update()
         self.reference.release()
         self.trainer.strategy.barrier()
         self.reference.read()  # what the other processes have computed: rows are dealt out otherwise in training
