@@ -1,4 +1,4 @@
-"""Bars of what takes long before the first step."""
+"""Bars of what takes long before the first step, and lines of what does within one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from ipvrm_lightning import progress
 from ipvrm_lightning.data.reading import Report, render_chunks
 from ipvrm_lightning.models.reference import CachedReference
 from ipvrm_lightning.modules import IPVRMModule
+from ipvrm_lightning.modules.distrl_settings import Collecting
+from ipvrm_lightning.rollouts.sources import Sampling
 
 from .modules.conftest import InMemoryData, quiet_trainer, tiny
+from .modules.distrl_cases import TinyPrompts, module
 
 ROWS: Any = [SimpleNamespace(source="file", row=number) for number in range(1300)]
 
@@ -62,3 +65,25 @@ def test_a_reference_that_is_computed_first_says_how_far_it_is(
     trainer.fit(IPVRMModule(language_model=tiny(), reference=reference), datamodule=data)
     said = capsys.readouterr().err
     assert ("values of the reference: 100%" in said) is bars and (f"{batches}/{batches}" in said) is bars
+
+
+def test_a_line_a_minute_says_how_far_a_step_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = iter([0.0, 30.0, 61.0, 61.0, 100.0, 125.0, 125.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    say = progress.lines(2048, "sampling responses")
+    with caplog.at_level("INFO"):
+        for more in (512, 512, 512, 256, 256):  # at the end there is nothing to say
+            say(more)
+    assert caplog.messages == ["sampling responses: 1,024 of 2,048", "sampling responses: 1,792 of 2,048"]
+
+
+def test_a_policy_says_how_many_responses_it_has_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "_PAUSE", 0.0)
+    policy = module(sampling=Sampling(group_size=4, max_new_tokens=6), collecting=Collecting(batch_size=4))
+    with caplog.at_level("INFO"):
+        quiet_trainer(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(policy, datamodule=TinyPrompts())
+    assert "sampling responses: 4 of 8" in caplog.messages

@@ -17,6 +17,7 @@ from ipvrm_lightning.models.roles import build_roles, check_repeats
 from ipvrm_lightning.models.sharding import gathered, placed
 from ipvrm_lightning.modules.averages import leave_frozen
 from ipvrm_lightning.modules.processes import Processes
+from ipvrm_lightning.progress import lines
 from ipvrm_lightning.rollouts.ends import end_token_ids
 from ipvrm_lightning.rollouts.groups import Group, answer_prompts
 from ipvrm_lightning.rollouts.sources import Sampling
@@ -111,6 +112,7 @@ class PolicyModule(LightningModule):
                 end_token_ids=end_token_ids(self.tokenizer, model, self.stop_tokens),
                 batch_size=batch_size,
                 seed=seed,
+                on_progress=lines(len(prompts) * sampling.group_size, "sampling responses"),
             )
 
     def answer_together(

@@ -83,6 +83,7 @@ def answer_prompts(
     end_token_ids: Sequence[int],
     batch_size: int,
     seed: int,
+    on_progress: Callable[[int], None] | None = None,
 ) -> list[Group]:
     """Sample and verify responses.
 
@@ -95,6 +96,7 @@ def answer_prompts(
         end_token_ids: tokens that end a response.
         batch_size: responses sampled at one time.
         seed: of the draws; a response depends on it, its prompt's id and its number, not on the batch.
+        on_progress: called with the number of responses that a batch has added.
     """
     if not prompts:
         return []
@@ -110,6 +112,7 @@ def answer_prompts(
         seed=seed,
         keys=[prompt.id for prompt in prompts],
         batch_size=batch_size,
+        on_progress=on_progress,
     )
     flat = [(prompt, rollout) for prompt, group in zip(prompts, rollouts, strict=True) for rollout in group]
     texts = [response_text(tokenizer, rollout) for _, rollout in flat]
