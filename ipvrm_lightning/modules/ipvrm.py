@@ -123,17 +123,14 @@ class IPVRMModule(WindowedModule):
             raise ValueError(f"{kind}: forward gave a loss of shape {shape}: return the mean over {self.unit}")
         return loss
 
-    def setup(self, stage: str) -> None:
-        """Refuse what cannot be trained or tested, before any model is built.
+    def check_settings(self, stage: str) -> None:
+        """Refuse what can be told without data.
 
         Raises:
-            ValueError: the objective has no training, or needs pairs that the data module does not make; the
-                strategy or the reference does not fit; or test examples lack metadata.
+            ValueError: the objective has no training or is of pairs and the data module makes none, or the other way
+                round; or see `WindowedModule.check_settings`.
         """
-        super().setup(stage)
-        if stage == "test":
-            for dataset in getattr(self.data, "test_sets", ()):
-                check_metadata(dataset)
+        super().check_settings(stage)
         if stage != "fit":
             return
         if not self.objective.trainable:
@@ -143,7 +140,19 @@ class IPVRMModule(WindowedModule):
         if getattr(self.data, "pairwise", None) not in (None, self.objective.pairwise):
             wanted = str(self.objective.pairwise).lower()
             raise ValueError(f"{type(self.objective).__name__} needs `pairwise: {wanted}` in the data module")
-        if self.objective.pairwise and not getattr(self.data, "train_pairs", True):
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot be trained or tested, before any model is built.
+
+        Raises:
+            ValueError: see `check_settings`; or the objective needs pairs and there are none, or test examples lack
+                metadata.
+        """
+        super().setup(stage)
+        if stage == "test":
+            for dataset in getattr(self.data, "test_sets", ()):
+                check_metadata(dataset)
+        if stage == "fit" and self.objective.pairwise and not getattr(self.data, "train_pairs", True):
             raise ValueError(
                 f"{type(self.objective).__name__} needs pairs: let {type(self.data).__name__}.setup set train_pairs"
                 " (ipvrm_lightning.data.build_pairs)"

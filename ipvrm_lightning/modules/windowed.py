@@ -95,15 +95,33 @@ class WindowedModule(LightningModule):
     def batch_loss(self, batch: TrajectoryBatch) -> Tensor:
         """Mean loss of a micro-batch over `unit`, with gradient."""
 
-    def setup(self, stage: str) -> None:
-        """Refuse what cannot work before any model is built: strategy, weights, or fewer examples than processes.
+    def prepare_data(self) -> None:
+        """Refuse settings that cannot work before any data is read, which may take minutes; one process does."""
+        command = self.trainer.state.fn
+        assert command is not None  # it runs
+        self.check_settings(command.value)
+
+    def check_settings(self, stage: str) -> None:
+        """Refuse what can be told without data.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict".
 
         Raises:
-            ValueError: says which pair cannot work, what is wrong with the weights, or which examples are too few.
+            ValueError: says which pair cannot work, or what is wrong with the weights.
         """
         check_fit(self.trainer.strategy, self)
         if stage == "fit":
             self.language_model.check_stored()
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot work before any model is built: settings, or fewer examples than processes.
+
+        Raises:
+            ValueError: see `check_settings`; or which examples are too few.
+        """
+        self.check_settings(stage)
+        if stage == "fit":
             leave_frozen(self.trainer)
         processes = self.trainer.world_size
         for kind in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",)):

@@ -508,6 +508,30 @@ def test_endo_rm_scores_without_training(tmp_path: Path) -> None:
         quiet_trainer(tmp_path).fit(IPVRMModule(language_model=tiny(), objective=EndoRM()), datamodule=InMemoryData())
 
 
+class Unread(InMemoryData):
+    def setup(self, stage: str | None = None) -> None:
+        raise AssertionError("the data was read")
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [(EndoRM(), "EndoRM is not trained"), (DPORM(), "DPORM needs `pairwise: true`"), (None, "quantised already")],
+)
+def test_settings_that_cannot_work_are_refused_before_the_data_is_read(
+    objective: Objective | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any) -> None:
+        raise ValueError("its weights are quantised already")
+
+    data = Unread()
+    data.pairwise = False  # type: ignore[attr-defined]
+    if objective is None:
+        monkeypatch.setattr(RandomLanguageModel, "check_stored", refuse)
+    module = IPVRMModule(language_model=tiny(), objective=objective or IPVRM())
+    with pytest.raises(ValueError, match=message):
+        quiet_trainer(tmp_path).fit(module, datamodule=data)
+
+
 def test_endo_rewards_are_the_inverse_bellman_operator_on_full_logits() -> None:
     module = IPVRMModule(language_model=tiny(), objective=EndoRM(discount=0.9))
     module.configure_model()
