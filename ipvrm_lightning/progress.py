@@ -21,11 +21,11 @@ def progress(total: int | None, what: str, unit: str, *, hidden: bool = False) -
     Args:
         total: how much there is to do; None where it is not known.
         what: is being done.
-        unit: of `total`.
+        unit: of `total`, one of them.
         hidden: show none.
     """
     hidden = hidden or getattr(rank_zero_only, "rank", 0) != 0
-    return tqdm(total=total, desc=what, unit=f" {unit}", delay=_DELAY, mininterval=_INTERVAL, disable=hidden)
+    return tqdm(total=total, desc=what, unit=unit, delay=_DELAY, mininterval=_INTERVAL, disable=hidden)
 
 
 def lines(total: int, what: str) -> Callable[[int], None]:

@@ -38,7 +38,7 @@ def test_reading_says_how_far_it_is(at_once: None, capsys: pytest.CaptureFixture
     assert "tokenising: 100%" in (said := capsys.readouterr().err)
     assert [f"{done}/1300" in said for done in (512, 1024, 1300)] == [True] * 3
     read(iter(ROWS))  # nobody knows how many there are
-    assert "tokenising: 1300 rows" in capsys.readouterr().err
+    assert "tokenising: 1300row" in capsys.readouterr().err
 
 
 def test_what_is_done_at_once_has_no_bar(capsys: pytest.CaptureFixture[str]) -> None:

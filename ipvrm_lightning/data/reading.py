@@ -93,7 +93,7 @@ def render_chunks(
         report: what to do with those that cannot be rendered.
     """
     remaining = iter(rows)
-    with progress(len(rows) if isinstance(rows, Sized) else None, "tokenising", "rows") as bar:
+    with progress(len(rows) if isinstance(rows, Sized) else None, "tokenising", "row") as bar:
         while chunk := list(islice(remaining, _CHUNK)):
             rendered = []
             for row in chunk:

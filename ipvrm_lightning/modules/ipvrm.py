@@ -167,7 +167,7 @@ class IPVRMModule(WindowedModule):
         datasets = (self.data.train_set, self.data.val_set)
         loaders = [self.data.evaluation_loader(dataset) for dataset in datasets if dataset is not None]
         hidden = self.trainer.progress_bar_callback is None
-        with progress(sum(map(len, loaders)), "values of the reference", "batches", hidden=hidden) as bar:
+        with progress(sum(map(len, loaders)), "values of the reference", "batch", hidden=hidden) as bar:
             for batch in chain.from_iterable(loaders):
                 with self.trainer.precision_plugin.forward_context():
                     batch = self.transfer_batch_to_device(batch, self.device, 0)
