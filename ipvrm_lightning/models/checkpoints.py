@@ -66,8 +66,14 @@ def check_settings_of(checkpoint: Mapping[str, Any], own: Mapping[str, Any], *, 
         training: whether training goes on.
 
     Raises:
-        ValueError: names the first setting that differs.
+        ValueError: names the first setting that differs; or where the checkpoint belongs, of another kind of module.
     """
+    if "reward" in own and "distrl" not in checkpoint:  # as `DistRLModule` names them
+        raise ValueError(
+            "the checkpoint is of no policy optimisation: a reward model's is named by model.reward.checkpoint; to"
+            " start from a supervised model, `ipvrm export` it (--merge) and give the folder as"
+            " model.language_model.init_args.name"
+        )
     stored: Mapping[str, Any] = checkpoint.get("settings", {})
     if stored.get("base", own["base"]) != own["base"]:
         raise ValueError(

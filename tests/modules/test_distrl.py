@@ -30,7 +30,7 @@ from ipvrm_lightning.rollouts.groups import answer_prompts
 from ipvrm_lightning.rollouts.sources import Sampling
 
 from ..rollouts.judges import EvenLength
-from .conftest import InMemoryData, quiet_trainer, trained_state
+from .conftest import InMemoryData, quiet_trainer, tiny, trained_state
 from .distrl_cases import NeverRight, TinyPolicy, TinyPrompts, module, run
 from .experience_cases import scored
 
@@ -432,6 +432,17 @@ def test_what_a_run_counts_goes_on_with_it(tmp_path: Path) -> None:
         assert counts == {"policy": {"skipped": 3, "in_a_row": 1}, "reward": {"skipped": 2, "in_a_row": 0}}
     assert [one.steps_done for one in models] == [2, 2]
     assert models[0].alarms.state == models[1].alarms.state != Alarms().state
+
+
+@pytest.mark.parametrize("purpose", ["fit", "test"])
+def test_a_checkpoint_of_a_reward_model_says_where_it_belongs(purpose: str, tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(IPVRMModule(language_model=tiny()), datamodule=InMemoryData())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(
+        ValueError, match=r"of no policy optimisation: a reward model's is named by model\.reward\.check"
+    ):
+        getattr(quiet_trainer(tmp_path), purpose)(module(), datamodule=TinyPrompts(), ckpt_path=tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize("purpose", ["fit", "test"])
