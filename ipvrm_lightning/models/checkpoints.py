@@ -80,7 +80,7 @@ def check_settings_of(checkpoint: Mapping[str, Any], own: Mapping[str, Any], *, 
             "the checkpoint was trained from other weights than those that model.language_model names: its adapters and"
             " log-ratios would mean something else"
         )
-    names = (own.keys() if training else {"language_model"}) - {"base"}
+    names = own.keys() if training else {"language_model"}
     pick = {name: own[name] for name in own if name in names}
     check_same_settings(pick, {n: v for n, v in stored.items() if n in names}, what="the checkpoint")
 

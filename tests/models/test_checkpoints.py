@@ -25,6 +25,8 @@ def test_the_first_difference_is_named_class_before_numbers() -> None:
         check_same_settings(own, {"objective": ImplicitPRM().describe()}, what="the checkpoint")
     with pytest.raises(ValueError, match=r"reward.update is absent there and before here"):
         check_same_settings({"reward": {"update": "before"}}, {"reward": None}, what="the checkpoint")
+    with pytest.raises(ValueError, match=r"reward.update is before there and absent here"):
+        check_same_settings({"reward": None}, {"reward": {"update": "before"}}, what="the checkpoint")
 
 
 def test_an_export_in_place_of_a_run_is_told_from_a_folder_without_runs(tmp_path: Path) -> None:
