@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
@@ -27,6 +29,7 @@ from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in
 from ipvrm_lightning.run_folders import (
     checkpoint_to_resume,
     config_fingerprint,
+    hold,
     logged_settings,
     new_run,
     unfinished_run,
@@ -34,6 +37,7 @@ from ipvrm_lightning.run_folders import (
 )
 
 from .conftest import REPOSITORY
+from .processes import Started
 from .test_cli import real_inputs, tiny_overlay  # noqa: F401
 
 Command = Callable[..., None]
@@ -210,6 +214,45 @@ def test_a_run_that_kept_weights_alone_is_started_anew(
     whole = (tmp_path / "last.ckpt").rename(run / "checkpoints" / "last.ckpt")
     os.utime(whole, (0, 0))
     assert checkpoint_to_resume(run) == whole
+
+
+def test_a_run_goes_on_from_what_was_written_last(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for when, name in ((3, "a"), (5, "b"), (4, "c")):
+        torch.save({"state_dict": {}, "optimizer_states": []}, folder / f"{name}.ckpt")
+        os.utime(folder / f"{name}.ckpt", (when, when))
+    assert checkpoint_to_resume(tmp_path) == folder / "b.ckpt"
+    for when, name in ((1, "resume-9"), (2, "resume-10")):
+        (folder / f"{name}.ckpt").touch()
+        os.utime(folder / f"{name}.ckpt", (when, when))
+    assert checkpoint_to_resume(tmp_path) == folder / "resume-10.ckpt"
+
+
+def keep(run: Path, how: Literal["alone", "look"]) -> None:
+    """A process that writes to a run's folder, or looks whether another one does."""
+    with hold(run, how):
+        (run / how).touch()
+        time.sleep(100)
+
+
+def test_all_processes_may_look_at_once_and_one_writes(tmp_path: Path) -> None:
+    """Those of a run that goes on look at the same time: one of them alone would be let on."""
+    for how in ("look", "alone"):
+        other = Started(keep, tmp_path, how)
+        try:
+            while not (tmp_path / how).exists():
+                assert other.poll() is None, other.said()
+                time.sleep(0.02)
+            if how == "look":
+                hold(tmp_path, "look").close()
+            for refused in ("alone", *(["look"] if how == "alone" else [])):
+                with pytest.raises(ValueError, match="this run is still going on in another process"):
+                    hold(tmp_path, refused)  # type: ignore[arg-type]
+        finally:
+            other.kill()
+            other.wait()
+    hold(tmp_path, "alone").close()
 
 
 def test_a_run_that_saved_shards_does_not_go_on_by_itself(
