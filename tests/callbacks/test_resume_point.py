@@ -18,12 +18,16 @@ from ipvrm_lightning.modules import IPVRMModule
 from ..modules.conftest import InMemoryData, quiet_trainer, tiny, trained_state
 
 
-def fit(folder: Path, *callbacks: Callback, minutes: float = 60.0, **options: Any) -> tuple[Trainer, IPVRMModule]:
+def fit(
+    folder: Path, *callbacks: Callback, minutes: float = 60.0, continues: bool = False, **options: Any
+) -> tuple[Trainer, IPVRMModule]:
     """Three windows an epoch; the adapters alone are trained."""
     torch.manual_seed(0)
     module = IPVRMModule(language_model=tiny(lora=True), optimizer=partial(torch.optim.AdamW, lr=1e-3))
     options = {"enable_checkpointing": True, "num_sanity_val_steps": 0, "max_epochs": 3} | options
-    trainer = quiet_trainer(folder, callbacks=[*callbacks, ResumePoint(minutes=minutes)], **options)
+    trainer = quiet_trainer(
+        folder, callbacks=[*callbacks, ResumePoint(minutes=minutes, continues=continues)], **options
+    )
     trainer.fit(module, datamodule=InMemoryData())
     return trainer, module
 
@@ -64,6 +68,15 @@ def test_a_run_that_goes_on_removes_what_a_kill_left_half_written(tmp_path: Path
         module = IPVRMModule(language_model=tiny(lora=True), optimizer=partial(torch.optim.AdamW, lr=1e-3))
         again.fit(module, datamodule=InMemoryData(), ckpt_path=folder / "last.ckpt" if goes_on else None)
         assert [file.name for file in folder.glob(".*")] == left
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_run_that_goes_on_writes_over_its_own_and_no_other_does(goes_on: bool, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "best.ckpt").write_bytes(b"of before")
+    fit(tmp_path, best(dirpath=tmp_path / "kept", save_last=None), continues=goes_on, max_epochs=1)
+    there = {file.name: file.read_bytes() == b"of before" for file in (tmp_path / "kept").iterdir()}
+    assert there == ({"best.ckpt": False} if goes_on else {"best.ckpt": True, "best-v1.ckpt": False})
 
 
 class Fails(Callback):
@@ -118,6 +131,30 @@ def test_what_was_just_written_is_not_written_again(tmp_path: Path, monkeypatch:
     names.clear()
     fit(tmp_path / "d", ModelCheckpoint(save_last=True), fast_dev_run=1)
     assert not names
+
+
+class Steps(Callback):
+    """Half a minute each, by a clock of their own that stands still between them."""
+
+    now = 1000.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.now += 30
+
+
+def test_points_are_a_minute_apart_and_none_is_saved_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    save, clock = Trainer.save_checkpoint, Steps()
+
+    def recorded(self: Trainer, path: Any, weights_only: bool | None = None) -> None:
+        names.append(Path(path).name)
+        save(self, path, weights_only)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", recorded)
+    monkeypatch.setattr("ipvrm_lightning.callbacks.resume_point.time", SimpleNamespace(monotonic=lambda: clock.now))
+    fit(tmp_path, clock, minutes=1, max_epochs=3)
+    points = [name for name in names if name.startswith("resume")]
+    assert points == ["resume-2.ckpt", "resume-4.ckpt", "resume-7.ckpt"]  # a validation follows the sixth step
 
 
 def test_a_run_that_fails_or_is_killed_keeps_its_points_to_go_on_from(tmp_path: Path) -> None:
