@@ -103,7 +103,7 @@ class _LastCheckpoint(Callback):
             if not isinstance(callback, ModelCheckpoint):
                 continue
             ours = Path(callback.dirpath or "").resolve() == last.parent.resolve()
-            if ours and Path(callback.last_model_path).resolve() == last.resolve():
+            if Path(callback.last_model_path).resolve() == last.resolve():
                 written |= callback._last_global_step_saved == trainer.global_step
             if ours or trial:
                 # else it would put a last one of its own beside ours, and write one in a trial run

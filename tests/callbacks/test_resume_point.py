@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ipvrm_lightning.callbacks.resume_point import ResumePoint, logged_until
 from ipvrm_lightning.checkpoint_io import AtomicCheckpointIO
@@ -129,8 +130,10 @@ def test_what_was_just_written_is_not_written_again(tmp_path: Path, monkeypatch:
     assert names == ["last.ckpt", "best.ckpt", "last.ckpt", "last.ckpt"]
     assert (tmp_path / "c" / "checkpoints" / "last.ckpt").is_file()
     names.clear()
+    (kept := tmp_path / "d" / "checkpoints" / "resume-2.ckpt").parent.mkdir(parents=True)
+    kept.touch()  # without a logger, a run's folder is the one that a trial run has
     fit(tmp_path / "d", ModelCheckpoint(save_last=True), fast_dev_run=1)
-    assert not names
+    assert not names and [file.name for file in kept.parent.iterdir()] == [kept.name]
 
 
 class Steps(Callback):
@@ -155,6 +158,19 @@ def test_points_are_a_minute_apart_and_none_is_saved_before(tmp_path: Path, monk
     fit(tmp_path, clock, minutes=1, max_epochs=3)
     points = [name for name in names if name.startswith("resume")]
     assert points == ["resume-2.ckpt", "resume-4.ckpt", "resume-7.ckpt"]  # a validation follows the sixth step
+
+
+class Told(Callback):
+    """As by SIGTERM, in the second step."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        trainer._signal_connector.received_sigterm = trainer.global_step == 1
+
+
+def test_a_run_that_is_told_to_stop_saves_a_point_however_long_the_clock_has_to_go(tmp_path: Path) -> None:
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, Told(), minutes=60)
+    assert [file.name for file in tmp_path.glob("checkpoints/*")] == ["resume-2.ckpt"]
 
 
 def test_a_run_that_fails_or_is_killed_keeps_its_points_to_go_on_from(tmp_path: Path) -> None:
