@@ -283,6 +283,25 @@ def test_the_tokenizer_is_the_one_that_the_data_were_read_with(
     assert read_exported_config(out / "ipvrm_config.json").layout == Layout("plain")
 
 
+def test_solutions_are_laid_out_as_those_that_the_thresholds_are_of(tmp_path: Path, base: str) -> None:
+    run, _ = distrl_run(tmp_path, base, lora=True, reference="sft")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    judged = {"prompt_format": "plain", "step_template": "{step}", "separator": " ; "}
+    for folder, name, arguments in (
+        (run, "TrajectoryDataModule", {"train": "x.jsonl", "prompt_format": "chat"}),
+        (tmp_path / "test", "ProcessBenchDataModule", judged),
+    ):
+        folder.mkdir(exist_ok=True)
+        data = {"class_path": f"ipvrm_lightning.data.{name}", "init_args": arguments}
+        kept = {**config, "data": data, "ckpt_path": str(run / "checkpoints" / "last.ckpt")}
+        (folder / "config.yaml").write_text(yaml.safe_dump(kept))
+    (tmp_path / "test" / "results.json").write_text('{"reports": {}}')
+    for results, expected in ((None, Layout("chat")), (tmp_path / "test", Layout(**judged))):
+        out = export_checkpoint(run, tmp_path / "out", part="reward", results=results, overwrite=True)
+        assert read_exported_config(out / "ipvrm_config.json").layout == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "test", "out"}  # nothing of the export before
+
+
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("reference", ["behavior", "sft"])
 def test_a_reward_model_of_distrl_takes_its_reference_along(

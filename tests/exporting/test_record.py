@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from ipvrm_lightning.exporting.record import Choices, Results, describe, read_results
-from ipvrm_lightning.exporting.source import Run
+from ipvrm_lightning.exporting.source import Run, find_run
 from ipvrm_lightning.models.exported import Layout, ModelSource
 from ipvrm_lightning.objectives import IPVRM
 
@@ -34,6 +35,24 @@ def write_results(folder: Path, config: dict[str, Any] | None) -> Path:
     if config is not None:
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder / "results.json"
+
+
+def test_of_checkpoints_and_of_runs_the_one_written_last_is_exported(tmp_path: Path) -> None:
+    written = {"2025-fit/checkpoints/a": 4, "2025-fit/checkpoints/b": 3, "2026-fit/checkpoints/last": 2}
+    for name, when in written.items():
+        file = tmp_path / f"{name}.ckpt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        os.utime(file, (when, when))
+        model = {"class_path": "Module", "init_args": {"language_model": {"class_path": name}}}
+        (file.parent.parent / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+    for named in (tmp_path, tmp_path / "2025-fit", tmp_path / "2025-fit" / "checkpoints" / "a.ckpt"):
+        found = find_run(named)
+        assert found.checkpoint == tmp_path / "2025-fit" / "checkpoints" / "a.ckpt"
+        assert found.config["model"]["init_args"]["language_model"]["class_path"] == "2025-fit/checkpoints/b"
+    os.utime(tmp_path / "2025-fit" / "checkpoints" / "b.ckpt", (5, 5))
+    assert find_run(tmp_path / "2025-fit").checkpoint == find_run(tmp_path).checkpoint == named.with_name("b.ckpt")
+    assert find_run(tmp_path / "2026-fit").checkpoint == tmp_path / "2026-fit" / "checkpoints" / "last.ckpt"
 
 
 def test_results_belong_to_a_run_wherever_it_lies_now(tmp_path: Path) -> None:
