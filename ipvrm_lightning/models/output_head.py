@@ -48,7 +48,7 @@ class OutputHead(NamedTuple):
     def at_temperature(self, temperature: float) -> OutputHead:
         """The head whose logits are divided by a temperature."""
         soft_cap = None if self.soft_cap is None else self.soft_cap / temperature
-        return self if temperature == 1.0 else self._replace(scale=self.scale / temperature, soft_cap=soft_cap)
+        return self._replace(scale=self.scale / temperature, soft_cap=soft_cap)
 
     def in_product_precision(self, hidden: Tensor) -> OutputHead:
         """The head with its weight cast once to the precision of products: autocast's, else the wider one's of both.
@@ -157,8 +157,7 @@ def token_log_probs(
 
 def token_logits(hidden: Tensor, head: OutputHead, token_ids: Tensor) -> Tensor:
     """Logits of K tokens per position by dot products, float32 or wider, [N, K] for ids [N, K]."""
-    rows = head.weight[token_ids]
-    logits = (hidden.to(_wide(hidden.dtype))[:, None] * rows.to(_wide(rows.dtype))).sum(-1)
+    logits = (hidden.to(_wide(hidden.dtype))[:, None] * head.weight[token_ids]).sum(-1)
     return _finish(logits if head.bias is None else logits + head.bias[token_ids], head)
 
 
@@ -183,7 +182,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         log_probs = _compiled(_log_probs) if compiled else _log_probs
         chunks = zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
         with torch.autocast(hidden.device.type, enabled=False):
-            return torch.cat([log_probs(head_logits(h, head), y) for h, y in chunks])
+            return torch.cat([log_probs(head_logits(h.to(ctx.precision), head), y) for h, y in chunks])
 
     @staticmethod
     @once_differentiable
@@ -197,15 +196,13 @@ class _ChunkedLogProbs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             chunks = (tensor.split(ctx.chunk_size) for tensor in (hidden, of_hidden, targets, gradient))
             for h, of_h, y, g in zip(*chunks, strict=True):
-                factors = -head.scale * g[:, None]
+                h, factors = h.to(ctx.precision), -head.scale * g[:, None]
                 of_logits = logits_gradient(head_logits(h, head), y, factors, head.soft_cap, ctx.precision)
                 of_h.copy_(of_logits @ head.weight)
                 if of_weight is not None:
-                    of_weight += _product(of_logits.T, h.to(of_logits.dtype))
+                    of_weight += _product(of_logits.T, h)
                 if of_bias is not None:
                     of_bias += of_logits.sum(0, dtype=of_bias.dtype)
-        of_weight = None if of_weight is None else of_weight.to(weight.dtype)
-        of_bias = None if of_bias is None else of_bias.to(bias.dtype)
         return of_hidden, of_weight, of_bias, None, None, None, None, None
 
 

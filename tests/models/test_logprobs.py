@@ -154,11 +154,106 @@ def test_a_head_is_its_formula(scale: float, soft_cap: float | None, temperature
     ids = torch.stack([targets, targets.roll(1)], 1)
     torch.testing.assert_close(heads.token_logits(hidden, head, ids), logits.gather(1, ids), **exact)
     expected = torch.distributions.Categorical(logits=logits).log_prob(targets)
-    for fused in (None, False):
+    can_be_fused = soft_cap is None and hasattr(torch.nn.functional, "linear_cross_entropy")
+    for fused in (None, False, True)[: 2 + can_be_fused]:
         for count in (7, 1):
             found = token_log_probs(hidden[:count], head, targets[:count], chunk_size=3, fused=fused)
             torch.testing.assert_close(found, expected[:count], **exact)
         assert token_log_probs(hidden[:0], head, targets[:0], fused=fused).shape == (0,)
+
+
+@pytest.mark.parametrize(("autocast", "in_half"), [(False, False), (True, True)], ids=["as they are", "autocast"])
+def test_products_with_the_head_are_as_precise_as_the_wider_side_or_as_autocast_says(
+    autocast: bool, in_half: bool
+) -> None:
+    half, full, double = torch.bfloat16, torch.float32, torch.float64
+    for weight, hidden, expected in (
+        (half, half, half),
+        (half, full, half if in_half else full),
+        (full, half, half if in_half else full),
+        (full, full, half if in_half else full),
+        (double, double, double),  # which autocast leaves alone
+    ):
+        head = OutputHead(torch.ones(3, 2, dtype=weight), None, 1.0, None)
+        with torch.autocast("cpu", half, enabled=autocast):
+            found = head.in_product_precision(torch.ones(1, 2, dtype=hidden))
+        assert found.weight.dtype == expected, (weight, hidden)
+
+
+def test_chunks_multiply_in_the_precision_of_autocast_and_cast_the_weight_once_a_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """States of a model whose norms give float32: products with them would be, and each chunk's weight a copy."""
+    products: list[torch.Tensor] = []
+    product = heads._product
+    monkeypatch.setattr(heads, "_product", lambda a, b: products.extend((a, b)) or product(a, b))
+    hidden, weight = torch.randn(6, 3, requires_grad=True), torch.randn(11, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        head = OutputHead(weight, None, 1.0, None)
+        values = token_log_probs(hidden, head, torch.zeros(6, dtype=torch.long), chunk_size=2)
+    assert len(products) == 2 * 3 and len({weight.data_ptr() for weight in products[1::2]}) == 1
+    values.sum().backward()
+    assert len(products) == 2 * (3 + 3 + 3) and {tensor.dtype for tensor in products} == {torch.bfloat16}
+
+
+def test_states_in_full_precision_are_read_by_a_head_in_half() -> None:
+    """As of a model whose last norm gives float32: only the weight is rounded."""
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(7, 3), torch.randn(11, 3).bfloat16(), torch.randint(0, 11, (7,))
+    expected = (hidden.double() @ weight.double().T).log_softmax(-1)[torch.arange(7), targets]
+    found = token_log_probs(hidden, OutputHead(weight, None, 1.0, None), targets)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_linear_cross_entropy_is_taken_in_full_precision_alone_and_told_the_chunk_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under autocast it would multiply in full precision; without the size it chooses how many logits exist."""
+    fused = getattr(torch.nn.functional, "linear_cross_entropy", None)
+    if fused is None:
+        pytest.skip("this torch has no linear_cross_entropy")
+    sizes: list[int] = []
+    taken: list[int] = []
+
+    def told(*args: Any, options: Any, **others: Any) -> torch.Tensor:
+        sizes.append(options.batch_chunk_size)
+        return fused(*args, options=options, **others)  # type: ignore[misc]
+
+    monkeypatch.setattr(torch.nn.functional, "linear_cross_entropy", told)
+    hidden, weight, targets = torch.randn(7, 3), torch.randn(11, 3), torch.zeros(7, dtype=torch.long)
+    for dtype, soft_cap, autocast in (
+        (torch.float32, None, True),
+        (torch.float32, 2.0, False),
+        (torch.bfloat16, None, False),
+        (torch.float64, None, False),
+        (torch.float32, None, False),
+    ):
+        head = OutputHead(weight.to(dtype), None, 1.0, soft_cap)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            token_log_probs(hidden.to(dtype), head, targets, chunk_size=3)
+        taken.append(len(sizes))
+    assert taken == [0, 0, 0, 1, 2] and sizes == [3, 3]
+
+
+def test_logits_of_tokens_are_added_up_without_rounding() -> None:
+    """They are made of states and weights in half precision, and a sum in it would be off by 2^-9 of each logit."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(7, 64).bfloat16(), torch.randn(11, 64).bfloat16()
+    ids = torch.randint(0, 11, (7, 2))
+    expected = (hidden.double() @ weight.double().T).gather(1, ids)
+    found = heads.token_logits(hidden, OutputHead(weight, None, 1.0, None), ids)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_heads_that_cannot_be_read_are_refused_by_name() -> None:
+    model = RandomLanguageModel(config=QWEN).build_model()
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(97, 16, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match="the output head of Qwen3ForCausalLM is quantised; keep it in floating"):
+        output_head(model)
+    for missing in (None, torch.nn.Identity()):
+        model.get_output_embeddings = lambda missing=missing: missing
+        with pytest.raises(ValueError, match="Qwen3ForCausalLM has no output embedding with a weight"):
+            output_head(model)
 
 
 def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +365,18 @@ def test_gradients_of_the_chunks_are_those_of_finite_differences(soft_cap: float
         return token_log_probs(hidden, head, targets, chunk_size=3, fused=False)
 
     assert torch.autograd.gradcheck(log_probs, (hidden, weight, bias))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_head_that_is_frozen_costs_no_gradient_of_its_size(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two products of [n, 3] with [3, 11], in forward and again in backward; [11, n] with [n, 3] if it is trained."""
+    shapes: list[tuple[int, ...]] = []
+    product = heads._product
+    monkeypatch.setattr(heads, "_product", lambda a, b: shapes.append((*a.shape, *b.shape)) or product(a, b))
+    hidden, weight = torch.randn(4, 3, requires_grad=True), torch.randn(11, 3, requires_grad=trained)
+    targets = torch.zeros(4, dtype=torch.long)
+    token_log_probs(hidden, OutputHead(weight, None, 1.0, None), targets, chunk_size=2, fused=False).sum().backward()
+    assert sorted(shapes) == [(2, 3, 3, 11)] * 4 + [(11, 2, 2, 3)] * 2 * trained
 
 
 def test_gradients_of_many_chunks_are_added_up_without_rounding() -> None:
