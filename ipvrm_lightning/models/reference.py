@@ -234,7 +234,7 @@ def weights_fingerprint(model: nn.Module, *, with_config: bool = True) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for name, tensor in sorted(_bare_weights(model)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(whole(tensor.detach()).cpu().reshape(-1).view(torch.uint8).numpy().data)
     config = getattr(model, "config", None)
     if with_config and config is not None:
         fields = {
@@ -280,7 +280,7 @@ def _write_values(folder: Path, values: dict[bytes, Tensor]) -> None:
     handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(save({key.hex(): value.contiguous() for key, value in values.items()}))
+            file.write(save({key.hex(): value for key, value in values.items()}))
             file.flush()
             os.fsync(file.fileno())
         follow_umask(name)

@@ -84,6 +84,23 @@ def test_values_and_gradients_are_those_of_the_model_as_it_is(
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_compiled_chunks_have_the_values_and_gradients_of_all_logits(soft_cap: float | None) -> None:
+    torch.manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((7, 3), (11, 3), (11,)))
+    targets, weights = torch.randint(0, 11, (7,)), torch.randn(7)
+    logits = 0.7 * (hidden @ weight.T + bias)
+    logits = logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
+    expected = logits.log_softmax(-1)[torch.arange(7), targets]
+    torch._dynamo.utils.counters.clear()
+    head = output_head.OutputHead(weight, bias, 0.7, soft_cap, compiled=True)
+    found = output_head.token_log_probs(hidden, head, targets, chunk_size=4, fused=False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad((v * weights).sum(), (hidden, weight, bias)) for v in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # of values and of gradients
+
+
 def test_weights_in_4_bits_with_adapters_compile(tmp_path: Path) -> None:
     wide = {**ONE_BLOCK, "hidden_size": 64, "intermediate_size": 128}
     RandomLanguageModel(config=wide).build_model().save_pretrained(tmp_path)

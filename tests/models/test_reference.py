@@ -116,10 +116,17 @@ def test_values_are_kept_in_files_of_so_many_while_they_are_computed(
     factory, kept = RandomLanguageModel(config=QWEN), []
     reference = CachedReference(cache_dir=str(tmp_path))
     reference.setup(factory, factory.build_model())
-    for row in range(4):
-        reference.log_probs(rows(batch, [row]))
+    for chosen in ([0], [1], [0, 2], [3, 2]):
+        reference.log_probs(rows(batch, chosen))
         kept.append(len(list(tmp_path.rglob("*.safetensors"))))
     assert kept == [0, 0, 1, 1]
+    reference.log_probs(batch)
+    # each by itself: a part of a batch would hold all of it
+    sizes = {key: value.untyped_storage().nbytes() for key, value in reference._values.items()}
+    assert sizes == dict(zip(_keys(batch), (4 * batch.response_lengths).tolist(), strict=True))
+    for _ in range(2):
+        reference.release()
+        assert len(list(tmp_path.rglob("*.safetensors"))) == 2, "nothing new, no file"
 
 
 def test_other_weights_precision_or_tokens_never_find_kept_values(tmp_path: Path, batch: TrajectoryBatch) -> None:
@@ -136,6 +143,18 @@ def test_other_weights_precision_or_tokens_never_find_kept_values(tmp_path: Path
         batch.input_ids, batch.lengths, batch.response_starts + torch.tensor([1, 0, 0, 0]), batch.index
     )
     assert len(set(_keys(batch)) & set(_keys(moved))) == 3
+
+
+def test_packed_and_compiled_models_never_find_the_values_of_others(tmp_path: Path) -> None:
+    """Their kernels round otherwise."""
+    folders = set()
+    for options in ({}, {"attn_implementation": "varlen"}, {"compile": True}):
+        for also in ({}, {"compile": True}):
+            factory = RandomLanguageModel(config=QWEN, **{**options, **also})
+            reference = CachedReference(cache_dir=str(tmp_path))
+            reference.setup(factory, factory.build_model())
+            folders.add(reference._folder)
+    assert len(folders) == 4 and folders == set(tmp_path.iterdir())
 
 
 def _keys(batch: TrajectoryBatch) -> list[bytes]:
@@ -215,7 +234,9 @@ def test_a_full_disk_leaves_nothing_and_a_torn_file_stops_no_run(
         reference.setup(factory, factory.build_model())
         return reference
 
-    def full(_: int) -> None:
+    def full(file: int) -> None:
+        assert os.fstat(file).st_size > 4 * batch.response_lengths.sum(), "all was handed over before the disk is asked to keep it"
+        assert len(list(reference._folder.glob("*.part"))) == 1, "on the disk where it is to stay"
         raise OSError(28, "No space left on device")
 
     reference = cached()

@@ -627,6 +627,16 @@ def test_a_value_head_is_as_wide_as_what_the_output_head_reads(tmp_path: Path) -
     assert module.value_head.in_features == 16
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_beside_a_value_head_an_output_head_is_trained_only_as_the_embedding_it_is(tied: bool) -> None:
+    config = {**QWEN, "tie_word_embeddings": tied}
+    module = IPVRMModule(language_model=RandomLanguageModel(config=config), objective=QRM())
+    module.configure_model()
+    others = {"model.lm_head.weight", "value_head.weight"}
+    expected = {f"model.{name}" for name, _ in module.model.named_parameters()} - others | {"value_head.weight"}
+    assert set(module.trainable_parameters()) == expected and "model.model.embed_tokens.weight" in expected
+
+
 def test_token_values_are_not_rounded_in_mixed_precision() -> None:
     module = IPVRMModule(language_model=tiny(), objective=QRM())
     module.configure_model()
