@@ -72,12 +72,18 @@ def test_training_moves_the_model_and_not_the_reference(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("lora", [LoRA(r=2, dropout=0.5), None], ids=["adapters off", "frozen copy"])
 def test_no_dropout_and_no_gradient_is_in_the_reference(lora: LoRA | None, batch: TrajectoryBatch) -> None:
-    factory = RandomLanguageModel(config={**QWEN, "attention_dropout": 0.5}, lora=lora)
+    # what is recomputed has a gradient from the embedding on, which is frozen
+    factory = RandomLanguageModel(
+        config={**QWEN, "attention_dropout": 0.5}, lora=lora, gradient_checkpointing=lora is not None
+    )
     model, reference = factory.build_model().train(), AdaptersOff() if lora else FrozenCopy()
     reference.setup(factory, model)
     found = reference.log_probs(batch)
     assert torch.equal(found, response_scores(factory.build_model().eval(), batch).log_probs) and model.training
     assert not found.requires_grad
+    copies = list(getattr(reference, "_copy", []))
+    reference.log_probs(batch)
+    assert all(now is before for now, before in zip(getattr(reference, "_copy", []), copies, strict=True))
 
 
 def test_adapters_stay_on_and_trainable_after_the_reference_was_asked(batch: TrajectoryBatch) -> None:
@@ -235,7 +241,7 @@ def test_a_full_disk_leaves_nothing_and_a_torn_file_stops_no_run(
         return reference
 
     def full(file: int) -> None:
-        assert os.fstat(file).st_size > 4 * batch.response_lengths.sum(), "all was handed over before the disk is asked to keep it"
+        assert os.fstat(file).st_size > 4 * batch.response_lengths.sum(), "handed over before the disk is to keep it"
         assert len(list(reference._folder.glob("*.part"))) == 1, "on the disk where it is to stay"
         raise OSError(28, "No space left on device")
 

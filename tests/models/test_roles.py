@@ -49,7 +49,9 @@ def test_each_role_has_weights_of_its_own_and_the_reference_those_of_the_start(n
     results = {}
     for role in ("policy", "reward", "reference"):
         with roles.use(role) as model:
-            results[role] = log_probs(model).detach()
+            found = log_probs(model)
+            assert found.requires_grad == (role != "reference")
+            results[role] = found.detach()
     assert torch.equal(results["reference"], log_probs(start).detach())
     assert not torch.allclose(results["policy"], results["reward"], atol=1e-3)
     assert not torch.allclose(results["policy"], results["reference"], atol=1e-3)
@@ -87,6 +89,17 @@ def test_contexts_nest_and_put_back_what_was_active() -> None:
         assert model.training and torch.equal(log_probs(model), before)
 
 
+def test_a_reference_of_its_own_is_built_once_and_draws_and_keeps_nothing() -> None:
+    factory = RandomLanguageModel(config={**QWEN, "attention_dropout": 0.5}, gradient_checkpointing=True)
+    roles, models = build_roles(factory), []
+    for _ in range(2):
+        with roles.use("reference") as model:
+            models.append(model)
+            found = log_probs(model)
+        assert torch.equal(found, log_probs(factory.build_model().eval())) and not found.requires_grad
+    assert models[0] is models[1] and not any(parameter.requires_grad for parameter in models[0].parameters())
+
+
 def test_no_role_is_a_model_that_cannot_be_read() -> None:
     config = {**TINY, "model_type": "gemma3_text", "use_bidirectional_attention": True, "head_dim": 8}
     with pytest.raises(ValueError, match="it is no causal language model"):
@@ -118,7 +131,8 @@ def test_dropout_is_off(tmp_path: Path) -> None:
             parameter.normal_()
     with roles.use("policy") as model:
         assert model.training
-        assert torch.equal(log_probs(model), log_probs(model))
+        found = log_probs(model), log_probs(model)
+        assert torch.equal(*found) and torch.equal(found[0], log_probs(model.eval()))
 
 
 def test_dropout_that_models_keep_as_a_number_and_that_of_a_second_adapter_are_off() -> None:
@@ -132,8 +146,10 @@ def test_dropout_that_models_keep_as_a_number_and_that_of_a_second_adapter_are_o
         for parameter in roles.trained(role).values():  # type: ignore[arg-type]
             nn.init.normal_(parameter)  # a fresh adapter adds nothing, with dropout or without
         with roles.use(role) as model:  # type: ignore[arg-type]
+            check_repeats(model)  # in the few positions that it has
             first, second = (response_scores(model.train(), batch).log_probs for _ in range(2))
-        assert torch.equal(first, second), role
+            assert torch.equal(first, second), role
+            assert torch.equal(first, response_scores(model.eval(), batch).log_probs), role
 
 
 NOISY = {
@@ -148,7 +164,7 @@ def test_noise_that_models_draw_for_themselves_is_off(kind: str) -> None:
     config = {**TINY, "vocab_size": 64, "initializer_range": 0.2, "model_type": kind, **NOISY[kind]}
     factory = RandomLanguageModel(config=config)
     with pytest.raises(ValueError, match="draws random numbers while it trains"):
-        check_repeats(factory.build_model())
+        check_repeats(factory.build_model().eval())
     batch = make_batch()
     batch = batch.__class__(batch.input_ids % 64, batch.lengths, batch.response_starts, batch.index)
     with build_roles(factory).use("policy") as model:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from ipvrm_lightning import functional
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
@@ -294,6 +298,41 @@ def test_a_cached_reference_computes_each_row_once_and_lets_go_of_its_copy(tmp_p
     assert [computed("one", "test"), computed("one", "test")] == [12, 0]
     assert computed("half", precision="bf16-mixed") == 24 + 40
     assert computed("trial", fast_dev_run=1) == 8 + 40
+
+
+def test_a_cached_reference_asks_for_no_validation_rows_and_for_nothing_where_no_ratio_is_read(tmp_path: Path) -> None:
+    class Unheld(InMemoryData):
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            self.val_set = None
+
+    for objective, rows in ((IPVRM(), 24), (QRM(), 0)):
+        source, cache = Counted(), tmp_path / type(objective).__name__
+        reference = CachedReference(source=source, cache_dir=str(cache))
+        module = IPVRMModule(language_model=tiny(), objective=objective, reference=reference)
+        data = Unheld(pairwise=objective.pairwise)
+        quiet_trainer(tmp_path, limit_val_batches=0).fit(module, datamodule=data)
+        assert source.rows == rows and cache.exists() == bool(rows)
+
+
+class NoSync(SingleDeviceStrategy):
+    """Says, as strategies of several processes do, which gradients stay where they are."""
+
+    entered = 0
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        self.entered += 1
+        yield
+
+
+def test_gradients_are_sent_between_processes_once_a_step(tmp_path: Path) -> None:
+    """The numbers would be the same if each micro-batch's were."""
+    module, data = IPVRMModule(language_model=tiny(lora=True), optimizer=SGD), InMemoryData(max_tokens=60)
+    strategy = NoSync(device="cpu", accelerator=CPUAccelerator())
+    quiet_trainer(tmp_path, strategy=strategy, accelerator="auto", limit_val_batches=0).fit(module, datamodule=data)
+    batches = [len(window.micro_batches) for window in data.train_dataloader()]
+    assert strategy.entered == sum(batches) - len(batches) > 0
 
 
 class Rows(Callback):
