@@ -306,12 +306,16 @@ def test_a_cached_reference_asks_for_no_validation_rows_and_for_nothing_where_no
             super().setup(stage)
             self.val_set = None
 
+    class Started(Callback):
+        def on_train_start(self, *_: object) -> None:
+            assert source.rows == rows and not getattr(source, "_copy", None), "computed, and the copy is gone"
+
     for objective, rows in ((IPVRM(), 24), (QRM(), 0)):
         source, cache = Counted(), tmp_path / type(objective).__name__
         reference = CachedReference(source=source, cache_dir=str(cache))
         module = IPVRMModule(language_model=tiny(), objective=objective, reference=reference)
         data = Unheld(pairwise=objective.pairwise)
-        quiet_trainer(tmp_path, limit_val_batches=0).fit(module, datamodule=data)
+        quiet_trainer(tmp_path, limit_val_batches=0, callbacks=[Started()]).fit(module, datamodule=data)
         assert source.rows == rows and cache.exists() == bool(rows)
 
 
@@ -674,6 +678,18 @@ def test_beside_a_value_head_an_output_head_is_trained_only_as_the_embedding_it_
     others = {"model.lm_head.weight", "value_head.weight"}
     expected = {f"model.{name}" for name, _ in module.model.named_parameters()} - others | {"value_head.weight"}
     assert set(module.trainable_parameters()) == expected and "model.model.embed_tokens.weight" in expected
+
+
+def test_what_was_trained_is_tested_and_not_made_anew(tmp_path: Path) -> None:
+    """One module in one process: its value head, and the starting weights that name its cache."""
+    cached = CachedReference(cache_dir=str(tmp_path / "cache"))
+    for objective, reference in ((QRM(), None), (IPVRM(), cached)):
+        module = IPVRMModule(language_model=tiny(), objective=objective, reference=reference, optimizer=SGD)
+        data = InMemoryData(pairwise=objective.pairwise)
+        expected = fitted(tmp_path, module, data)
+        quiet_trainer(tmp_path).test(module, datamodule=data, verbose=False)
+        assert all(torch.equal(value, expected[name]) for name, value in trained_state(module).items())
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_token_values_are_not_rounded_in_mixed_precision() -> None:
