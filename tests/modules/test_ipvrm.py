@@ -538,6 +538,24 @@ def test_predictions_are_values_whose_differences_are_td_advantages(tmp_path: Pa
         assert set(record["step_scores"]) == set(functional.PROTOCOLS)
 
 
+def test_a_test_run_hands_values_and_td_advantages_to_callbacks(tmp_path: Path) -> None:
+    found: list[dict[str, torch.Tensor]] = []
+
+    class Keep(Callback):
+        def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: object) -> None:
+            found.append(outputs)
+
+    module, data = IPVRMModule(language_model=tiny(lora=True), objective=IPVRM(beta=2.0), optimizer=SGD), InMemoryData()
+    fitted(tmp_path, module, data)
+    quiet_trainer(tmp_path, callbacks=[Keep()]).test(module, datamodule=data, verbose=False)
+    with torch.no_grad():
+        scores, mask = module.token_scores(next(iter(data.test_dataloader()[0])))
+    assert scores.abs().max() > 1e-4
+    torch.testing.assert_close(found[0]["td_advantages"], 2.0 * scores, rtol=0, atol=1e-6)
+    values = 2.0 * scores.cumsum(1) / torch.arange(1, scores.shape[1] + 1)
+    torch.testing.assert_close(found[0]["values"][mask], values[mask], rtol=0, atol=1e-6)
+
+
 def test_endo_rm_scores_without_training(tmp_path: Path) -> None:
     module = IPVRMModule(language_model=tiny(), objective=EndoRM(), threshold=-1.5)
     quiet_trainer(tmp_path).test(module, datamodule=InMemoryData(), verbose=False)
