@@ -102,14 +102,14 @@ def stop_after(process: Process, folder: Path, count: int, delay: float, how: si
     time.sleep(delay)
     os.killpg(process.pid, how)
     process.communicate()
-    # one that is told to stop ends by itself, and does not say that it is done; 1 is what Python makes of Ctrl-C here
-    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 1}.get(how, -how)
+    # one that is told to stop ends by itself, and does not say that it is done
+    assert process.returncode == (143 if how is signal.SIGTERM else -how)
 
 
 @pytest.mark.parametrize(
     ("config", "options", "counts"),
     [
-        ("ipvrm_arithmetic.yaml", (), (3, 10, 17)),
+        ("ipvrm_arithmetic.yaml", (), (3, 17)),
         ("ipvrm_arithmetic.yaml", ("--trainer.strategy", "ddp", "--trainer.devices", "2"), (8,)),
         ("distrl_arithmetic.yaml", (), (3,)),
     ],
@@ -127,7 +127,7 @@ def test_a_killed_fit_goes_on_with_the_same_command(
     messages = undisturbed.communicate()[1].decode()
     assert undisturbed.returncode == 0, messages[-2000:]
     for number, count in enumerate(counts):
-        how = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number]
+        how = signal.SIGTERM if number else signal.SIGKILL
         stop_after(start(config, killed, *options), tmp_path / "killed", count, draw.random() * 0.3, how)
     last = start(config, killed, *options)
     messages = last.communicate()[1].decode()
