@@ -34,7 +34,7 @@ from ipvrm_lightning.modules.averages import leave_frozen
 from ipvrm_lightning.modules.processes import Processes
 from ipvrm_lightning.modules.schedule import Schedule, planned_batches
 from ipvrm_lightning.modules.updates import GuardedUpdates, check_clip, check_optimizer
-from ipvrm_lightning.strategies import check_fit
+from ipvrm_lightning.strategies import FullyShard, check_fit
 from ipvrm_lightning.types import TrajectoryBatch, Unit, Window
 
 _KINDS = {"train": "training", "val": "validation", "test": "test"}
@@ -111,8 +111,15 @@ class WindowedModule(LightningModule):
             ValueError: says which pair cannot work, or what is wrong with the weights.
         """
         check_fit(self.trainer.strategy, self)
-        if stage == "fit":
-            self.language_model.check_stored()
+        if stage != "fit":
+            return
+        self.language_model.check_stored()
+        divided = isinstance(self.trainer.strategy, FullyShard) and not self.language_model.has_adapters
+        if divided and self.model is None and (whole := list(self.trainable_parameters())):
+            raise ValueError(
+                f"{type(self).__name__}: {whole[0]} is trained and would not be divided over processes as the model is:"
+                " torch updates no such mixture; use configs/strategy/ddp.yaml, or lora.yaml with fsdp2.yaml"
+            )
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before any model is built: settings, or fewer examples than processes.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.lightning_cli import IPVRMCLI
@@ -22,6 +24,7 @@ from ipvrm_lightning.models import AdaptersOff, FrozenCopy, LoRA, PretrainedLang
 from ipvrm_lightning.models.checkpoints import newest_checkpoint
 from ipvrm_lightning.models.reference import CachedReference
 from ipvrm_lightning.modules import IPVRMModule, SFTModule
+from ipvrm_lightning.objectives import IPVRM
 from ipvrm_lightning.strategies import FullyShard, check_fit
 
 from ..conftest import REPOSITORY
@@ -143,6 +146,32 @@ def test_a_pair_that_cannot_work_is_refused_before_a_model_is_built(pair: str, k
     modules = {"ipvrm": IPVRMModule, "sft": SFTModule, "distrl": lambda **options: distrl_module(**options)}
     with pytest.raises(ValueError, match=message):
         check_fit(strategy, modules[kind](language_model=language_model))
+
+
+class Learned(IPVRM):
+    """An objective with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.zeros(()))
+
+
+def test_what_would_stay_whole_beside_a_divided_model_is_not_trained() -> None:
+    """The strategy averages the gradients of the one and knows nothing of the other."""
+    strategies: dict[str, Any] = {"fsdp2": FullyShard(), "ddp": DDPStrategy()}
+    objectives: dict[str, Any] = {"own": Learned, "ours": IPVRM}
+    refused = []
+    for strategy, objective, lora, stage in itertools.product(
+        strategies, objectives, (False, True), ("fit", "validate")
+    ):
+        module = IPVRMModule(language_model=tiny(lora=lora), objective=objectives[objective]())
+        module.trainer = SimpleNamespace(strategy=strategies[strategy], datamodule=None)  # type: ignore[assignment]
+        try:
+            module.check_settings(stage)
+        except ValueError as error:
+            refused.append((strategy, objective, lora, stage))
+            assert "IPVRMModule: objective.scale is trained and would not be divided" in str(error)
+    assert refused == [("fsdp2", "own", False, "fit")]
 
 
 def test_packed_sequences_on_a_gpu_are_for_half_precision(tmp_path: Path) -> None:
