@@ -170,8 +170,7 @@ def check_positions(model: nn.Module, longest: int) -> None:
 def response_mask(batch: TrajectoryBatch) -> Tensor:
     """True at response tokens, aligned to the start of the response, [B, T]."""
     lengths = batch.response_lengths
-    longest = int(lengths.max()) if lengths.numel() else 0
-    return torch.arange(longest, device=lengths.device)[None] < lengths[:, None]
+    return torch.arange(int(lengths.max()), device=lengths.device)[None] < lengths[:, None]
 
 
 @reads_weights

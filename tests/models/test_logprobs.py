@@ -312,6 +312,16 @@ def test_a_model_that_reads_later_tokens_is_refused(name: str, dtype: str) -> No
     assert model.training, "as it was before the check"
 
 
+@pytest.mark.parametrize("size", [1e-3, 0.2])
+def test_a_little_that_comes_from_later_tokens_is_told_from_rounding(size: float) -> None:
+    """1 % of each state is a mean over all of them; logits are of size 0.004 and 1."""
+    model = RandomLanguageModel(config={**QWEN, "initializer_range": size}).build_model()
+    check_output_head(model)
+    model.model.layers[0].register_forward_hook(lambda _, __, states: states + 0.01 * states.mean(1, keepdim=True))
+    with pytest.raises(ValueError, match="a token changes what is said of earlier ones"):
+        check_output_head(model)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_experts_that_later_tokens_choose_are_no_fault(dtype: str) -> None:
     config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "initializer_range": 0.2}

@@ -101,6 +101,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "mamba", "state_size": 4, "time_step_rank": 4, **TINY},
         "MambaForCausalLM cannot have .* layers with (linear|mamba)",  # by version of transformers
     ),
+    "no heads": (
+        {"model_type": "rwkv", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 97},
+        "RwkvForCausalLM cannot have .*it has no attention",
+    ),
     "a window": ({**LLAMA, "model_type": "mistral", "sliding_window": 16}, "sliding_window 16"),
     # a window that is in its mask alone
     "a window in the mask": ({**LLAMA, "model_type": "phimoe", "sliding_window": 16}, "sliding_window 16"),
@@ -109,6 +113,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "layers with sliding_attention",
     ),
     "heads for which there is no kernel": ({**QWEN, "head_dim": 12}, "multiple of 8 up to 256"),
+    "heads whose size follows from their number": ({**GPT2, "n_embd": 48}, "up to 256 and one for .* not 12"),
+    "heads that are too large": ({**QWEN, "head_dim": 264}, "up to 256 and one for .* not 264"),
     "attention dropout": ({**QWEN, "attention_dropout": 0.1}, "knows no dropout, which Qwen3Attention asks for"),
 }
 
@@ -144,4 +150,21 @@ def test_sequences_that_reach_each_other_are_refused(dtype: torch.dtype, monkeyp
     check_output_head(model)
     monkeypatch.setattr(packing, "_one_by_one", one)
     with pytest.raises(ValueError, match=r"Qwen3ForCausalLM cannot have .*varlen .*a sequence changes the next one"):
+        check_output_head(model)
+
+
+def test_the_largest_heads_that_the_kernel_takes_are_taken() -> None:
+    check_output_head(build({**QWEN, "head_dim": 256}, "varlen"))
+
+
+def test_attention_that_is_another_in_one_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By 3 % of the scores: in full precision it is told from rounding."""
+
+    def sharper(query: Tensor, *others: Any) -> Tensor:
+        return packing_one_by_one(1.03 * query, *others)
+
+    packing_one_by_one = packing._one_by_one
+    model = build({**QWEN, "initializer_range": 0.2}, "varlen")
+    monkeypatch.setattr(packing, "_one_by_one", sharper)
+    with pytest.raises(ValueError, match=r"varlen .*a sequence is not what it is by itself, by 0\.0"):
         check_output_head(model)
