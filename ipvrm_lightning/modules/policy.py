@@ -74,9 +74,10 @@ class PolicyModule(LightningModule):
         """
         check_fit(self.trainer.strategy, self)
         data = getattr(self.trainer, "datamodule", None)
-        if data is not None and not isinstance(data, PromptModule):
+        if not isinstance(data, PromptModule):
+            found = "a loader alone" if data is None else type(data).__name__
             raise ValueError(
-                f"{type(self).__name__} answers prompts, and {type(data).__name__} has none: use a PromptModule"
+                f"{type(self).__name__} answers prompts, and {found} has none: use a PromptModule"
                 " (ipvrm_lightning.data)"
             )
         if stage == "fit":
@@ -166,7 +167,7 @@ class PolicyModule(LightningModule):
 
     def _check_sources(self) -> None:
         """Refuse a data source whose numbers those over all prompts would hide."""
-        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        data = getattr(self.trainer, "datamodule", None)
         for name in ("val_prompts", "test_prompts"):
             sources = {prompt.data_source for prompt in getattr(data, name, [])}
             if ALL in sources and len(sources) > 1:

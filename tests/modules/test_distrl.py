@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -18,7 +19,7 @@ from ipvrm_lightning.callbacks.responses import ResponseFile
 from ipvrm_lightning.models import LoRA, candidates, logprobs
 from ipvrm_lightning.models.candidates import candidate_log_probs
 from ipvrm_lightning.models.output_head import base_language_model
-from ipvrm_lightning.modules import DistRLModule, IPVRMModule
+from ipvrm_lightning.modules import DistRLModule, IPVRMModule, PolicyModule
 from ipvrm_lightning.modules.alarms import Alarms
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings, Collecting, PolicyUpdate, RewardModel
 from ipvrm_lightning.modules.experience import totals
@@ -337,10 +338,42 @@ def test_published_numbers_are_the_defaults() -> None:
     assert update.gradient_clip_val == reward.gradient_clip_val == 1.0
 
 
-@pytest.mark.parametrize("wrong", [{"oversampling": 0.9}, {"oversampling": math.nan}, {"max_refills": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"oversampling": 0.9}, {"oversampling": math.nan}, {"max_refills": -1}, {"batch_size": 0}]
+)
 def test_collecting_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="collecting needs oversampling >= 1"):
         Collecting(**wrong)
+
+
+def test_settings_may_lie_on_their_bounds() -> None:
+    Collecting(oversampling=1.0, max_refills=0, batch_size=1)
+    ones = {"epochs": 1, "mini_batches": 1}
+    for probability in (0.0, 1.0):
+        PolicyUpdate(**ones, max_tokens=1, top_k=1, max_skipped_updates=0, min_probability=probability)
+    RewardModel(objective=IPVRM(), max_pairs_per_prompt=1, **ones)  # type: ignore[arg-type]
+    module(sampling=Sampling(group_size=2))
+
+
+def test_a_pass_looks_at_no_more_tokens_and_models_than_its_coefficients_ask_for() -> None:
+    for distribution, candidate_kl, kl in itertools.product((0.0, 0.5), repeat=3):
+        update = PolicyUpdate(distribution_coef=distribution, candidate_kl_coef=candidate_kl, kl_coef=kl, top_k=7)
+        assert update.width == (1 if distribution == candidate_kl == 0 else 7)
+        assert update.uses_kl is not (kl == candidate_kl == 0)
+
+
+@pytest.mark.parametrize("normalization", ["prompt_group", "minibatch"])
+def test_advantages_follow_every_setting(normalization: Any) -> None:
+    options = {"outcome_coef": 0.7, "gae_coef": 0.3, "discount": 0.9, "gae_lambda": 0.8}
+    values = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(5) < torch.tensor([5, 1, 3, 4, 2, 5])[:, None]
+    batch = (values, torch.tensor([1.0, 0, 0, 1, 1, 0]), torch.tensor([0, 0, 0, 1, 1, 1]), mask)
+    found = AdvantageSettings(normalization=normalization, **options).compute(*batch)
+    expected = F.distrl_advantages(*batch, normalization=normalization, **options)
+    assert torch.equal(found.tokens, expected.tokens) and torch.equal(found.candidates, expected.candidates)
+    for name in options:
+        other = F.distrl_advantages(*batch, normalization=normalization, **{**options, name: 0.5})
+        assert not torch.allclose(found.tokens, other.tokens, atol=1e-3), name
 
 
 def test_oversampling_and_refills_find_the_wanted_number(tmp_path: Path) -> None:
@@ -532,6 +565,9 @@ def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:
     records = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     of_each = ("responses", "scores", "answers", "problems", "finished", "response_tokens")
     assert len(records) == 5 and all(len(record[name]) == 2 for record in records for name in of_each)
+    assert all(
+        (record["prompt"], record["data_source"], record["policy_version"]) == ("text", "tiny", 0) for record in records
+    )
     mean = sum(sum(record["scores"]) for record in records) / 10
     assert trainer.callback_metrics["test/all/avg@2"] == pytest.approx(mean)
     any_right = sum(any(record["scores"]) for record in records) / 5
@@ -591,10 +627,25 @@ def test_a_prompt_that_leaves_no_room_for_a_response_is_refused(tmp_path: Path) 
             run(tmp_path, module(language_model=policy, sampling=training, evaluation=judging), data=data)
 
 
+def test_a_policy_that_draws_random_numbers_while_it_trains_is_judged_all_the_same(tmp_path: Path) -> None:
+    policy = TinyPolicy()
+    policy.config |= {"model_type": "phimoe", "num_local_experts": 4, "router_jitter_noise": 0.2}
+    judging, found = Sampling(group_size=2, max_new_tokens=12), []
+    own = PolicyModule(
+        language_model=policy, verifier=EvenLength(), evaluation=judging, stop_tokens=["0", "1", "2", "3"]
+    )
+    own.configure_model()  # without a trainer
+    for judged in (own, module(language_model=policy, evaluation=judging)):
+        found += quiet_trainer(tmp_path).validate(judged, datamodule=TinyPrompts(), verbose=False)
+    assert found[0] == found[1] and found[0]["val/all/response_tokens"] > 0
+
+
 def test_solutions_for_a_reward_model_are_nothing_to_judge_a_policy_on(tmp_path: Path) -> None:
     model = module()
     with pytest.raises(ValueError, match="DistRLModule answers prompts, and InMemoryData has none: use a PromptModule"):
         quiet_trainer(tmp_path).test(model, datamodule=InMemoryData(), verbose=False)
+    with pytest.raises(ValueError, match="DistRLModule answers prompts, and a loader alone has none: use a PromptM"):
+        quiet_trainer(tmp_path).test(model, TinyPrompts().test_dataloader(), verbose=False)
     assert model.roles is None
 
 
@@ -621,8 +672,9 @@ def test_a_data_source_whose_numbers_would_be_hidden_is_refused(tmp_path: Path) 
     (found,) = quiet_trainer(tmp_path).validate(model, datamodule=Sources("math", "amc"), verbose=False)
     names = ("avg@2", "pass@2", "cut_off", "response_tokens")
     assert set(found) == {f"val/{source}/{name}" for source in ("all", "amc", "math") for name in names}
-    (found,) = quiet_trainer(tmp_path).validate(model, datamodule=Sources("all"), verbose=False)
-    assert set(found) == {f"val/all/{name}" for name in names}
+    for alone in ("all", "math"):  # its numbers are those over all prompts
+        (found,) = quiet_trainer(tmp_path).validate(model, datamodule=Sources(alone), verbose=False)
+        assert set(found) == {f"val/all/{name}" for name in names}
 
 
 @pytest.mark.parametrize(
@@ -637,6 +689,11 @@ def test_a_data_source_whose_numbers_would_be_hidden_is_refused(tmp_path: Path) 
         ({"update": {"clip_low": 2.0}}, r"clip_low must lie in \[0, 1\], found 2.0"),
         ({"update": {"clip_high": -0.1}}, "clip_high must not be negative"),
         ({"update": {"dual_clip": 1.0}}, "dual_clip must be above 1"),
+        ({"update": {"epochs": 0}}, "update.epochs must be at least 1, found 0"),
+        ({"update": {"top_k": 0}}, "update.top_k must be at least 1, found 0"),
+        ({"update": {"max_skipped_updates": -1}}, "update.max_skipped_updates must not be negative, found -1"),
+        ({"update": {"min_probability": 1.5}}, r"update.min_probability must lie in \[0, 1\], found 1.5"),
+        ({"update": {"min_probability": math.nan}}, r"update.min_probability must lie in \[0, 1\], found nan"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
@@ -647,19 +704,25 @@ def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message:
 def test_advantages_that_do_not_decay_are_refused() -> None:
     with pytest.raises(ValueError, match=r"gae_lambda must lie in \[0, 1\], found 1.5"):
         AdvantageSettings(gae_lambda=1.5)
+    with pytest.raises(ValueError, match=r"normalization must be one of .*minibatch, found 'batch'"):
+        AdvantageSettings(normalization="batch")  # type: ignore[arg-type]
 
 
 def test_objectives_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match="QRM gives no log-ratios"):
         RewardModel(objective=QRM())
-    with pytest.raises(ValueError, match="ImplicitPRM has no outcome weights or margins to balance"):
-        RewardModel(objective=ImplicitPRM())
+    for unused in ("adaptive_difficulty_boundary", "dynamic_loss_weighting"):
+        with pytest.raises(ValueError, match="ImplicitPRM has no outcome weights or margins to balance"):
+            RewardModel(objective=ImplicitPRM(), **{unused: False})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"IPVRM has weights or buffers of its own \(scale\), which DistRL neither"):
         learned = IPVRM()
         learned.scale = torch.nn.Parameter(torch.ones(()))
         RewardModel(objective=learned)
     with pytest.raises(ValueError, match=r"reward.gradient_clip_val must be above 0"):
         RewardModel(objective=IPVRM(), gradient_clip_val=-1.0)
+    for setting in ("epochs", "mini_batches", "max_pairs_per_prompt"):
+        with pytest.raises(ValueError, match=f"reward.{setting} must be at least 1, found 0"):
+            RewardModel(objective=IPVRM(), **{setting: 0})  # type: ignore[arg-type]
 
 
 def test_alarms_name_what_is_wrong() -> None:
