@@ -18,7 +18,7 @@ from ipvrm_lightning.models.preparation import (
     empty_model,
     prepare_for_training,
 )
-from ipvrm_lightning.pretrained import load_config, load_model, load_tokenizer, quantization_of
+from ipvrm_lightning.pretrained import find_file, load_config, load_model, load_tokenizer, quantization_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -179,10 +179,10 @@ class PretrainedLanguageModel(LanguageModelFactory):
         """Load the model.
 
         Raises:
-            ValueError: the folder holds an adapter rather than a model, or no model that can be loaded, or one that 4
+            ValueError: there is an adapter beside it or in its place, or no model that can be loaded, or one that 4
                 bits would make larger.
         """
-        self._refuse_adapter_folder()
+        self._refuse_adapter()
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "revision": self.revision}
         options.update(attention_options(self.attn_implementation))
         options.update(quantization_options(self.gguf_file, self.quantization, self.compute_dtype))
@@ -197,8 +197,9 @@ class PretrainedLanguageModel(LanguageModelFactory):
         """Refuse a quantised model: its weights would silently stay as they are; `nf4` may lie in the folder already.
 
         Raises:
-            ValueError: names the model and how it is quantised.
+            ValueError: names the model and how it is quantised; or there is an adapter beside it or in its place.
         """
+        self._refuse_adapter()
         found = None if self.gguf_file else quantization_of(self.name, revision=self.revision)
         if found is not None and not (self.quantized and found == "bitsandbytes"):
             raise ValueError(
@@ -230,7 +231,6 @@ class PretrainedLanguageModel(LanguageModelFactory):
 
         from ipvrm_lightning.models.shard_loading import load_safetensors
 
-        self._refuse_adapter_folder()
         self.check_sharding()
         self.check_stored()
         model = self._empty()
@@ -261,12 +261,12 @@ class PretrainedLanguageModel(LanguageModelFactory):
         with library_errors(f"{self.name}: the model cannot be loaded"):
             return empty_model(config, self.dtype, self.attn_implementation, trust_remote_code=self.trust_remote_code)
 
-    def _refuse_adapter_folder(self) -> None:
-        folder = Path(self.name)
-        if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+    def _refuse_adapter(self) -> None:
+        """It would be put on its base in silence by transformers: frozen, and lost where `lora` adds another."""
+        if find_file(self.name, "adapter_config.json", revision=self.revision) is not None:
             raise ValueError(
-                f"{folder} holds an adapter, not a model: merge it first, because with adapters off its base model,"
-                " not the adapter, would be the reference"
+                f"{self.name} holds an adapter, not a model alone: merge it first, because with adapters off its base"
+                " model, not the adapter, would be the reference"
             )
 
 

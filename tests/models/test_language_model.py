@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ from ipvrm_lightning.models import LoRA, PretrainedLanguageModel, RandomLanguage
 from ipvrm_lightning.models.exported import ModelSource
 from ipvrm_lightning.models.frozen import load_frozen
 from ipvrm_lightning.models.logprobs import check_output_head, response_scores
-from ipvrm_lightning.models.preparation import restore_config
+from ipvrm_lightning.models.preparation import decoder_blocks, empty_model, restore_config
 from ipvrm_lightning.models.reference import AdaptersOff
 from ipvrm_lightning.models.roles import SharedBase
 from ipvrm_lightning.modules import IPVRMModule
 from ipvrm_lightning.rollouts.sampler import sample_responses
 from ipvrm_lightning.types import TrajectoryBatch
+from ipvrm_lightning.worlds.arithmetic.tokenizer import build_tokenizer
 
 from ..modules.conftest import InMemoryData, quiet_trainer
 from ..modules.distrl_cases import TinyPrompts
@@ -50,6 +53,61 @@ def test_a_folder_gives_its_weights_in_the_precision_asked_for(folder: str, batc
     assert torch.equal(response_scores(model, batch).log_probs, expected)
     half = PretrainedLanguageModel(name=folder, dtype="bfloat16").build_model()
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_a_revision_is_that_of_all_files(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`main` has none."""
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(repository)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision, **_: repository / revision / "..")
+    (repository / "better").mkdir()
+    factory = PretrainedLanguageModel(name="owner/name", revision="better", chat_template="{{ messages }}")
+    factory.check_stored()
+    weights = RandomLanguageModel(config=QWEN, seed=5).build_model().state_dict()
+    for model in (factory.build_model(), factory.build_sharded(lambda model: model.to_empty(device="cpu"))):
+        found = model.state_dict()
+        assert found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)
+    made = factory.build_tokenizer()
+    assert (
+        made.get_vocab() == tokenizer.get_vocab() and made.chat_template == "{{ messages }}" != tokenizer.chat_template
+    )
+
+
+def test_random_weights_may_have_the_shapes_of_a_folder(folder: str) -> None:
+    expected = RandomLanguageModel(config=QWEN, seed=2).build_model().state_dict()
+    found = RandomLanguageModel(config=folder, seed=2).build_model().state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_what_is_loaded_in_shards_is_asked_for_as_what_is_loaded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RandomLanguageModel(config=QWEN).build_model().config
+    for attention in ("eager", "varlen", None):
+        model: Any = empty_model(copy.deepcopy(config), "bfloat16", attention)
+        assert model.config._attn_implementation == (attention or "sdpa")
+        assert {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.bfloat16, "meta")}
+        assert decoder_blocks(model) == list(model.model.layers)
+    model._no_split_modules = None
+    with pytest.raises(ValueError, match="Qwen3ForCausalLM does not say what its blocks are"):
+        decoder_blocks(model)
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "ipvrm_lightning.models.language_model.load_config",
+        lambda name, *, revision, trust_remote_code: asked.append((name, revision, trust_remote_code)) or config,
+    )
+    monkeypatch.setattr(
+        "ipvrm_lightning.models.language_model.empty_model",
+        lambda *arguments, **options: asked.append((*arguments, options)),
+    )
+    factory = PretrainedLanguageModel(name="x", revision="y", attn_implementation="eager", trust_remote_code=True)
+    factory._empty()
+    assert asked == [("x", "y", True), (config, "float32", "eager", {"trust_remote_code": True})]
+
+
+def test_what_gives_trained_weights_their_meaning_is_described() -> None:
+    for quantization in (None, "nf4"):
+        factory = PretrainedLanguageModel(name="x", quantization=quantization, lora=LoRA(alpha=7))  # type: ignore[arg-type]
+        assert factory.describe() == {"lora": {"alpha": 7}, "quantization": quantization}
+    assert PretrainedLanguageModel(name="x").describe() == {"lora": None, "quantization": None}
 
 
 def test_models_come_in_training_mode(folder: str) -> None:
@@ -373,9 +431,10 @@ def test_a_routers_loss_stays_out_of_training_and_sampling_and_in_what_is_saved(
     model = model.merge_and_unload() if lora else model
     restore_config(model)
     assert model.config.output_router_logits and model.config.use_cache
-    model = RandomLanguageModel(config=config).build_model()
-    restore_config(model)
-    assert not model.config.output_router_logits
+    for other in (config, QWEN):
+        model = RandomLanguageModel(config=other).build_model()
+        restore_config(model)
+        assert not getattr(model.config, "output_router_logits", False)
 
 
 BAD = {
@@ -391,10 +450,35 @@ def test_impossible_settings_are_refused(message: str) -> None:
         BAD[message]()
 
 
-def test_a_folder_with_an_adapter_alone_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds an adapter, not a model"):
-        PretrainedLanguageModel(name=str(tmp_path)).build_model()
+@pytest.fixture
+def repository(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files of owner/name as the hub's client has downloaded them; `main` is empty, `better` is `folder`."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (refs := tmp_path / "models--owner--name" / "refs").mkdir(parents=True)
+    for revision, commit in (("main", "a" * 40), ("better", "b" * 40)):
+        (refs / revision).write_text(commit)
+        (refs.parent / "snapshots" / commit).mkdir(parents=True)
+    return Path(shutil.copytree(folder, refs.parent / "snapshots" / ("b" * 40), dirs_exist_ok=True))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("lora", [None, LoRA(r=2)], ids=["full", "lora"])
+def test_an_adapter_is_no_model_to_train_and_stays_no_part_of_one(
+    alone: bool, lora: LoRA | None, folder: str, repository: Path
+) -> None:
+    """Transformers loads it with the model that is there, or its base: frozen, and lost under another adapter."""
+    base = RandomLanguageModel(config=QWEN, lora=LoRA(r=2)).build_model()
+    base.peft_config["default"].base_model_name_or_path = folder
+    for place, name, revision in ((Path(folder), folder, None), (repository, "owner/name", "better")):
+        factory = PretrainedLanguageModel(name=name, revision=revision, lora=lora)
+        factory.check_stored()
+        factory.build_model()
+        base.save_pretrained(place)
+        for file in ("config.json", "model.safetensors") if alone else ():
+            (place / file).unlink()
+        for refuses in (factory.check_stored, factory.build_model, lambda: factory.build_sharded(pytest.fail)):  # noqa: B023
+            with pytest.raises(ValueError, match=f"^{name} holds an adapter, not a model alone: merge it first"):
+                refuses()
 
 
 @pytest.mark.parametrize(
