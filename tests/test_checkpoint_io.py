@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -63,6 +64,26 @@ def test_a_write_that_fails_half_way_leaves_nothing_behind(tmp_path: Path, monke
     with pytest.raises(OSError, match="No space left on device"):
         write_lines_atomically(file, torn_lines())
     assert list(file.parent.iterdir()) == [file] and file.read_text() == "of before"
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, int]] = []
+    real = os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(("kept", os.fstat(descriptor).st_size)))
+    monkeypatch.setattr(
+        os, "replace", lambda part, target: (done.append(("named", part.stat().st_size)), real(part, target))
+    )
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(10)}, tmp_path / "a.ckpt")
+    assert done == [(step, (tmp_path / "a.ckpt").stat().st_size) for step in ("kept", "named")]
+
+
+def test_a_file_that_cannot_be_begun_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(OSError, match=r"a\.ckpt could not be written, earlier ones are whole: .*Permission denied"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "a.ckpt")
 
 
 def test_what_a_kill_left_half_written_is_not_the_newest(tmp_path: Path) -> None:

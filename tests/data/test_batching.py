@@ -230,6 +230,13 @@ def test_state_of_other_data_is_refused() -> None:
         loader = WindowLoader(make_dataset(LENGTHS), batch_size=batch_size, max_tokens=60, seed=seed)
         with pytest.raises(ValueError, match=name):
             loader.load_state_dict(state)
+    options: dict[str, Any] = {"batch_size": 2, "max_tokens": 60}
+    paired, turned = (
+        WindowLoader(make_dataset(LENGTHS), pairs=pairs, **options) for pairs in ([(0, 1), (2, 3)], [(0, 1), (3, 2)])
+    )
+    paired.load_state_dict(paired.state_dict())
+    with pytest.raises(ValueError, match=r"saw training data .*, pairs .*, this run has .*, pairs "):
+        turned.load_state_dict(paired.state_dict())
 
 
 def test_state_goes_on_with_another_number_of_processes() -> None:

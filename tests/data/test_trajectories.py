@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from ipvrm_lightning.data import DataError, TrajectoryDataModule, build_pairs
+from ipvrm_lightning.data import DataError, TrajectoryDataModule, build_pairs, splits
 from ipvrm_lightning.data.rollouts import tokenize_rollouts
-from ipvrm_lightning.data.splits import share
+from ipvrm_lightning.data.splits import Sources, share
 from ipvrm_lightning.types import TrajectoryBatch, Window
 from tests.data.tokenizers import STRIPPING, byte_level
 
@@ -67,6 +67,7 @@ def test_what_cannot_be_learned_from_or_held_out_is_said(tmp_path: Path, caplog:
         return [record.getMessage() for record in caplog.records]
 
     held_out = {"validation_fraction": 0.0}
+    assert said(file, validation_fraction=0.5) == []
     assert said(file, validation_fraction=0.001) == [
         "no prompt was held out (0.001 of 4 prompts); raise validation_fraction"
     ]
@@ -479,6 +480,37 @@ def test_rollouts_that_were_held_out_of_another_split_are_told_from_those_of_the
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     trainer.predict(Recorder(), datamodule=data, ckpt_path=str(tmp_path / "fit" / "step=1.ckpt"), weights_only=True)
     assert ("the fit held out other prompts" in caplog.text) == trained
+
+
+def test_a_fit_that_is_validated_on_other_files_has_held_out_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    own, other = (
+        Sources(
+            train="train.jsonl", validation=validation, validation_fraction=0.1, test=None, split="train",
+            max_prompts=None, seed=0,
+        )
+        for validation in (None, "validation.jsonl")
+    )  # fmt: skip
+    assert (own.held_out(), other.held_out()) == (
+        {"seed": 0, "validation_fraction": 0.1},
+        {"seed": 0, "validation_fraction": 0.0},
+    )
+    for command, judged in (("validate", True), ("test", True), ("predict", True), ("fit", False), (None, False)):
+        caplog.clear()
+        own.warn_of_trained(own.held_out(), command)
+        other.warn_of_trained(own.held_out(), command)
+        assert not caplog.text
+        own.warn_of_trained(other.held_out(), command)
+        assert ("the fit held out other prompts" in caplog.text) == judged
+
+
+def test_sets_of_the_hub_are_downloaded_before_processes_read_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(splits, "read_hub", lambda name, split: iter(asked.append((name, split)) or ["a row"]))
+    file = grouped(tmp_path, range(2))
+    TrajectoryDataModule(train=[file, "owner/many"], validation="owner/few", test="owner/test:main").prepare_data()
+    assert asked == [(name, "train") for name in ("owner/many", "owner/few", "owner/test:main")]
 
 
 @pytest.mark.filterwarnings("ignore")

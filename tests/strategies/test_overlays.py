@@ -133,7 +133,11 @@ BAD_PAIRS: dict[str, tuple[Any, Any, str]] = {
     "4 bits, DeepSpeed": ("deepspeed_stage_3_offload", {"name": "x", **FOUR_BITS}, "weights in 4 bits cannot be"),
     "GGUF, FSDP2": (FullyShard(), {"name": "x", "gguf_file": "x.gguf"}, "a GGUF file or weights in 4 bits"),
     "DoRA, FSDP2": (FullyShard(), {"name": "x", "lora": LoRA(use_dora=True)}, "use_dora reads whole weights"),
-    "Lightning's tensor parallelism": (ModelParallelStrategy(), {"name": "x"}, "divides matrices, not the batch"),
+    "Lightning's tensor parallelism": (
+        ModelParallelStrategy(),
+        {"name": "x"},
+        "under ModelParallelStrategy: .* divides matrices",
+    ),
     "FSDP1 by name": ("fsdp_cpu_offload", {"name": "x"}, "does not run under fsdp_cpu_offload"),
 }
 
@@ -247,7 +251,10 @@ def test_averages_of_divided_weights_are_refused(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("callbacks", "told"),
     [
-        ([("StochasticWeightAveraging", {"swa_lrs": 1e-3})], "StochasticWeightAveraging copies the model before"),
+        (
+            [("StochasticWeightAveraging", {"swa_lrs": 1e-3}), ("ModelCheckpoint", {})],
+            "StochasticWeightAveraging copies the model before",
+        ),
         ([("EMAWeightAveraging", {}), ("ModelCheckpoint", {"save_weights_only": True})], "and not the averages"),
     ],
 )
