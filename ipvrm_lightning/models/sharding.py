@@ -88,7 +88,7 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # else what is left would stay gathered after a pass, and its parameters would not be those of the optimiser
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    model.is_inside = model.all_gathered = False
+    model.is_inside = False
     model.run_inside = MethodType(_run_inside, model)
     register_fsdp_forward_method(model, "run_inside")
 
@@ -118,22 +118,17 @@ def inside(language_model: Any, function: Callable[[], Result]) -> Result:
 def gathered(language_model: Any) -> Iterator[None]:
     """All weights on every process for as long as the context is open; collective to enter, and not within it.
 
-    For what processes do for different numbers of passes, such as sampling. Contexts nest.
+    For what processes do for different numbers of passes, such as sampling.
     """
     from torch.distributed.fsdp import FSDPModule
 
     parts = [module for module in language_model.modules() if isinstance(module, FSDPModule)]
-    if not parts or language_model.all_gathered:
-        yield
-        return
-    language_model.all_gathered = True
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
         yield
     finally:
-        language_model.all_gathered = False
         for part in parts:
             part.set_reshard_after_forward(True, recurse=False)
             part.reshard()

@@ -113,7 +113,7 @@ def run(name: str, folder: Path, *, resume: Path | None = None, **options: Any) 
         folder: for `name.pt` and, in the middle of training, `name.ckpt`.
         resume: checkpoint to go on from.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(int(os.environ.get("RANK", "0")))  # adapters are to be the first process's all the same
     module, data = (CASES | ON_GPU)[name]()
     if name == "ipvrm cached":
         module.reference.cache_dir = str(folder / "cache")

@@ -178,6 +178,17 @@ def test_what_would_stay_whole_beside_a_divided_model_is_not_trained() -> None:
     assert refused == [("fsdp2", "own", False, "fit")]
 
 
+def test_a_checkpoint_of_shards_gathers_no_frozen_weight() -> None:
+    strategy, module = FullyShard(process_group_backend="gloo"), IPVRMModule(language_model=tiny(lora=True))
+    assert strategy.process_group_backend == "gloo" and FullyShard().process_group_backend is None
+    module.configure_model()
+    strategy._lightning_module = module
+    kept = strategy.lightning_module_state_dict()
+    trained = module.trainable_parameters()
+    assert kept.keys() == trained.keys() < dict(module.named_parameters()).keys()
+    assert all(torch.equal(kept[name], parameter) for name, parameter in trained.items())
+
+
 def test_packed_sequences_on_a_gpu_are_for_half_precision(tmp_path: Path) -> None:
     strategy: Any = quiet_trainer(tmp_path, accelerator="cpu").strategy
     module = IPVRMModule(language_model=RandomLanguageModel(config=QWEN, attn_implementation="varlen"))
