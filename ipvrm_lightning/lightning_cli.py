@@ -31,18 +31,21 @@ from ipvrm_lightning.callbacks.tokens import TokenFile
 from ipvrm_lightning.callbacks.whole_epochs import WholeEpochs
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
 from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_output_folder, read_counts_as_counts
+from ipvrm_lightning.config_keys import plain_name
 from ipvrm_lightning.config_notes import config_notes
 from ipvrm_lightning.failures import mistakes, names_full_disk
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in, origin, read_checkpoint
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.run_folders import (
+    changed_divisions,
     checkpoint_to_resume,
     config_fingerprint,
     hold,
     holds_training,
     logged_settings,
     new_run,
+    similar_run,
     unfinished_run,
 )
 from ipvrm_lightning.strategies import accelerator_for, check_fit, check_trainer
@@ -153,7 +156,12 @@ class IPVRMCLI(LightningCLI):
         # parsing has checked it: to do so again takes longer than all the rest of writing it
         values = json.loads(self._parser(command).dump(config, format="json", skip_validation=True))
         root, fingerprint = Path(config.trainer.default_root_dir or "outputs"), config_fingerprint(values)
-        resumed = self._choose_checkpoint(config, root, fingerprint)
+        resumed = self._choose_checkpoint(config, root, values)
+        change = None
+        if resumed is not None and (changed := changed_divisions(resumed.parent.parent, values)):
+            change = {"from": str(resumed), "was_and_is": changed}
+            said = ", ".join(f"{plain_name(key)} {one} (was {other})" for key, (other, one) in changed.items())
+            rank_zero_info(f"Other than before, which changes no result but for rounding: {said}")
         check_output_folder(root)
         if config.trainer.logger is not False:
             known = os.environ.get("IPVRM_RUN") or (resumed and resumed.parent.parent.name)
@@ -164,7 +172,7 @@ class IPVRMCLI(LightningCLI):
             rank_zero_info(note)
         self.trainer_defaults["callbacks"] = [
             *self.trainer_defaults["callbacks"],
-            RunRecord(config=fingerprint, settings=logged_settings(values)),
+            RunRecord(config=fingerprint, settings=logged_settings(values), change=change),
             *self._callbacks_of_command(config, continues=resumed is not None),
         ]
 
@@ -175,8 +183,13 @@ class IPVRMCLI(LightningCLI):
         self._own_folder = new_run(root, command)
         return self._own_folder
 
-    def _choose_checkpoint(self, config: Namespace, root: Path, fingerprint: str) -> Path | None:
+    def _choose_checkpoint(self, config: Namespace, root: Path, values: dict[str, Any]) -> Path | None:
         """Set `ckpt_path` where the command left it open, and refuse what cannot be loaded before anything is built.
+
+        Args:
+            config: of the command.
+            root: folder of the runs.
+            values: the config as plain values, as it was given.
 
         Returns:
             The checkpoint of a run that goes on in its own folder, None for a run of its own.
@@ -193,7 +206,7 @@ class IPVRMCLI(LightningCLI):
         if trains and config.trainer.logger is False and not config.trainer.fast_dev_run:
             rank_zero_info("trainer.logger: false: the run has no folder of its own, and to go on it needs --ckpt_path")
         elif trains and not (config.trainer.fast_dev_run or config.get("ckpt_path") or config.resume == "never"):
-            resumed = _checkpoint_to_resume(root, fingerprint)
+            resumed = _checkpoint_to_resume(root, values)
             config.ckpt_path = None if resumed is None else str(resumed)
         path = Path(config.get("ckpt_path") or "")
         if path.is_file():
@@ -260,14 +273,15 @@ class IPVRMCLI(LightningCLI):
         """Leave the config as it is: Lightning would let a checkpoint's hyper-parameters override it."""
 
 
-def _checkpoint_to_resume(root: Path, fingerprint: str) -> Path | None:
+def _checkpoint_to_resume(root: Path, values: dict[str, Any]) -> Path | None:
     """Where a run with this config goes on that has not ended, None where a new one starts.
 
     Raises:
         ValueError: it is still going on, or has saved a folder of shards.
     """
-    run = unfinished_run(root, fingerprint)
+    run = unfinished_run(root, config_fingerprint(values))
     if run is None:
+        _name_similar_run(root, values)
         return None
     hold(run, "look").close()
     found = checkpoint_to_resume(run)
@@ -283,6 +297,22 @@ def _checkpoint_to_resume(root: Path, fingerprint: str) -> Path | None:
     elif newest_in(run / "checkpoints") is not None:
         rank_zero_info(f"{run} has not ended, but its checkpoints hold weights alone (save_weights_only): a new run")
     return found
+
+
+def _name_similar_run(root: Path, values: dict[str, Any]) -> None:
+    """Say how to go on with a run that has stopped, and that this one may have been meant to be."""
+    if (found := similar_run(root, values)) is None:
+        return
+    run, keys = found
+    try:
+        hold(run, "look").close()
+    except ValueError:  # it is still going on
+        return
+    if (checkpoint := checkpoint_to_resume(run)) is not None:
+        rank_zero_info(
+            f"{run} has not ended and differs in {', '.join(map(plain_name, keys))}: this is a new run."
+            f" To go on from that one: --ckpt_path {checkpoint}"
+        )
 
 
 def _end_started_processes(trainer: Trainer) -> None:

@@ -1,7 +1,9 @@
 """Folders of runs: their names, which of them has not ended yet, and whether a command is its continuation.
 
-A run's `run.json` holds a fingerprint of its whole config. A fit that is started again with the same config goes on
-with the newest run of that fingerprint that has not ended and has a whole checkpoint.
+A run's `run.json` holds a fingerprint of its config, but for keys that change no result: how it is started, and how its
+work is divided. A fit that is started again with the same config goes on with the newest run of that fingerprint that
+has not ended and has a whole checkpoint; its `config.yaml` is then that of the later command, and `run.json` lists
+which keys were otherwise before.
 """
 
 from __future__ import annotations
@@ -15,12 +17,17 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import yaml
+
+from ipvrm_lightning.config_keys import flatten, incidental_keys
 from ipvrm_lightning.models.checkpoints import newest_in, read_checkpoint
 from ipvrm_lightning.whole_files import write_atomically
 
 RECORD = "run.json"
 #: Settings that say how a run is started, not what it computes.
-_HOW = ("ckpt_path", "config", "resume", "checkpoint_minutes")
+_HOW = ("ckpt_path", "config", "resume", "checkpoint_minutes", "weights_only")
+#: A config that differs in more keys is taken for another experiment.
+_FEW = 3
 #: Names of arguments, of callbacks of one's own say, that no service is to be told.
 _SECRET = re.compile(
     r"(^|_)(token|secret|password|passwd|credentials?|(api|access|private|secret)_?key)$", re.IGNORECASE
@@ -40,13 +47,71 @@ def new_run(root: Path, command: str) -> Path:
 
 
 def config_fingerprint(config: dict[str, Any]) -> str:
-    """Hash of what a config says, 16 hexadecimal digits.
+    """Hash of what a config says that may change a result by more than rounding, 16 hexadecimal digits.
 
     Args:
         config: as plain values.
     """
-    kept = {name: value for name, value in config.items() if name not in _HOW}
+    incidental = incidental_keys(config)
+    kept = {key: value for key, value in flatten(config).items() if key not in incidental and not _says_how(key)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _says_how(key: str) -> bool:
+    return key.partition(".")[0] in _HOW
+
+
+def changed_divisions(run: Path, config: dict[str, Any]) -> dict[str, list[Any]]:
+    """What a config says otherwise of how work is divided than the one that a run has kept: was and is, by dotted key.
+
+    Args:
+        run: its folder.
+        config: as plain values.
+    """
+    incidental = incidental_keys(config)
+    return {key: both for key, both in _changed(run, config).items() if key in incidental}
+
+
+def _changed(run: Path, config: dict[str, Any]) -> dict[str, list[Any]]:
+    """What a config says otherwise than the one that a run has kept: was and is, by dotted key; loggers aside.
+
+    Args:
+        run: its folder; where its config cannot be read, nothing is known to be otherwise.
+        config: as plain values.
+    """
+    with suppress(OSError, yaml.YAMLError, AttributeError, RecursionError):
+        earlier = flatten(_without_nulls(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))))
+        own = flatten(_without_nulls(config))
+        keys = [key for key in {**earlier, **own} if not _says_how(key) and not key.startswith("trainer.logger")]
+        return {key: [earlier.get(key), own.get(key)] for key in keys if earlier.get(key) != own.get(key)}
+    return {}
+
+
+def _without_nulls(value: Any) -> Any:
+    """A config without keys that are null, which the kept one has and one that was just read may lack."""
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+
+
+def similar_run(root: Path, config: dict[str, Any]) -> tuple[Path, list[str]] | None:
+    """The newest run of a fit, where it has not ended and its config differs in a few keys, and these keys.
+
+    Args:
+        root: `default_root_dir` of the runs.
+        config: as plain values.
+    """
+    newest = max((record.parent for record in root.glob(f"*/{RECORD}") if _is_of_fit(record.parent)), default=None)
+    if newest is None or _read(newest / RECORD).get("ended"):
+        return None
+    changed = _changed(newest, config)
+    return (newest, list(changed)) if 0 < len(changed) <= _FEW else None
+
+
+def _is_of_fit(run: Path) -> bool:
+    return (run / "checkpoints").is_dir()
 
 
 def logged_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +199,11 @@ def write_record(folder: Path, facts: dict[str, Any]) -> None:
     """Add facts to a run's record."""
     path = folder / RECORD
     write_atomically(path, json.dumps({**_read(path), **facts}, indent=2) + "\n")
+
+
+def add_change(folder: Path, change: dict[str, Any]) -> None:
+    """Add to what a run's record says of keys that were otherwise before it went on."""
+    write_record(folder, {"changes": [*_read(folder / RECORD).get("changes", []), change]})
 
 
 def _read(path: Path) -> dict[str, Any]:

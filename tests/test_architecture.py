@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "failures": set(),
     "append_only": set(),
     "config_checks": {"packaged_configs"},
+    "config_keys": set(),
     "config_notes": set(),
     "packaged_configs": set(),
     "permissions": set(),
@@ -36,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "strategies": {"models", "devices"},
     "modules": {"functional", "types", "objectives", "metrics", "data", "models", "rollouts", "strategies", "progress"},
     "callbacks": {"types", "metrics", "run_folders", "exporting", "whole_files"},
-    "run_folders": {"models", "whole_files"},
+    "run_folders": {"config_keys", "models", "whole_files"},
     "checkpoint_io": {"callbacks"},
     "loggers": {"callbacks", "whole_files"},
     "exporting": {
@@ -50,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
         "pretrained",
     },
     "reporting": {"functional", "types", "metrics", "failures", "whole_files"},
-    "comparing": {"failures", "metrics", "score_cli"},
+    "comparing": {"config_keys", "failures", "metrics", "score_cli"},
     "worlds": {
         "functional",
         "types",
@@ -117,6 +118,7 @@ ALLOWED: dict[str, set[str]] = {
         "modules",
         "strategies",
         "config_checks",
+        "config_keys",
         "config_notes",
         "run_folders",
         "checkpoint_io",

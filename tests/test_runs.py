@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -26,6 +27,8 @@ from ipvrm_lightning.cli import main
 from ipvrm_lightning.exporting.source import find_run
 from ipvrm_lightning.lightning_cli import _loggers
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in
+from ipvrm_lightning.modules import DistRLModule
+from ipvrm_lightning.modules.distrl_settings import Collecting, PolicyUpdate
 from ipvrm_lightning.run_folders import (
     checkpoint_to_resume,
     config_fingerprint,
@@ -170,6 +173,143 @@ def test_the_newest_run_of_a_config_goes_on_unless_it_has_ended(tmp_path: Path) 
         (tmp_path / f"{number}-fit" / "run.json").write_text(broken)
     found = [unfinished_run(tmp_path, fingerprint) for fingerprint in (first, second, "another")]
     assert found == [None, tmp_path / "3-fit", None]
+
+
+def test_what_only_divides_the_work_makes_no_other_run() -> None:
+    def config(module: str, **changes: Any) -> dict[str, Any]:
+        arguments = {"language_model": {"class_path": "any.Factory"}, "collecting": {}, "update": {}}
+        whole: dict[str, Any] = {
+            "model": {"class_path": f"ipvrm_lightning.modules.{module}", "init_args": arguments},
+            "data": {"class_path": "ipvrm_lightning.data.TrajectoryDataModule", "init_args": {}},
+        }
+        verifier = {"class_path": "ipvrm_lightning.rollouts.MathVerifier", "init_args": {}}
+        whole["model"]["init_args"]["verifier"] = verifier
+        for key, value in changes.items():
+            *path, last = key.replace("init__args", "init_args").split("__")
+            part = whole
+            for one in path:
+                part = part.setdefault(one, {})
+            part[last] = value
+        return whole
+
+    def same(module: str, key: str, **both: Any) -> bool:
+        one, other = (config_fingerprint(config(module, **{key: value}, **both)) for value in (1, 2))
+        return one == other
+
+    model, data = "model__init_args__", "data__init_args__"
+    for key in ("chunk_size", "language_model__init_args__gradient_checkpointing"):
+        assert all(same(module, model + key) for module in ("IPVRMModule", "SFTModule", "DistRLModule"))
+    for key in ("eval_batch_size", "collecting__batch_size", "update__max_tokens", "verifier__init_args__workers"):
+        assert same("DistRLModule", model + key)
+    assert same("IPVRMModule", f"{data}max_tokens") and same("IPVRMModule", f"{data}num_workers")
+    assert same("DistRLModule", f"{data}eval_batch_size", data__class_path="ipvrm_lightning.data.PromptDataModule")
+    for key in ("update__mini_batches", "collecting__oversampling", "verifier__init_args__time_limit"):
+        assert not same("DistRLModule", model + key)
+    assert not same("IPVRMModule", f"{data}batch_size") and not same("IPVRMModule", "trainer__devices")
+    # of a class that does not say so, an argument may mean anything
+    assert not same("IPVRMModule", f"{data}max_tokens", data__class_path="lightning.LightningDataModule")
+    # a part of a validation is so many of its batches
+    assert not same("IPVRMModule", f"{data}max_tokens", trainer__limit_val_batches=2)
+    assert same("IPVRMModule", f"{data}max_tokens", trainer__limit_val_batches=1.0)
+    assert same("DistRLModule", f"{model}update__max_tokens", trainer__limit_val_batches=2)
+
+
+def test_a_config_holds_the_budgets_that_it_does_not_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """Else one that names its first would differ in a whole block of settings from what it was before."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(REPOSITORY / "configs" / "distrl_arithmetic.yaml"), "--print_config"])
+    given = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert given["collecting"] == {"oversampling": 1.0, "max_refills": 1, "batch_size": 256}
+    arguments = {"collecting", "update"}
+    defaults = {name: inspect.signature(DistRLModule).parameters[name].default for name in arguments}
+    assert defaults == {"collecting": Collecting(), "update": PolicyUpdate()}
+
+
+class OutOfMemory(Callback):
+    """Fails as a GPU does: from the second step on, where a micro-batch holds too many tokens."""
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step and max(part.input_ids.numel() for part in batch.micro_batches) > self.largest:
+            raise torch.OutOfMemoryError("made to fail")
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr("ipvrm_lightning.lightning_cli.rank_zero_info", lines.append)
+    return lines
+
+
+SHORT = ("--checkpoint_minutes", "0", "--data.validation_fraction", "0.0")
+
+
+def failing(largest: int) -> dict[str, Any]:
+    fails = {"class_path": "tests.test_runs.OutOfMemory", "init_args": {"largest": largest}}
+    return {"callbacks": [fails, {"class_path": "ModelCheckpoint", "init_args": {"save_last": True}}]}
+
+
+def test_a_run_goes_on_with_less_memory_and_says_what_is_otherwise(
+    tmp_path: Path, command: Command, said: list[str]
+) -> None:
+    options, trainer = (*SHORT, "--model.optimizer.lr", "0.01"), {"max_steps": 4, **failing(200)}
+    with pytest.raises(SystemExit):
+        command("fit", *options, **trainer)
+    (run,) = tmp_path.glob("*-fit")
+    stopped = run / "checkpoints" / "resume-1.ckpt"
+    assert stopped.is_file() and not json.loads((run / "run.json").read_text())["ended"]
+    said.clear()
+    command("fit", *options, "--data.max_tokens", "150", "--model.chunk_size", "16", **trainer)
+    assert [said[0], said[2]] == [  # between them stands which checkpoint it is
+        f"This run has not ended: going on from {stopped}. A new one: --resume never",
+        "Other than before, which changes no result but for rounding: model.chunk_size 16 (was 256), data.max_tokens"
+        " 150 (was 2048)",
+    ]
+    assert list(tmp_path.glob("*-fit*")) == [run]
+    record, kept = json.loads((run / "run.json").read_text()), yaml.safe_load((run / "config.yaml").read_text())
+    assert record["ended"] and kept["data"]["init_args"]["max_tokens"] == 150
+    (change,) = record["changes"]
+    changed = {"model.init_args.chunk_size": [256, 16], "data.init_args.max_tokens": [2048, 150]}
+    assert (change["was_and_is"], change["from"]) == (changed, str(stopped))
+    # one that was never stopped, and had the larger budget throughout
+    command("fit", *options, "--resume", "never", max_steps=4)
+    (whole,) = set(tmp_path.glob("*-fit*")) - {run}
+    own, expected = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for folder in (run, whole)
+    )
+    assert own.keys() == expected.keys() and len(own)
+    for name, weight in expected.items():
+        torch.testing.assert_close(own[name], weight, rtol=0, atol=1e-5)
+    assert max(weight.abs().max() for name, weight in own.items() if "lora_B" in name) > 0.01  # they began at 0
+
+
+def test_a_run_that_stopped_and_differs_in_few_keys_is_named(
+    tmp_path: Path, command: Command, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*more: str) -> list[str]:
+        said.clear()
+        with pytest.raises(SystemExit):
+            command("fit", *SHORT, *more, max_steps=3, **failing(0))
+        return [line for line in said if "not ended" in line]
+
+    assert fit() == []
+    (run,) = tmp_path.glob("*-fit")
+    assert fit("--data.batch_size", "8", "--model.optimizer.lr", "0.1") == [
+        f"{run} has not ended and differs in model.optimizer.lr, data.batch_size: this is a new run."
+        f" To go on from that one: --ckpt_path {run / 'checkpoints' / 'resume-1.ckpt'}"
+    ]
+    # the newest is meant: in more than three keys it differs from this one
+    more = ("--data.max_length", "100", "--data.seed", "1", "--seed_everything", "1", "--data.batch_size", "8")
+    assert fit(*more) == []
+
+    def going_on(*_: Any) -> None:
+        raise ValueError("this run is still going on in another process")
+
+    newest = max(tmp_path.glob("*-fit*"))
+    monkeypatch.setattr("ipvrm_lightning.lightning_cli.hold", going_on)
+    assert fit(*more[:-1], "16") == [] and newest.is_dir()
 
 
 def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:

@@ -362,7 +362,8 @@ for name, shape in QWEN3.items():
 #
 # - `quantization needs lora: weights in 4 bits cannot be trained themselves`: stack `qlora.yaml`, not the key alone.
 # - `weights in 4 bits cannot be divided over processes`: 4 bits and FSDP exclude each other. DDP, or `lora.yaml`.
-# - `OutOfMemoryError` in the first steps: lower `data.max_tokens`. After hours: the longest rows came late; the same.
+# - `OutOfMemoryError` in the first steps: lower `data.max_tokens`. After hours: the longest rows came late; the same,
+#   and the run goes on from its last checkpoint.
 # - The first loss is not 5.0067 (with `IPVRM` and margin 5): the reference is not the model with its adapters off.
 #   Did you give a `FrozenCopy`, or values cached for other weights?
 # - A model already has an adapter: merge it first (`model.merge_and_unload()`), or its base would be the reference.

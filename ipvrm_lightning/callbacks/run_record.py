@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ipvrm_lightning.callbacks.run_files import run_folder, writes_files
-from ipvrm_lightning.run_folders import hold, write_record
+from ipvrm_lightning.run_folders import add_change, hold, write_record
 
 _PACKAGES = ("ipvrm_lightning", "transformers", "lightning", "torchmetrics", "peft", "bitsandbytes")
 
@@ -25,11 +25,17 @@ class RunRecord(Callback):
     Args:
         config: fingerprint of the run's config, by which a run that was killed is found again.
         settings: what the config says, for every logger of a fit, by which services sort and compare runs.
+        change: of a run that goes on with another config, what is otherwise, to be kept; see `run_folders`.
     """
 
-    def __init__(self, config: str | None = None, settings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: str | None = None,
+        settings: dict[str, Any] | None = None,
+        change: dict[str, Any] | None = None,
+    ) -> None:
         self.config = config
-        self.settings = settings or {}
+        self.settings, self.change = settings or {}, change
         self._held: IO[str] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -45,6 +51,8 @@ class RunRecord(Callback):
         if stage == "fit" and trainer.loggers and self._held is None:
             self._held = hold(folder)
         write_record(folder, {**run_facts(), "config": self.config, "ended": None})
+        if self.change is not None:
+            add_change(folder, {"time": _now(), **self.change})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the settings to the loggers, on the first process."""

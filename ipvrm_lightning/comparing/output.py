@@ -16,7 +16,8 @@ from rich.table import Table
 
 from ipvrm_lightning.comparing.comparison import Cell, Comparison, Group
 from ipvrm_lightning.comparing.measures import TITLES, Column, Measured
-from ipvrm_lightning.comparing.settings import plain_name, short_names
+from ipvrm_lightning.comparing.settings import short_names
+from ipvrm_lightning.config_keys import plain_name
 
 _ORIGINS = {
     "cross_fitted": "cross-fitted (chosen on other problems: what a user gets)",

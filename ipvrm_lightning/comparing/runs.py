@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ipvrm_lightning.comparing.settings import flatten
+from ipvrm_lightning.config_keys import flatten
 from ipvrm_lightning.failures import library_errors, one_line
 
 RESULTS = "results.json"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from ipvrm_lightning.config_keys import plain_name
 
 #: By dotted key, as a run's `config.yaml` spells it. What a config lacks or has as null is None alike.
 Settings = Mapping[str, Any]
@@ -18,30 +19,10 @@ _TRAINER = {
 }
 #: Places of files that a run writes or keeps, and how it is carried out: never what runs are told apart by.
 _PLACES = {"ckpt_path", "cache_dir", "root", "num_workers", "workers"}
+#: Arguments of the package's classes that divide the work, and move results by rounding alone.
+_DIVISIONS = ("max_tokens", "chunk_size", "eval_batch_size", "gradient_checkpointing", "collecting.batch_size")
 #: What differs from run to run of one setting: seeds, and the reward model that a policy is trained with.
 _REPEATS = {"seed", "seed_everything", "checkpoint"}
-
-
-def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a nested config by dotted key; a list is one value, as JSON.
-
-    Args:
-        config: as YAML holds it.
-        prefix: of the keys.
-    """
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flatten(value, f"{prefix}{name}.")
-        else:
-            plain = value is None or isinstance(value, (str, int, float))
-            found[f"{prefix}{name}"] = value if plain else json.dumps(value, default=str)
-    return found
-
-
-def plain_name(key: str) -> str:
-    """A key without `init_args` and `class_path`, as it may be typed on the command line."""
-    return ".".join(part for part in key.split(".") if part not in ("init_args", "class_path"))
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -141,7 +122,14 @@ def _whole(key: str, runs: Sequence[Settings]) -> str:
 
 def _differing(runs: Sequence[Settings]) -> list[str]:
     keys = dict.fromkeys(key for run in runs for key in run)
-    return [key for key in keys if _is_known(key) and _count(runs, [key]) > 1]
+    return [key for key in keys if _is_known(key) and _count(runs, [key]) > 1 and not _divides_work(key, runs)]
+
+
+def _divides_work(key: str, runs: Sequence[Settings]) -> bool:
+    """Whether a key is one that divides the work, in classes of the package: in others it may mean anything."""
+    owner, _, argument = key.rpartition(".init_args.")
+    classes = {str(run.get(f"{owner}.class_path")) for run in runs if key in run}
+    return argument.endswith(_DIVISIONS) and all(one.startswith("ipvrm_lightning.") for one in classes)
 
 
 def _is_known(key: str) -> bool:

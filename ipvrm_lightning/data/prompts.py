@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ipvrm_lightning.data.chat import PromptFormat, encode_prompts, render_prompt, with_system_prompt
 from ipvrm_lightning.data.prompt_loading import PromptEvalLoader, PromptLoader
@@ -29,6 +29,9 @@ class PromptModule(TokenizerDataModule):
         tokenizer: name or folder; None for that of the module it is used with.
         seed: of everything random in the data.
     """
+
+    #: Constructor arguments that change no result but for rounding: a fit may go on with other ones.
+    incidental: ClassVar[frozenset[str]] = frozenset({"eval_batch_size"})
 
     def __init__(
         self, *, batch_size: int = 64, eval_batch_size: int = 64, tokenizer: str | None = None, seed: int = 0

@@ -83,6 +83,9 @@ class TokenizedDataModule(TokenizerDataModule):
         num_workers: processes that build batches ahead; 0 builds them in the training process.
     """
 
+    #: Constructor arguments that change no result but for rounding: a fit may go on with other ones.
+    incidental: ClassVar[frozenset[str]] = frozenset({"max_tokens", "num_workers"})
+
     def __init__(
         self,
         *,

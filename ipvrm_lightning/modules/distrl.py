@@ -84,6 +84,8 @@ class DistRLModule(PolicyModule):
         chunk_size: response tokens whose logits exist at one time.
     """
 
+    incidental = PolicyModule.incidental | {"chunk_size", "collecting.batch_size", "update.max_tokens"}
+
     def __init__(
         self,
         *,
@@ -91,9 +93,9 @@ class DistRLModule(PolicyModule):
         verifier: Verifier,
         sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
         reward: RewardModel | None = None,
-        collecting: Collecting | None = None,
+        collecting: Collecting | None = Collecting(),  # noqa: B008  (a value, for configs to hold)
         advantages: AdvantageSettings | None = None,
-        update: PolicyUpdate | None = None,
+        update: PolicyUpdate | None = PolicyUpdate(),  # noqa: B008
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: Schedule | None = None,
         evaluation: Sampling = Sampling(),  # noqa: B008
@@ -303,8 +305,6 @@ class DistRLModule(PolicyModule):
 
         with timed("reward_update", metrics, self.device):
             metrics |= self.online_reward.update(dataset, scored, self.processes, step, seed=self._step_seed)
-
-    # -- plumbing
 
     @property
     def _scoring(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -39,6 +39,11 @@ class PolicyModule(LightningModule):
         eval_batch_size: responses sampled at one time.
         stop_tokens: tokens that end a response besides the tokenizer's and the model's own.
     """
+
+    #: Arguments, dotted within others, that change no result but for rounding: a fit may go on with other ones.
+    incidental: ClassVar[frozenset[str]] = frozenset(
+        {"eval_batch_size", "language_model.init_args.gradient_checkpointing"}
+    )
 
     def __init__(
         self,

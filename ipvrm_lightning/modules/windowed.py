@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -57,6 +57,8 @@ class WindowedModule(LightningModule):
     """
 
     unit: Unit
+    #: Arguments, dotted within others, that change no result but for rounding: a fit may go on with other ones.
+    incidental: ClassVar[frozenset[str]] = frozenset({"chunk_size", "language_model.init_args.gradient_checkpointing"})
 
     def __init__(
         self,

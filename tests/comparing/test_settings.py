@@ -10,11 +10,11 @@ from ipvrm_lightning.comparing.settings import (
     OBJECTIVE,
     differing_as_well,
     differing_within,
-    flatten,
     named_setting,
     short_names,
     telling_settings,
 )
+from ipvrm_lightning.config_keys import flatten
 
 OPTIMIZER = "model.init_args.optimizer"
 REWARD = "model.init_args.reward"
@@ -91,3 +91,25 @@ def test_what_differs_as_well_is_named_once_and_without_arguments_of_other_class
 )
 def test_how_a_run_is_carried_out_is_no_setting(key: str, counts: bool) -> None:
     assert differing_within([[{key: 1}, {key: 2}]]) == ([key.replace(".init_args", "")] if counts else [])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("data.init_args.max_tokens", "test.data.init_args.max_tokens", "model.init_args.chunk_size"),
+        *("model.init_args.eval_batch_size", "model.init_args.update.max_tokens"),
+        *("model.init_args.collecting.batch_size", "model.init_args.language_model.init_args.gradient_checkpointing"),
+    ],
+)
+def test_seeds_are_of_one_setting_if_one_of_them_went_on_with_less_memory(key: str) -> None:
+    owner = key.rpartition(".init_args.")[0]
+    runs = [{f"{owner}.class_path": "ipvrm_lightning.One", key: value} for value in (1, 2)]
+    assert telling_settings([{**run, "model.class_path": "ipvrm_lightning.One"} for run in runs]) == [
+        "model.class_path"
+    ]
+    assert differing_within([runs]) == []
+    assert named_setting(key.rpartition(".")[2], runs) == key  # `--by` finds it
+    # in another's class it may mean anything
+    assert differing_within([[{**run, f"{owner}.class_path": "their.One"} for run in runs]]) != []
+    batches = {"data.class_path": "ipvrm_lightning.One", "data.init_args.batch_size": 1}
+    assert differing_within([[batches, {**batches, "data.init_args.batch_size": 2}]]) == ["data.batch_size"]
