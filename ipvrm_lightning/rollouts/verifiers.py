@@ -152,7 +152,7 @@ class MathVerifier(Verifier):
 
     Args:
         workers: processes; None for the number of CPU cores that this process may use, at most 8.
-        time_limit: seconds of wall-clock time an answer may take.
+        time_limit: seconds of processor time an answer may take; ten times as many by the clock.
         memory_limit: address space of a worker, MiB; none on macOS.
         response_characters: characters from the end of the response that are looked at; an answer before them is not
             found.

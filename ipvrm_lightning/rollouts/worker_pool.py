@@ -27,6 +27,7 @@ _OUT_OF_MEMORY = 77
 _ROOM = 4 * 2**20  # bytes that a worker must be able to take before its first task
 _FAILED_STARTS = 3
 _ENDING = 5.0  # seconds from a worker's last word to its exit code
+_SLOWEST = 10.0  # seconds by the clock for one of processor time: workers share a machine, which may be busy
 
 
 class Outcome(NamedTuple):
@@ -80,7 +81,8 @@ class WorkerPool:
     Args:
         module: what the workers import; its `main` calls `serve`.
         size: worker processes.
-        time_limit: seconds a task may take before its worker is killed.
+        time_limit: seconds of processor time that a task may take, in all threads of its worker, before that is killed.
+            By the clock, which a task that waits for something is ended by, it may take ten times as long.
         memory_limit: address space of a worker, MiB; none on macOS.
         start_limit: seconds a worker may take to start.
     """
@@ -151,7 +153,7 @@ class WorkerPool:
         return [outcomes[task] for task in range(len(tasks))]
 
     def _assign(self, worker: _Worker, task: int, tasks: Sequence[Any]) -> None:
-        worker.task, worker.deadline = task, time.monotonic() + self._time_limit
+        worker.task, worker.deadline = task, time.monotonic() + _SLOWEST * self._time_limit
         # reading from a worker that has died says so
         with suppress(OSError):
             worker.connection.send(tasks[task])
@@ -187,7 +189,8 @@ class WorkerPool:
         self._workers.remove(worker)
         code = worker.end(patience=patience)
         if worker.started:
-            return {_OUT_OF_MEMORY: MEMORY_LIMIT, -signal.SIGALRM: TIME_LIMIT}.get(code, WORKER_DIED)
+            limits = {_OUT_OF_MEMORY: MEMORY_LIMIT, -signal.SIGPROF: TIME_LIMIT, -signal.SIGALRM: TIME_LIMIT}
+            return limits.get(code, WORKER_DIED)
         self._failed_starts += 1
         if self._failed_starts >= _FAILED_STARTS:
             raise RuntimeError(
@@ -207,6 +210,7 @@ def serve(function: Callable[[Any], Any], trial: Any, expected: Any) -> None:
     connection = Connection(int(sys.argv[1]))
     memory, time_limit = int(sys.argv[2]) * 2**20, float(sys.argv[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a parent's being ignored is handed down
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform != "darwin":  # which refuses a limit below what every process has mapped from the start
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -217,9 +221,12 @@ def serve(function: Callable[[Any], Any], trial: Any, expected: Any) -> None:
         connection.send(None)
         while True:
             task = connection.recv()
-            # the pool kills at the limit; this alarm, which ends the process, is for when the pool is no more
-            signal.setitimer(signal.ITIMER_REAL, 2 * time_limit + 1)
+            # These alarms end the process, even in the middle of a product. A busy machine makes tasks take longer
+            # by the clock: the pool looks at that, late, and this process where the pool is no more.
+            signal.setitimer(signal.ITIMER_PROF, time_limit)
+            signal.setitimer(signal.ITIMER_REAL, 2 * _SLOWEST * time_limit + 1)
             result = function(task)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(result)
     except (EOFError, BrokenPipeError, ConnectionResetError):

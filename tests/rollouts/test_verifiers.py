@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ import pytest
 
 from ipvrm_lightning.rollouts.answers import final_answer
 from ipvrm_lightning.rollouts.verifiers import ExactMatch, MathVerifier, Submission, Verdict, Verifier, judge
-from ipvrm_lightning.rollouts.worker_pool import MEMORY_LIMIT, WORKER_DIED, Outcome, WorkerPool
+from ipvrm_lightning.rollouts.worker_pool import MEMORY_LIMIT, TIME_LIMIT, WORKER_DIED, Outcome, WorkerPool
 from ipvrm_lightning.types import PromptExample
 
 #: A power tower: evaluating it never ends and cannot be interrupted from within.
@@ -263,12 +264,10 @@ def test_real_ground_truths(verifier: MathVerifier, shared_dir: Path) -> None:
 
 
 def test_a_hostile_answer_costs_its_own_time_and_no_other_answer() -> None:
-    verifier = MathVerifier(workers=2, time_limit=3.0, memory_limit=512)
+    verifier = MathVerifier(workers=2, time_limit=1.0, memory_limit=512)
     rows = [submit(r"\boxed{1}", "1") for _ in range(20)]
     rows[3] = rows[11] = submit(HOSTILE, "1")
-    began = time.monotonic()
     verdicts = verifier.verify(rows)
-    assert time.monotonic() - began < 60
     assert [index for index, one in enumerate(verdicts) if not one.correct] == [3, 11]
     assert verdicts[3] == Verdict(False, "9^{9^{9^9}}", "time limit")
     assert verdict(verifier, r"\boxed{1}", "1").correct
@@ -354,6 +353,71 @@ def test_dead_workers_cost_one_answer_a_second_try(tasks: str, tmp_path: Path) -
     ]
     assert pool.run([]) == []
     pool.close()
+
+
+def test_a_busy_machine_makes_no_answer_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work counts, not time: one that waits for its turn is done, one that works for ever or waits for ever is not."""
+    main = """
+        def do(task):
+            while task == "work":
+                pass
+            time.sleep({"wait": 1.5, "sleep": 1000}.get(task, 0))
+            return task
+        serve(do, "try", "try")
+    """
+    module = module_of_tasks(tmp_path, monkeypatch, "at_work", main)
+    pool = WorkerPool(module=module, size=2, time_limit=0.5, memory_limit=512)
+    outcomes = pool.run(["wait", "work", "sleep", "wait", "a"])
+    late, done = Outcome(None, TIME_LIMIT), [Outcome(task, None) for task in ("wait", "a")]
+    assert outcomes == [done[0], late, late, *done]
+    pool.close()
+
+
+def test_a_task_that_is_kept_from_the_processor_is_done_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main = """
+        serve(lambda task: sum(range(10**7)) and task, "try", "try")
+    """
+    module = module_of_tasks(tmp_path, monkeypatch, "stopped", main)
+    pool = WorkerPool(module=module, size=1, time_limit=1.5, memory_limit=512)
+    assert pool.run(["a"]) == [Outcome("a", None)]
+    (worker,) = pool.process_ids
+    os.kill(worker, signal.SIGSTOP)
+    threading.Timer(2.5, os.kill, (worker, signal.SIGCONT)).start()
+    assert pool.run(["b"]) == [Outcome("b", None)] and pool.process_ids == [worker]
+    pool.close()
+
+
+def test_a_worker_whose_pool_is_no_more_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its parent's SIGPROF ignored, which processes inherit."""
+    main = """
+        def do(task):
+            while task != "try":
+                pass
+        serve(do, "try", None)
+    """
+    module = module_of_tasks(tmp_path, monkeypatch, "orphan", main)
+    script = (
+        "import os, signal, threading\n"
+        "from ipvrm_lightning.rollouts.worker_pool import WorkerPool\n"
+        "signal.signal(signal.SIGPROF, signal.SIG_IGN)\n"
+        f"pool = WorkerPool(module={module!r}, size=1, time_limit=2.0, memory_limit=512)\n"
+        "pool.run(['try'])\n"
+        "print(pool.process_ids[0], flush=True)\n"
+        "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
+        "pool.run(['work'])\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == -signal.SIGKILL
+    for _ in range(350):
+        try:
+            os.kill(int(done.stdout), 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker outlived its pool")
 
 
 def test_workers_that_do_not_start_are_an_error() -> None:
