@@ -29,6 +29,7 @@ from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.objectives import DPORM, IPVRM, QRM, ImplicitPRM
 from ipvrm_lightning.rollouts.groups import answer_prompts
 from ipvrm_lightning.rollouts.sources import Sampling
+from ipvrm_lightning.rollouts.verifiers import Verifier
 
 from ..rollouts.judges import EvenLength
 from .conftest import InMemoryData, quiet_trainer, tiny, trained_state
@@ -561,7 +562,7 @@ def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:
     verifier = Closes()
     trainer = quiet_trainer(tmp_path, callbacks=[ResponseFile()])
     trainer.test(module(verifier=verifier), datamodule=TinyPrompts(), verbose=False)
-    assert verifier.closed
+    assert verifier.closed and not list(tmp_path.glob("responses.rank*"))
     records = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     of_each = ("responses", "scores", "answers", "problems", "finished", "response_tokens")
     assert len(records) == 5 and all(len(record[name]) == 2 for record in records for name in of_each)
@@ -579,6 +580,38 @@ def test_evaluation_reports_and_keeps_the_responses(tmp_path: Path) -> None:
     assert (
         all(s == 0 for r in records for s, done in zip(r["scores"], r["finished"], strict=True) if not done) or not cut
     )
+
+
+class Crashes(Closes):
+    """Fails at the third batch of prompts."""
+
+    calls = 0
+
+    def verify(self, submissions: Any) -> Any:
+        self.calls += 1
+        if self.calls == 3:
+            raise RuntimeError("made to fail")
+        return super().verify(submissions)
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_an_evaluation_that_fails_leaves_what_was_sampled(command: str, tmp_path: Path) -> None:
+    def evaluate(verifier: Verifier) -> None:
+        trainer = quiet_trainer(tmp_path, callbacks=[ResponseFile()])
+        data = TinyPrompts()
+        data.eval_batch_size = 1
+        getattr(trainer, command)(module(verifier=verifier), datamodule=data, verbose=False)
+
+    with pytest.raises(ValueError, match="made to fail"):
+        evaluate(Crashes())
+    (part,) = tmp_path.glob("responses*")
+    assert part.name == ("responses.rank0.jsonl" if command == "test" else "responses-step0.rank0.jsonl")
+    left = part.read_text().splitlines()
+    assert len(left) == 2
+    evaluate(Closes())  # begins anew, in the same folder
+    (whole,) = tmp_path.glob("responses*")
+    lines = whole.read_text().splitlines()
+    assert whole.name == part.name.replace(".rank0", "") and len(lines) == 5 and set(left) < set(lines)
 
 
 def test_responses_are_sampled_as_the_settings_of_their_purpose_say(
