@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from ipvrm_lightning.failures import OneLineParser
@@ -47,11 +48,15 @@ def main(arguments: list[str]) -> None:
     options = vars(build_parser().parse_args(arguments))
     from ipvrm_lightning.exporting import export_checkpoint
     from ipvrm_lightning.exporting.source import find_run
+    from ipvrm_lightning.models.exported import CONFIG_NAME, read_exported_config, rounding_note
 
     repository = options.pop("push_to_hub")
     run = find_run(options.pop("source"))
     folder = export_checkpoint(run.checkpoint, options.pop("out"), **options)
     print(f"{run.origin()}\nin {folder}")
+    record = read_exported_config(folder / CONFIG_NAME)
+    if record.thresholds and (note := rounding_note(record.thresholds_precision)):
+        print(f"note: {note}, and export again", file=sys.stderr)
     if repository:
         from huggingface_hub import HfApi
 

@@ -94,7 +94,7 @@ ALLOWED: dict[str, set[str]] = {
         "modules",
         "worlds",
     },
-    "export_cli": {"exporting", "failures"},
+    "export_cli": {"exporting", "failures", "models"},
     "rollout_cli": {"types", "data", "rollouts", "config_checks", "failures"},
     "cli": {
         "completion",

@@ -33,10 +33,12 @@ class Results(NamedTuple):
     Args:
         reports: as `results.json` holds them.
         data: the part of its config that says what it was judged on, None where the config is not beside it.
+        precision: that it was judged in, None where the config is not beside it.
     """
 
     reports: dict[str, Any]
     data: dict[str, Any] | None
+    precision: str | None = None
 
 
 def read_results(path: Path, run: Run) -> Results:
@@ -63,7 +65,9 @@ def read_results(path: Path, run: Run) -> Results:
         raise ValueError(f"{path}: its test run loaded no checkpoint, this exports {run.checkpoint}: test that one")
     if tested is not None and _within_runs(Path(tested)) != _within_runs(run.checkpoint.absolute()):
         raise ValueError(f"{path}: is of checkpoint {tested}, this exports {run.checkpoint}: test that one")
-    return Results(reports, config.get("data"))
+    # a trainer that was told none takes this one
+    precision = str((config.get("trainer") or {}).get("precision") or "32-true")
+    return Results(reports, config.get("data"), precision)
 
 
 def _within_runs(checkpoint: Path) -> tuple[str, ...]:
@@ -152,6 +156,7 @@ def describe(
         layout=layout,
         protocol=choices.protocol,
         thresholds={} if results is None else thresholds(results.reports, choices.threshold_origin),
+        thresholds_precision=None if results is None else results.precision,
         part=choices.part if "sampling" in arguments else None,
         settings=_settings(stored, merged=kind == "model"),
         versions=run_facts()["versions"],

@@ -95,6 +95,7 @@ class ExportedConfig:
         layout: how problem and steps are laid out for scoring: as in the test run, where one was given.
         protocol: of the step scores, by default.
         thresholds: by protocol, for that layout.
+        thresholds_precision: `trainer.precision` of the test run that chose them, None where it is not known.
         part: of a policy optimisation, `policy` or `reward`.
         settings: what a policy optimisation that starts from it must agree with: its `language_model`, and `base`, a
             hash of a few numbers of each weight that training began with.
@@ -110,6 +111,7 @@ class ExportedConfig:
     layout: Layout = field(default_factory=Layout)
     protocol: str = "step_sum"
     thresholds: dict[str, Threshold] = field(default_factory=dict)
+    thresholds_precision: str | None = None
     part: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
@@ -123,6 +125,16 @@ class ExportedConfig:
         """Write the file into a folder."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2, allow_nan=False)
         (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def rounding_note(precision: str | None) -> str | None:
+    """What to say of thresholds that a test in this `trainer.precision` has chosen; None where scoring rounds alike."""
+    if precision in (None, "32-true", "32"):
+        return None
+    return (
+        f"thresholds were chosen in {precision}, and scores are not rounded so: take them from"
+        " `ipvrm test --trainer.precision 32-true`"
+    )
 
 
 def read_exported_config(path: Path) -> ExportedConfig:

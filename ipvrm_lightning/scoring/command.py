@@ -114,6 +114,8 @@ def described(chosen: argparse.Namespace) -> Description:
     )  # fmt: skip
     if found.thresholds and not read.thresholds:
         print("note: the export's thresholds are for its own layout; no step is judged", file=sys.stderr)
+    if (note := read.rounding_note) is not None:
+        print(f"note: {note} (ipvrm export --results), or give --threshold", file=sys.stderr)
     if read.dtype not in (None, "float32") and (recorded := read.reward.model.dtype) == "float32":
         print(f"note: the model is of {recorded}; in {read.dtype} rounding can exceed its log-ratios", file=sys.stderr)
     return read

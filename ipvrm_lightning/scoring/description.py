@@ -20,6 +20,7 @@ from ipvrm_lightning.models.exported import (
     Layout,
     ModelSource,
     read_exported_config,
+    rounding_note,
 )
 from ipvrm_lightning.objectives import IPVRM, Objective, build_objective
 from ipvrm_lightning.pretrained import check_place, find_file, local_folder
@@ -71,6 +72,7 @@ class Description:
         layout: how problem and steps become text.
         protocol: of the step scores that are compared with the threshold.
         thresholds: by protocol.
+        thresholds_precision: of the test run that chose them, None where it is not known.
         dtype: precision to compute in, where it is not that of training.
         trust_remote_code: run code that a model's repository brings.
     """
@@ -85,6 +87,7 @@ class Description:
     layout: Layout = field(default_factory=Layout)
     protocol: str = "step_sum"
     thresholds: dict[str, float] = field(default_factory=dict)
+    thresholds_precision: str | None = None
     dtype: str | None = None
     trust_remote_code: bool = False
 
@@ -96,6 +99,11 @@ class Description:
     def threshold(self) -> float | None:
         """What scores of the protocol are compared with; None where it is not known."""
         return self.thresholds.get(self.protocol)
+
+    @property
+    def rounding_note(self) -> str | None:
+        """What to say of a threshold that was chosen in another precision than that of scoring, else None."""
+        return None if self.threshold is None else rounding_note(self.thresholds_precision)
 
     def read_as(self, *, layout: Layout | None, protocol: str | None, threshold: float | None) -> Description:
         """The same with another layout, protocol or threshold; None leaves each as it is.
@@ -109,11 +117,11 @@ class Description:
         if protocol is not None:
             changed = replace(changed, protocol=protocol)
         if layout is not None and layout != self.layout:
-            changed = replace(changed, layout=layout, thresholds={})
+            changed = replace(changed, layout=layout, thresholds={}, thresholds_precision=None)
         if threshold is not None:
             if not math.isfinite(threshold):
                 raise ValueError(f"threshold must be a finite number, found {threshold}")
-            changed = replace(changed, thresholds={changed.protocol: threshold})
+            changed = replace(changed, thresholds={changed.protocol: threshold}, thresholds_precision=None)
         return changed
 
 
@@ -216,6 +224,7 @@ def _of_export(
         layout=exported.layout,
         protocol=exported.protocol,
         thresholds={protocol: one.value for protocol, one in exported.thresholds.items()},
+        thresholds_precision=exported.thresholds_precision,
         # else rounding of a reference in half precision would enter the log-ratios of a merged model
         dtype=exported.dtype if exported.kind == "model" else None,
     )

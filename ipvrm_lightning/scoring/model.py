@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -37,7 +38,8 @@ WINDOW = 128
 class PrefixValueModel:
     """Scores solutions: the value after every step, what each step adds to it, and the first wrong step.
 
-    Numbers are those of `ipvrm test` and `ipvrm predict` on the same rows, whatever is scored beside them.
+    Numbers are those of `ipvrm test` and `ipvrm predict` with `--trainer.precision 32-true` on the same rows, whatever
+    is scored beside them.
 
     Args:
         description: which models, and how their scores read; from `describe`.
@@ -121,7 +123,10 @@ class PrefixValueModel:
             dtype=dtype,
             trust_remote_code=trust_remote_code,
         )
-        return cls(found.read_as(layout=layout, protocol=protocol, threshold=threshold), **options)
+        read = found.read_as(layout=layout, protocol=protocol, threshold=threshold)
+        if (note := read.rounding_note) is not None:
+            warnings.warn(f"{name}: {note} (ipvrm export --results), or give threshold", stacklevel=2)
+        return cls(read, **options)
 
     def score(self, problem: Prompt, steps: Sequence[str] | str, *, tokens: bool = False) -> SolutionScore:
         """Score one solution.

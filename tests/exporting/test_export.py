@@ -198,8 +198,16 @@ def test_results_go_into_card_and_thresholds(
     (results,) = tmp_path.glob("*-test/results.json")
     capsys.readouterr()
     main(["export", str(run), "--out", str(tmp_path / "out"), "--results", str(results.parent)])
-    printed = capsys.readouterr().out
+    printed, complaints = capsys.readouterr()
+    assert "note" not in complaints
     assert re.search(rf"^from {run}/checkpoints/\S+\.ckpt, step \d+\nin {tmp_path / 'out'}$", printed, re.MULTILINE)
+    config = (results.parent / "config.yaml").read_text()
+    (results.parent / "config.yaml").write_text(config.replace("precision: null", "precision: bf16-mixed"))
+    main(["export", str(run), "--out", str(tmp_path / "rounded"), "--results", str(results.parent)])
+    noted = "note: thresholds were chosen in bf16-mixed, and scores are not rounded so: take them from"
+    assert noted in capsys.readouterr().err
+    assert read_exported_config(tmp_path / "rounded" / "ipvrm_config.json").thresholds_precision == "bf16-mixed"
+    (results.parent / "config.yaml").write_text(config)
     stored = json.loads(results.read_text())["reports"]["step_f1"]["subsets"]["gsm8k"]["protocols"]["step_sum"]
     recorded = read_exported_config(tmp_path / "out" / "ipvrm_config.json")
     threshold = recorded.thresholds["step_sum"]
@@ -462,13 +470,15 @@ def test_exports_on_disk_are_read_as_they_were_written(reference: Any, tmp_path:
     written |= {"protocol": "step_sum", "part": "reward", "versions": {"python": "3.11"}}
     written["settings"] = {"language_model": {"lora": {"alpha": 32}, "quantization": "nf4"}, "base": None}
     written["thresholds"] = {"step_sum": {"value": 0.5, "origin": "oracle", "by_subset": {"gsm8k": {"oracle": 0.5}}}}
+    if reference is INSIDE:  # others are of a version that did not record it
+        written["thresholds_precision"] = "bf16-mixed"
     file = tmp_path / "ipvrm_config.json"
     file.write_text(json.dumps(written))
     read = read_exported_config(file)
     assert read.reference == (ModelSource(**reference) if isinstance(reference, dict) else reference)
     assert read.holds_reference == (reference is INSIDE)
     read.write(tmp_path)
-    assert json.loads(file.read_text()) == written
+    assert json.loads(file.read_text()) == {"thresholds_precision": None, **written}
 
 
 def test_a_config_that_is_no_export_is_refused(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_results_belong_to_a_run_wherever_it_lies_now(tmp_path: Path) -> None:
         there, here = (Path(root, "2026-fit", "checkpoints", name) for root in ("/there/runs", "/here"))
         results = write_results(tmp_path / f"{number}", {"ckpt_path": str(there), "data": data})
         run = Run(here, {"model": {"init_args": {}}})
-        assert read_results(results, run) == read_results(results.parent, run) == Results(REPORTS, data)
+        assert read_results(results, run) == read_results(results.parent, run) == Results(REPORTS, data, "32-true")
         for other in ("/there/runs/2025-fit/checkpoints", "/there/runs/2026-fit/elsewhere"):
             with pytest.raises(ValueError, match=rf"is of checkpoint {there}, this exports {other}/{name}: test that"):
                 read_results(results, run._replace(checkpoint=Path(other, name)))
@@ -75,9 +75,10 @@ def test_results_that_were_copied_alone_are_read(tmp_path: Path) -> None:
 
 def test_checkpoints_of_a_folder_of_ones_own_are_told_apart(tmp_path: Path) -> None:
     """As `ModelCheckpoint` writes them with a `dirpath`."""
-    results = write_results(tmp_path / "test", {"ckpt_path": "/first/kept/last.ckpt"})
+    trainer = {"precision": "bf16-mixed"}
+    results = write_results(tmp_path / "test", {"ckpt_path": "/first/kept/last.ckpt", "trainer": trainer})
     run = Run(Path("/first/kept/last.ckpt"), {"model": {"init_args": {}}})
-    assert read_results(results, run) == Results(REPORTS, None)
+    assert read_results(results, run) == Results(REPORTS, None, "bf16-mixed")
     with pytest.raises(ValueError, match=r"is of checkpoint /first/.*, this exports /second/kept/last\.ckpt"):
         read_results(results, run._replace(checkpoint=Path("/second/kept/last.ckpt")))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,29 @@ def test_a_precision_that_drowns_log_ratios_is_noted(
         score("--model", judged.export, str(solutions), "--format", "jsonl", "--device", "cpu", "--dtype", dtype)
         noted = "note: the model is of float32; in bfloat16 rounding can exceed" in capsys.readouterr().err
         assert noted == (dtype == "bfloat16")
+
+
+def test_a_threshold_of_a_test_in_another_precision_is_noted(
+    judged: Judged, solutions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = shutil.copytree(judged.export, tmp_path / "export")
+    record = json.loads((export / "ipvrm_config.json").read_text())
+    options = (str(solutions), "--format", "jsonl", "--device", "cpu")
+    for precision, more, expected in (
+        ("bf16-mixed", (), True),
+        ("bf16-mixed", ("--threshold", "0"), False),
+        ("bf16-mixed", ("--separator", "|"), False),
+        ("32-true", (), False),
+        (None, (), False),
+    ):
+        (export / "ipvrm_config.json").write_text(json.dumps({**record, "thresholds_precision": precision}))
+        score("--model", str(export), *options, *more)
+        assert ("note: thresholds were chosen in bf16-mixed" in capsys.readouterr().err) == expected
+        with warnings.catch_warnings(record=True) as warned:
+            PrefixValueModel.from_pretrained(str(export), device="cpu")
+        said = [str(one.message) for one in warned if "thresholds were chosen" in str(one.message)]
+        assert len(said) == (precision == "bf16-mixed")
+        assert all(one.startswith(f"{export}: thresholds were chosen in bf16-mixed") for one in said)
 
 
 def test_json_lines_are_what_python_says(judged: Judged, solutions: Path, capsys: pytest.CaptureFixture[str]) -> None:
