@@ -31,6 +31,12 @@ class TrajectoryBatch:
             not estimated, float, [B, T].
         outcome_weights: weight of each row in a balanced objective, float, [B].
         margins: margin of each row in a balanced objective, float, [B].
+
+    It counts its `tokens`, its `response_tokens` and its `longest_response` when it is made, on the CPU: to read these
+    from lengths on a GPU is to wait for all that the GPU was asked to do before.
+
+    Raises:
+        ValueError: a response starts at the first token, or past the end of its row.
     """
 
     input_ids: Tensor
@@ -45,6 +51,17 @@ class TrajectoryBatch:
     true_values: Tensor | None = None
     outcome_weights: Tensor | None = None
     margins: Tensor | None = None
+    tokens: int = field(init=False)
+    response_tokens: int = field(init=False)
+    longest_response: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        lengths, starts = self.lengths.tolist(), self.response_starts.tolist()
+        responses = [length - start for length, start in zip(lengths, starts, strict=True)]
+        if min(starts, default=1) < 1 or min(responses, default=0) < 0:
+            raise ValueError(f"responses cannot start at {starts} in rows of {lengths} tokens: a prompt comes first")
+        self.tokens, self.response_tokens = sum(lengths), sum(responses)
+        self.longest_response = max(responses, default=0)
 
     @property
     def response_lengths(self) -> Tensor:
@@ -56,7 +73,7 @@ class TrajectoryBatch:
         if unit == "sequences":
             return int(self.lengths.numel())
         if unit == "tokens":
-            return int(self.response_lengths.sum())
+            return self.response_tokens
         return 0 if self.pairs is None else int(self.pairs.shape[0])
 
 

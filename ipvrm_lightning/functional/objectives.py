@@ -182,6 +182,8 @@ def pool(values: Tensor, mask: Tensor, pooling: str) -> Tensor:
 
 
 def _per_sequence(setting: float | Tensor, batch: int, name: str, like: Tensor) -> Tensor:
+    if isinstance(setting, (int, float)):
+        return like.new_full((batch,), setting)  # filled there; a copy of a number to a GPU waits for it
     tensor = torch.as_tensor(setting, dtype=like.dtype, device=like.device).detach()
     if tensor.dim() == 0:
         return tensor.expand(batch)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ipvrm_lightning.functional import candidate_mask, select_candidates
 from ipvrm_lightning.models.logprobs import (
+    pack,
     reads_weights,
     response_hidden_states,
     response_mask,
@@ -95,10 +96,10 @@ def behavior_scores(
         for h, y in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
     ]
     ids, likely, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
-    counted = candidate_mask(unpack(likely, mask), mask, min_probability=min_probability)
-    candidates = _compact(Candidates(unpack(ids, mask), counted))
-    log_probs = _log_probs(hidden, head, targets, mask, candidates, chunk_size)
-    return BehaviorScores(candidates, log_probs, unpack(entropy, mask))
+    counted = candidate_mask(unpack(likely, batch), mask, min_probability=min_probability)
+    candidates = _compact(Candidates(unpack(ids, batch), counted))
+    log_probs = _log_probs(hidden, head, targets, batch, candidates, chunk_size)
+    return BehaviorScores(candidates, log_probs, unpack(entropy, batch))
 
 
 @reads_weights
@@ -126,24 +127,22 @@ def candidate_log_probs(
     """
     head = output_head(model).at_temperature(temperature)
     hidden = response_hidden_states(model, batch)
-    mask = response_mask(batch)
-    log_probs = _log_probs(hidden, head, response_token_ids(batch), mask, candidates, chunk_size)
-    return log_probs, unpack(_entropies(hidden, head, chunk_size), mask) if with_entropy else None
+    log_probs = _log_probs(hidden, head, response_token_ids(batch), batch, candidates, chunk_size)
+    return log_probs, unpack(_entropies(hidden, head, chunk_size), batch) if with_entropy else None
 
 
 def _log_probs(
-    hidden: Tensor, head: OutputHead, targets: Tensor, mask: Tensor, candidates: Candidates, chunk_size: int
+    hidden: Tensor, head: OutputHead, targets: Tensor, batch: TrajectoryBatch, candidates: Candidates, chunk_size: int
 ) -> Tensor:
     sampled = token_log_probs(hidden, head, targets, chunk_size=chunk_size)
-    result = torch.nn.functional.pad(unpack(sampled, mask).unsqueeze(-1), (0, candidates.mask.shape[-1] - 1))
-    others = candidates.mask.clone()
-    others[..., 0] = False
-    if not bool(others.any()):
-        return result
-    rows = others[mask].nonzero()[:, 0]
-    pairs = torch.stack([candidates.ids[others], targets[rows]], -1)
-    candidate, own = token_logits(hidden[rows], head, pairs).unbind(-1)
-    return result.masked_scatter(others, candidate - own + sampled[rows])
+    ids, counted = pack(candidates.ids, batch), pack(candidates.mask, batch)
+    result = torch.nn.functional.pad(sampled[:, None], (0, counted.shape[1] - 1))
+    rows, others = counted[:, 1:].nonzero().unbind(1)  # waits for the device, once
+    if len(rows):
+        pairs = torch.stack([ids[rows, others + 1], targets[rows]], -1)
+        candidate, own = token_logits(hidden[rows], head, pairs).unbind(-1)
+        result = result.index_put((rows, others + 1), candidate - own + sampled[rows])
+    return unpack(result, batch)
 
 
 def _choose(logits: Tensor, targets: Tensor, top_k: int, min_probability: float) -> tuple[Tensor, Tensor, Tensor]:

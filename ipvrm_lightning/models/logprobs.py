@@ -21,7 +21,7 @@ from ipvrm_lightning.models.output_head import (
     token_log_probs,
     token_logits,
 )
-from ipvrm_lightning.models.packing import check_packing, packed_states, packs
+from ipvrm_lightning.models.packing import check_packing, packed_states, packs, runs
 from ipvrm_lightning.models.preparation import uncompiled
 from ipvrm_lightning.models.sharding import inside
 from ipvrm_lightning.pretrained import longrope_switch, positions
@@ -170,7 +170,7 @@ def check_positions(model: nn.Module, longest: int) -> None:
 def response_mask(batch: TrajectoryBatch) -> Tensor:
     """True at response tokens, aligned to the start of the response, [B, T]."""
     lengths = batch.response_lengths
-    return torch.arange(int(lengths.max()), device=lengths.device)[None] < lengths[:, None]
+    return torch.arange(batch.longest_response, device=lengths.device)[None] < lengths[:, None]
 
 
 @reads_weights
@@ -188,25 +188,32 @@ def response_hidden_states(model: nn.Module, batch: TrajectoryBatch, *, predicti
     Returns:
         [N, H].
     """
-    chosen = _in_response(batch, shift=1 if predicting else 0)
     language_model = base_language_model(model)
     backbone = _backbone(language_model)
     if packs(language_model):
-        real = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device) < batch.lengths[:, None]
-        return packed_states(backbone, batch.input_ids, batch.lengths)[chosen[real]]
-    hidden: Tensor = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return hidden[chosen]
+        states = packed_states(backbone, batch.input_ids, batch.lengths, batch.tokens)
+        rows = batch.lengths.cumsum(0) - batch.lengths
+    else:
+        states = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        rows = _rows(batch, batch.input_ids.shape[1])
+    starts = batch.response_starts - (1 if predicting else 0)
+    return states.index_select(0, _places(batch, rows + starts))
 
 
 def response_token_ids(batch: TrajectoryBatch) -> Tensor:
     """Response tokens, row by row, [N]."""
-    return batch.input_ids[_in_response(batch)]
+    rows = _rows(batch, batch.input_ids.shape[1])
+    return batch.input_ids.flatten()[_places(batch, rows + batch.response_starts)]
 
 
-def _in_response(batch: TrajectoryBatch, *, shift: int = 0) -> Tensor:
-    """True at response tokens, or `shift` places before each, in the layout of `input_ids`, [B, L]."""
-    places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) + shift
-    return (places >= batch.response_starts[:, None]) & (places < batch.lengths[:, None])
+def _rows(batch: TrajectoryBatch, width: int) -> Tensor:
+    """Where each row of `width` places begins when the rows lie behind one another, [B]."""
+    return torch.arange(len(batch.lengths), device=batch.lengths.device) * width
+
+
+def _places(batch: TrajectoryBatch, first: Tensor) -> Tensor:
+    """Places of the response tokens, row by row, [N], from that of each row's first one, [B]."""
+    return runs(first, batch.response_lengths, batch.response_tokens)
 
 
 @reads_weights
@@ -236,13 +243,19 @@ def response_scores(
     mask = response_mask(batch)
     log_probs = token_log_probs(hidden, head, targets, chunk_size=chunk_size)
     logits = token_logits(hidden, head, targets[:, None])[:, 0] if with_token_logits else None
-    return ResponseScores(unpack(log_probs, mask), mask, None if logits is None else unpack(logits, mask))
+    return ResponseScores(unpack(log_probs, batch), mask, None if logits is None else unpack(logits, batch))
 
 
-def unpack(values: Tensor, mask: Tensor) -> Tensor:
-    """Lay [N, ...] values out as [B, T, ...] at the True positions of `mask`, zeros elsewhere; differentiable."""
-    where = mask.reshape(*mask.shape, *(1 for _ in values.shape[1:]))
-    return values.new_zeros(*mask.shape, *values.shape[1:]).masked_scatter(where, values)
+def unpack(values: Tensor, batch: TrajectoryBatch) -> Tensor:
+    """Lay values of the response tokens [N, ...] out as [B, T, ...], zeros at padding; differentiable."""
+    shape = (len(batch.lengths), batch.longest_response, *values.shape[1:])
+    places = _places(batch, _rows(batch, batch.longest_response))
+    return values.new_zeros(shape).flatten(0, 1).index_copy(0, places, values).reshape(shape)
+
+
+def pack(padded: Tensor, batch: TrajectoryBatch) -> Tensor:
+    """What `unpack` laid out: values of the response tokens [N, ...] of [B, T, ...]."""
+    return padded.flatten(0, 1)[_places(batch, _rows(batch, batch.longest_response))]
 
 
 def _backbone(language_model: Any) -> Any:

@@ -61,8 +61,9 @@ def check_packing(language_model: Any, backbone: Any) -> None:
     later = torch.cat([first[:-1], others[:1]])
 
     def states(*rows: Tensor) -> tuple[Tensor, ...]:
-        lengths = torch.tensor([len(row) for row in rows], device=weight.device)
-        return packed_states(backbone, pad_sequence(list(rows), batch_first=True), lengths).split(lengths.tolist())
+        sizes = [len(row) for row in rows]
+        lengths = torch.tensor(sizes, device=weight.device)
+        return packed_states(backbone, pad_sequence(list(rows), batch_first=True), lengths, sum(sizes)).split(sizes)
 
     was_training = language_model.training
     language_model.eval()
@@ -100,21 +101,37 @@ def _why_not(config: Any) -> str | None:
     return None
 
 
-def packed_states(backbone: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
-    """Last hidden states of all tokens, sequence after sequence, [tokens, H].
+def runs(first: Tensor, lengths: Tensor, total: int) -> Tensor:
+    """Numbers in runs, one run after the other: `lengths` of them, upwards from `first`. No GPU is waited for.
+
+    Args:
+        first: number that each run begins with, [B].
+        lengths: of the runs, [B].
+        total: the sum of the lengths.
+
+    Returns:
+        [total].
+    """
+    before = lengths.cumsum(0) - lengths
+    return torch.arange(total, device=first.device) + (first - before).repeat_interleave(lengths, output_size=total)
+
+
+def packed_states(backbone: Any, input_ids: Tensor, lengths: Tensor, total: int) -> Tensor:
+    """Last hidden states of all tokens, sequence after sequence, [total, H].
 
     Args:
         backbone: the Hugging Face model without its head.
         input_ids: right-padded sequences, [B, L].
         lengths: tokens of each, [B].
+        total: the sum of the lengths.
     """
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    real = positions < lengths[:, None]
-    ends = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    zeros = torch.zeros_like(lengths)
     longest = input_ids.shape[1]
+    rows = torch.arange(len(lengths), device=lengths.device) * longest
+    ends = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     output = backbone(
-        input_ids=input_ids[real][None],
-        position_ids=positions[real][None],
+        input_ids=input_ids.flatten()[runs(rows, lengths, total)][None],
+        position_ids=runs(zeros, lengths, total)[None],
         # one of four dimensions is left alone by all that would make a [tokens, tokens] mask
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
         cu_seq_lens_q=ends,

@@ -58,7 +58,7 @@ def token_scores(
         hidden = response_hidden_states(model, batch, predicting=False).float()
         with torch.autocast(hidden.device.type, enabled=False):  # would round the values to bfloat16
             values = value_head(hidden).squeeze(-1)
-        return TokenScores(unpack(values, mask), mask)
+        return TokenScores(unpack(values, batch), mask)
     if objective.score_source == "endogenous":
         own = response_scores(model, batch, chunk_size=chunk_size, with_token_logits=True)
         assert own.token_logits is not None
