@@ -79,10 +79,10 @@ def steps_by_protocol(scores: Tensor, batch: TrajectoryBatch, beta: float) -> di
     """
     if batch.step_ids is None:
         raise ValueError("the batch does not say which step its tokens lie in")
+    scores, step_ids = scores.cpu(), batch.step_ids.cpu()  # once, not row by row
     return {
         protocol: [
-            row.double().tolist()
-            for row in functional.step_scores(scores, batch.step_ids, protocol=protocol, beta=beta)
+            row.double().tolist() for row in functional.step_scores(scores, step_ids, protocol=protocol, beta=beta)
         ]
         for protocol in functional.PROTOCOLS
     }

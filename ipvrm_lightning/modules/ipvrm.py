@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
@@ -252,6 +253,8 @@ class IPVRMModule(WindowedModule):
         """
         scores, mask = self.token_scores(batch)
         logits = self.objective.prefix_logits(scores, mask)
+        # once, not row by row
+        batch, scores, logits = move_data_to_device((batch, scores, logits), torch.device("cpu"))
         steps = {} if batch.step_ids is None else steps_by_protocol(scores, batch, self.objective.beta)
         records = []
         for row, length in enumerate(batch.response_lengths.tolist()):

@@ -106,7 +106,7 @@ class Judge(nn.Module):
         if batch.step_ids is None:
             ways = {"final_value": finals.double()}
         else:
-            steps = functional.step_scores(scores, batch.step_ids, protocol="step_sum", beta=beta)
+            steps = functional.step_scores(scores.cpu(), batch.step_ids.cpu(), protocol="step_sum", beta=beta)
             ways = rollout_scores(finals, [row.tolist() for row in steps])
         answers = [record.get("answer") for record in metadata]
         assert batch.outcomes is not None
@@ -141,12 +141,12 @@ def _solutions(
             id=record["id"],
             subset=record["subset"],
             problem=record["problem"],
-            label=int(labels[row]),
+            label=label,
             step_scores={protocol: scores[row] for protocol, scores in steps.items()},
             step_lengths=record["step_lengths"],
             final_answer_correct=record.get("final_answer_correct"),
-            final_value=float(finals[row]),
+            final_value=final,
             shared_problem=record.get("shared_problem"),
         )
-        for row, record in enumerate(metadata)
+        for row, (record, label, final) in enumerate(zip(metadata, labels.tolist(), finals.tolist(), strict=True))
     ]

@@ -236,7 +236,8 @@ class PrefixValueModel:
     ) -> Iterator[SolutionScore]:
         described = self.description
         scores, mask = self.token_scores(batch)
-        logits = described.objective.prefix_logits(scores, mask)
+        logits = described.objective.prefix_logits(scores, mask).cpu()
+        scores = scores.cpu()
         steps = steps_by_protocol(scores, batch, described.objective.beta)
         for row, (solution, length) in enumerate(zip(solutions, batch.response_lengths.tolist(), strict=True)):
             advantages = (described.objective.beta * scores[row, :length]).tolist()
