@@ -173,6 +173,7 @@ class _Sampler:
         place = {index: row for row, index in enumerate(rows)}
         repeat = torch.tensor([place[index] for index, _ in tasks], device=logits.device)
         logits, mask = logits[repeat], mask[repeat]
+        padded = not bool(mask.all())
         cache.reorder_cache(repeat)  # states of linear attention too, which `batch_select_indices` does not know
         draws = self._draws(tasks, names).to(logits.device) if self.temperature > 0 else None
         active = torch.arange(len(tasks), device=logits.device)
@@ -181,26 +182,27 @@ class _Sampler:
         tokens = torch.full((len(tasks), self.max_new_tokens), -1, dtype=torch.long, device=logits.device)
         for position in range(self.max_new_tokens):
             chosen = self._choose(logits, None if draws is None else draws[active, position])
-            tokens[active[running], position] = chosen[running]
+            tokens[active, position] = torch.where(running, chosen, -1)
             # NaN wins a maximum; single tokens may be ruled out by -inf. Rows that have ended are of no concern.
             broken = running & ~logits.amax(-1).isfinite()
             running = running & ~torch.isin(chosen, ends)
-            any_running, any_broken = torch.stack([running.any(), broken.any()]).tolist()  # waits for the device once
+            left, any_broken = torch.stack([running.sum(), broken.any()]).tolist()  # waits for the device, once a token
             if any_broken:
                 name = names[tasks[int(active[broken][0])][0]]
                 raise FloatingPointError(
                     f"logits are not finite at token {position + 1} of a response to prompt {name!r}: the model's dtype"
                     " is too narrow (try bfloat16 or float32), or its weights are damaged"
                 )
-            if not any_running or position + 1 == self.max_new_tokens:
+            if not left or position + 1 == self.max_new_tokens:
                 break
-            if float(running.float().mean()) < _DROP_BELOW:
+            if left < _DROP_BELOW * len(running):
                 kept = running.nonzero().squeeze(1)
                 cache.reorder_cache(kept)
                 active, mask, chosen, running = active[kept], mask[kept], chosen[kept], running[kept]
+                padded = not bool(mask.all())
             positions = mask.sum(1, keepdim=True)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = self._forward(chosen[:, None], mask, positions, cache)
+            logits = self._forward(chosen[:, None], mask if padded else None, positions, cache)
         return [self._rollout(row) for row in tokens.tolist()]
 
     def _read(self, prompts: list[Sequence[int]]) -> tuple[Tensor, Any, Tensor]:
@@ -211,11 +213,11 @@ class _Sampler:
         mask = (torch.arange(width, device=ids.device)[None] >= width - lengths[:, None]).long()
         cache = growing_cache(self.model.config, self.max_new_tokens)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        return self._forward(ids, mask, positions, cache), cache, mask
+        padded = any(len(prompt) < width for prompt in prompts)
+        return self._forward(ids, mask if padded else None, positions, cache), cache, mask
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        # Without padding no mask is needed, and attention is faster without one.
-        attention_mask = None if bool(mask.all()) else mask
+    def _forward(self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
+        """Logits after the last of `ids`; without padding no mask is needed, and attention is faster without one."""
         if self.cache_argument == "cache_params" and ids.shape[1] == 1:
             attention_mask = None  # is of the tokens given: what came before them is in the states, without padding
         output = self.model(

@@ -9,6 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ipvrm_lightning.rollouts.sampler import sample_responses
 
+from ..waits import waits
+
 EOS, PAD, VOCABULARY = 1, 0, 23
 
 
@@ -75,6 +77,20 @@ def test_padding_shifts_no_position(prompts) -> None:
     model = make_model("gpt2")
     whole = sample(model, prompts, num_return_sequences=2, max_new_tokens=12)
     assert whole == sample(model, prompts, num_return_sequences=2, max_new_tokens=12, batch_size=1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_waits_for_the_device_once(model, prompts, temperature: float) -> None:
+    counts = []
+    for longest in (5, 15):
+        with waits() as found:
+            groups = sample(
+                model, prompts, num_return_sequences=4, temperature=temperature, eos_token_id=4, max_new_tokens=longest
+            )
+        # too few for rows to be dropped, which waits as well
+        assert 0 < sum(rollout.finished for group in groups for rollout in group) < 7
+        counts.append(len(found))
+    assert counts[1] - counts[0] == 10
 
 
 def test_seeded_runs_repeat_and_differ_by_seed(model, prompts) -> None:
