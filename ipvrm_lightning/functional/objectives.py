@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid, softplus
 from ipvrm_lightning.functional.masking import check_mask, check_outcomes, keep, masked_mean, position_numbers, widen
 from ipvrm_lightning.functional.prefix_values import normalized_values
 
-REDUCTIONS = ("sequence", "token", "none")
+REDUCTIONS = ("sequence", "token")
 PREFIX_WEIGHTINGS = ("uniform", "late", "early")
 POOLINGS = ("sum", "mean")
 
@@ -67,7 +67,7 @@ def ipvrm_loss(
     `sequence` averages the positions of a response with the prefix weights, multiplies by the outcome weight and
     divides the sum by the number of responses that have a token (not by the sum of the weights). `token` divides the
     sum over all positions by their number; there the prefix weights of a response sum to its length, so that a
-    response keeps the influence its length gives it. `none` gives each response's weighted mean.
+    response keeps the influence its length gives it.
 
     Args:
         log_ratios: per-token log-probability ratio, reward model over reference, [B, T].
@@ -75,12 +75,12 @@ def ipvrm_loss(
         mask: True at response positions, bool, [B, T].
         beta: scale of the implicit reward.
         margin: m, for all sequences or one for each, [B].
-        reduction: sequence, token or none.
+        reduction: sequence or token.
         prefix_weighting: uniform, late or early (Eqs. 17, 18).
         outcome_weights: weight of each sequence (Eq. 15), [B]; ones where None.
 
     Returns:
-        The loss, a scalar, or [B] with `reduction="none"`.
+        The loss, a scalar.
 
     Raises:
         ValueError: an unknown reduction or weighting, outcomes that are not 0 or 1, shapes that do not match.
@@ -97,8 +97,6 @@ def ipvrm_loss(
     sequences = (losses * weights).sum(-1)
     if outcome_weights is not None:
         sequences = sequences * _per_sequence(outcome_weights, batch, "outcome_weights", values)
-    if reduction == "none":
-        return sequences
     lengths = mask.sum(-1)
     if reduction == "token":
         return (sequences * lengths).sum() / lengths.sum().clamp_min(1)

@@ -28,8 +28,6 @@ class PolicyLoss(NamedTuple):
         candidate: clipped surrogate over counted candidates, weighted by their behaviour probability.
         token_clip_fraction: share of response tokens whose ratio was clipped.
         candidate_clip_fraction: share of counted candidates whose ratio was clipped.
-        approx_kl: mean over response tokens of log pi_old - log pi.
-        candidate_kl: mean over counted candidates of pi_old * (log pi_old - log pi).
         token_count: response tokens, the divisor of `token`.
         candidate_weight: sum of the behaviour probabilities of counted candidates, the divisor of `candidate`.
     """
@@ -39,8 +37,6 @@ class PolicyLoss(NamedTuple):
     candidate: Tensor
     token_clip_fraction: Tensor
     candidate_clip_fraction: Tensor
-    approx_kl: Tensor
-    candidate_kl: Tensor
     token_count: Tensor
     candidate_weight: Tensor
 
@@ -105,7 +101,7 @@ def distrl_loss(
         distribution_coef: alpha, weight of the candidate part.
 
     Returns:
-        The losses, clip fractions, KL estimates and divisors.
+        The losses, clip fractions and divisors.
 
     Raises:
         ValueError: shapes that do not match, masks that are not boolean, or clips out of range.
@@ -144,8 +140,6 @@ def distrl_loss(
         candidate=candidate,
         token_clip_fraction=token_clip_fraction,
         candidate_clip_fraction=masked_mean(clipped.to(losses.dtype), candidate_mask),
-        approx_kl=-masked_mean(token_log_ratio.detach(), mask),
-        candidate_kl=-masked_mean(weights * log_ratio.detach(), candidate_mask),
         token_count=mask.sum(),
         candidate_weight=total_weight,
     )
