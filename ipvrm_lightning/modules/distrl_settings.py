@@ -189,6 +189,8 @@ class RewardModel:
         max_pairs_per_prompt: pairs built per prompt for pairwise objectives, at most.
         adaptive_difficulty_boundary: move the margin by the difficulty of the prompt (Eq. 15).
         dynamic_loss_weighting: weight outcomes by the difficulty of the prompt (Eq. 15).
+        normalize_outcome_weights: rescale these weights so that those of a prompt's responses have the mean 1, as the
+            reference code does; False for the paper's 1 - mu and mu as they stand.
         optimizer: called with the reward model's parameters.
         scheduler: learning rate over the run's steps.
         gradient_clip_val: largest norm of the gradient, None for no limit.
@@ -203,6 +205,7 @@ class RewardModel:
     max_pairs_per_prompt: int = 8
     adaptive_difficulty_boundary: bool = True
     dynamic_loss_weighting: bool = True
+    normalize_outcome_weights: bool = True
     optimizer: OptimizerCallable = torch.optim.AdamW
     scheduler: Schedule | None = None
     gradient_clip_val: float | None = 1.0

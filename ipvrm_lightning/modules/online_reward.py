@@ -178,6 +178,7 @@ class OnlineReward:
             margin=getattr(self.settings.objective, "margin", 0.0),
             adaptive_difficulty_boundary=self.settings.adaptive_difficulty_boundary,
             dynamic_loss_weighting=self.settings.dynamic_loss_weighting,
+            normalize=self.settings.normalize_outcome_weights,
         )
         batch.outcome_weights, batch.margins = (values.to(batch.index.device)[batch.index] for values in balance)
         return batch

@@ -40,12 +40,8 @@ PAIRS = {(0, 1), (2, 1), (3, 1), (4, 5), (6, 5)}
 
 
 def online(objective: Objective, *, max_tokens: int = 16, model: Any = None, **options: Any) -> OnlineReward:
-    settings = RewardModel(
-        objective=objective,
-        **options,
-        adaptive_difficulty_boundary=objective.balanced,
-        dynamic_loss_weighting=objective.balanced,
-    )
+    balances = dict.fromkeys(("adaptive_difficulty_boundary", "dynamic_loss_weighting"), objective.balanced)
+    settings = RewardModel(objective=objective, **{**balances, **options})
     roles: Any = SimpleNamespace(use=lambda role: nullcontext({"reward": model}[role]))
     return OnlineReward(roles, settings, temperature=0.7, chunk_size=4, max_tokens=max_tokens)
 
@@ -135,6 +131,29 @@ def test_an_update_says_what_the_model_said_before_it(reference: Any) -> None:
     assert len(taken) == 2 and taken[0] != taken[1]
     assert float(found["reward/loss"]) == pytest.approx(float(sum(taken)) / 2)
     assert float(found["reward/gradient_norm"]) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("normalize", "weights"),
+    [
+        # three of four are right, two of three, and both of two
+        (True, [2 / 3, 2, 2 / 3, 2 / 3, 3 / 4, 3 / 2, 3 / 4, 1, 1]),
+        (False, [1 / 4, 3 / 4, 1 / 4, 1 / 4, 1 / 3, 2 / 3, 1 / 3, 0, 0]),
+    ],
+)
+def test_weights_of_outcomes_are_rescaled_or_those_of_the_paper(normalize: bool, weights: list[float]) -> None:
+    """Of the loss of each response, which is its own micro-batch."""
+    model, alone = tiny().build_model(), Processes(0, 1, torch.device("cpu"))
+    batches = [collate(DATASET, [row]) for row in range(9)]
+    reference = torch.zeros(9, 7)
+    found = []
+    for options in ({"normalize_outcome_weights": normalize}, {"dynamic_loss_weighting": False}):
+        reward = online(IPVRM(beta=2.0), **options)
+        loss_of = reward.loss_over(batches, DATASET, reference, alone)
+        found.append([float(loss_of(model, batch)[0].detach()) for batch in batches])
+    weighted, plain = found
+    assert weighted == pytest.approx([weight * loss for weight, loss in zip(weights, plain, strict=True)])
+    assert min(plain) > 0
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
