@@ -5,6 +5,7 @@ Whatever comes from elsewhere is loaded here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -93,6 +94,18 @@ def local_folder(name: str, *, revision: str | None = None) -> Path:
     with library_errors(f"{name}: cannot be downloaded"):
         ignored = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
         return Path(snapshot_download(name, revision=revision, ignore_patterns=ignored))
+
+
+def add_content(digest: hashlib.blake2b, file: Path) -> None:
+    """Add what a file holds to a hash, part by part: weights may be larger than memory.
+
+    Args:
+        digest: takes it.
+        file: of a model.
+    """
+    with file.open("rb") as content:
+        while block := content.read(1 << 24):
+            digest.update(block)
 
 
 def load_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:

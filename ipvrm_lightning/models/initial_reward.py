@@ -14,7 +14,7 @@ from ipvrm_lightning.models.exported import CONFIG_NAME, read_exported_config
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.roles import Roles
 from ipvrm_lightning.objectives import Objective
-from ipvrm_lightning.pretrained import check_place, find_file, local_folder
+from ipvrm_lightning.pretrained import add_content, check_place, find_file, local_folder
 
 
 class InitialReward(NamedTuple):
@@ -78,9 +78,7 @@ class InitialReward(NamedTuple):
         """Name and hash of the weights' files."""
         digest = hashlib.blake2b(digest_size=8)
         for path in self.files:
-            with path.open("rb") as file:
-                while part := file.read(1 << 24):
-                    digest.update(part)
+            add_content(digest, path)
         return f"{self.files[0].name} {digest.hexdigest()}"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ipvrm_lightning.devices import refuse_mps
 from ipvrm_lightning.failures import library_errors
+from ipvrm_lightning.pretrained import add_content
 from ipvrm_lightning.types import PromptExample
 
 if TYPE_CHECKING:
@@ -154,9 +155,7 @@ class InProcess(ResponseSource):
         digest = hashlib.blake2b(digest_size=16)
         for file in sorted(file for file in Path(name).iterdir() if file.suffix in WEIGHT_SUFFIXES):
             digest.update(file.name.encode())
-            with file.open("rb") as content:
-                while block := content.read(1 << 24):
-                    digest.update(block)
+            add_content(digest, file)
         return digest.hexdigest()
 
     def respond(self, prompts: Sequence[PromptExample], sampling: Sampling) -> Iterator[Answered]:

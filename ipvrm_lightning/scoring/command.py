@@ -17,7 +17,7 @@ from ipvrm_lightning.data.schema import DataError
 from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.models.exported import Layout
 from ipvrm_lightning.objectives import DPORM, IPVRM, EndoRM, ImplicitPRM, Objective
-from ipvrm_lightning.pretrained import find_file
+from ipvrm_lightning.pretrained import add_content, find_file
 from ipvrm_lightning.scoring.description import Description, Part, describe
 from ipvrm_lightning.scoring.encoding import EncodedSolution, SolutionEncoder
 from ipvrm_lightning.scoring.model import WINDOW, PrefixValueModel
@@ -178,7 +178,5 @@ def _identity(part: Part) -> str:
         files += sorted(Path(part.adapter).glob(_WEIGHTS))
     for file in files:
         digest.update(file.name.encode())
-        with file.open("rb") as content:
-            while block := content.read(1 << 24):
-                digest.update(block)
+        add_content(digest, file)
     return digest.hexdigest()
