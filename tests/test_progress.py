@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ipvrm_lightning import progress
-from ipvrm_lightning.data.reading import Report, render_chunks
+from ipvrm_lightning.data.reading import LeftOut, render_chunks
 from ipvrm_lightning.models.reference import CachedReference
 from ipvrm_lightning.modules import IPVRMModule
 from ipvrm_lightning.modules.distrl_settings import Collecting
@@ -30,7 +30,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(rows: Any) -> int:
-    return sum(len(chunk) for chunk in render_chunks(rows, lambda row: str(row.row), Report()))
+    return sum(len(chunk) for chunk in render_chunks(rows, lambda row: str(row.row), LeftOut()))
 
 
 def test_reading_says_how_far_it_is(at_once: None, capsys: pytest.CaptureFixture[str]) -> None:

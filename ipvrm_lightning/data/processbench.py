@@ -10,8 +10,8 @@ from typing import Any, Literal
 from ipvrm_lightning.data.chat import Encoded, PromptFormat, encode, render
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.reading import (
+    LeftOut,
     OnBadRows,
-    Report,
     Row,
     find_files,
     is_hub_name,
@@ -105,19 +105,19 @@ class ProcessBenchDataModule(TokenizedDataModule):
         """
         if self.test_sets:
             return
-        report, sources = Report(self.on_bad_rows), self._sources()
+        left_out, sources = LeftOut(self.on_bad_rows), self._sources()
         if len(sources) > 1 and AVERAGE in dict(sources):
             raise DataError(f"a subset is named {AVERAGE!r}, as the mean over subsets is: rename it", source=self.path)
-        solutions = [solution for subset, rows in sources for solution in self._read(subset, rows, report)]
-        examples = list(self._examples(solutions, report))
+        solutions = [solution for subset, rows in sources for solution in self._read(subset, rows, left_out)]
+        examples = list(self._examples(solutions, left_out))
         if any(example.outcome is None for example in examples):  # known of some only, and not what is judged
             examples = [replace(example, outcome=None) for example in examples]
         dataset = TrajectoryDataset(examples)
         if not len(dataset):
-            raise ValueError(f"no usable solution in {self.path}; left out: {dict(report.counts)}")
+            raise ValueError(f"no usable solution in {self.path}; left out: {dict(left_out.counts)}")
         self.test_sets = [dataset]
-        self.report = dict(report.counts)
-        report.warn(type(self).__name__)
+        self.report = dict(left_out.counts)
+        left_out.warn(type(self).__name__)
 
     def _sources(self) -> list[tuple[str, Iterator[Row]]]:
         if is_hub_name(self.path):
@@ -133,7 +133,7 @@ class ProcessBenchDataModule(TokenizedDataModule):
             raise DataError(text, source=self.path)
         return [(subset, read_file(files[subset])) for subset in self.subsets]
 
-    def _read(self, subset: str, rows: Iterator[Row], report: Report) -> list[Solution]:
+    def _read(self, subset: str, rows: Iterator[Row], left_out: LeftOut) -> list[Solution]:
         solutions, rows_of = [], dict[str, int]()
         for source, number, row in rows:
             try:
@@ -141,7 +141,7 @@ class ProcessBenchDataModule(TokenizedDataModule):
                 if (first := rows_of.setdefault(solution.id, number)) != number:
                     raise DataError(f"the id of row {first}", field="id", found=solution.id)
             except DataError as error:
-                report.bad_row(error.at(source, number))
+                left_out.bad_row(error.at(source, number))
             else:
                 solutions.append(solution)
         if self.limit is None or self.limit >= len(solutions):
@@ -149,14 +149,14 @@ class ProcessBenchDataModule(TokenizedDataModule):
         chosen = sorted(random.Random(f"{self.seed}-{subset}").sample(range(len(solutions)), self.limit))
         return [solutions[i] for i in chosen]
 
-    def _examples(self, solutions: list[Solution], report: Report) -> Iterator[Example]:
-        for rendered in render_chunks(solutions, self._render, report):
+    def _examples(self, solutions: list[Solution], left_out: LeftOut) -> Iterator[Example]:
+        for rendered in render_chunks(solutions, self._render, left_out):
             texts = encode(self.load_tokenizer(), [text for _, (text, _) in rendered])
             for (solution, (text, starts)), encoded in zip(rendered, texts, strict=True):
                 try:
-                    example = self._example(solution, text, starts, encoded, report)
+                    example = self._example(solution, text, starts, encoded, left_out)
                 except DataError as error:
-                    report.bad_row(error.at(solution.source, solution.row))
+                    left_out.bad_row(error.at(solution.source, solution.row))
                 else:
                     if example is not None:
                         yield example
@@ -174,7 +174,7 @@ class ProcessBenchDataModule(TokenizedDataModule):
         return text, starts
 
     def _example(
-        self, solution: Solution, text: Rendered, starts: list[int], encoded: Encoded | DataError, report: Report
+        self, solution: Solution, text: Rendered, starts: list[int], encoded: Encoded | DataError, left_out: LeftOut
     ) -> Example | None:
         if isinstance(encoded, DataError):
             raise encoded
@@ -186,7 +186,7 @@ class ProcessBenchDataModule(TokenizedDataModule):
                     field="steps",
                     found=len(encoded.input_ids),
                 )
-            report.counts[f"dropped: longer than {self.max_length} tokens ({solution.subset})"] += 1
+            left_out.counts[f"dropped: longer than {self.max_length} tokens ({solution.subset})"] += 1
             return None
         group = group_of(solution.prompt)
         metadata = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ipvrm_lightning.data.reading import Paths, Report, read_checked
+from ipvrm_lightning.data.reading import LeftOut, Paths, read_checked
 from ipvrm_lightning.data.schema import DataError, Prompt, check_characters, check_prompt, check_tools, part_of
 
 PROMPT_COLUMNS = ("prompt", "problem", "question")
@@ -98,12 +98,12 @@ def check_prompt_row(row: Mapping[str, Any], columns: Columns, source: str, numb
     return PromptRow(prompt, truth, part, name if row.get("id") is None else str(row["id"]), source, number)
 
 
-def read_prompts(paths: Paths, report: Report, *, split: str = "train") -> Iterator[PromptRow]:
+def read_prompts(paths: Paths, left_out: LeftOut, *, split: str = "train") -> Iterator[PromptRow]:
     """Checked prompts of all rows; see `read_checked`.
 
     An id that was used before gets a number, so that rows added at the end change none.
     """
-    return _unique(read_checked(paths, report, recognise, check_prompt_row, split=split))
+    return _unique(read_checked(paths, left_out, recognise, check_prompt_row, split=split))
 
 
 def _unique(rows: Iterable[PromptRow]) -> Iterator[PromptRow]:

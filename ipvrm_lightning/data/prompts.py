@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ipvrm_lightning.data.chat import PromptFormat, encode_prompts, render_prompt, with_system_prompt
 from ipvrm_lightning.data.prompt_loading import PromptEvalLoader, PromptLoader
 from ipvrm_lightning.data.prompt_rows import PromptRow, read_prompts
-from ipvrm_lightning.data.reading import OnBadRows, Report, render_chunks
+from ipvrm_lightning.data.reading import LeftOut, OnBadRows, render_chunks
 from ipvrm_lightning.data.schema import DataError, check_choice
 from ipvrm_lightning.data.splits import Sources
 from ipvrm_lightning.data.tokenized import TokenizerDataModule
@@ -177,17 +177,17 @@ class PromptDataModule(PromptModule):
         """
         if self._is_set_up:
             return
-        report = Report(self.on_bad_rows)
+        left_out = LeftOut(self.on_bad_rows)
         given = self.sources
-        rows = given.read(read_prompts, report, fitting=stage in (None, "fit"))
-        self.train_prompts = self._tokenize(rows.train, report)
-        self.val_prompts = self._tokenize(rows.validation, report)
-        self.test_prompts = self.val_prompts if rows.test is None else self._tokenize(rows.test, report)
+        rows = given.read(read_prompts, left_out, fitting=stage in (None, "fit"))
+        self.train_prompts = self._tokenize(rows.train, left_out)
+        self.val_prompts = self._tokenize(rows.validation, left_out)
+        self.test_prompts = self.val_prompts if rows.test is None else self._tokenize(rows.test, left_out)
         if not (self.train_prompts if given.train is not None else self.val_prompts or self.test_prompts):
             paths = given.train or given.validation or given.test or "train, validation and test: none is given"
-            raise ValueError(f"no usable prompt in {paths}; left out: {dict(report.counts)}")
-        self.report = dict(report.counts)
-        report.warn(type(self).__name__)
+            raise ValueError(f"no usable prompt in {paths}; left out: {dict(left_out.counts)}")
+        self.report = dict(left_out.counts)
+        left_out.warn(type(self).__name__)
         self._is_set_up = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,9 +201,9 @@ class PromptDataModule(PromptModule):
             self.sources.warn_of_trained(state["held_out"], None if self.trainer is None else self.trainer.state.fn)
         super().load_state_dict(stream)
 
-    def _tokenize(self, rows: Sequence[PromptRow], report: Report) -> list[PromptExample]:
+    def _tokenize(self, rows: Sequence[PromptRow], left_out: LeftOut) -> list[PromptExample]:
         examples: list[PromptExample] = []
-        for rendered in render_chunks(rows, self._render, report):
+        for rendered in render_chunks(rows, self._render, left_out):
             texts = [text for _, text in rendered]
             tokens = encode_prompts(self.load_tokenizer(), texts, prompt_format=self.prompt_format)
             examples += [
@@ -211,7 +211,7 @@ class PromptDataModule(PromptModule):
                     ids, with_system_prompt(row.prompt, self.system_prompt), row.ground_truth, row.data_source, row.id
                 )
                 for (row, _), ids in zip(rendered, tokens, strict=True)
-                if self._fits(row, len(ids), report)
+                if self._fits(row, len(ids), left_out)
             ]
         return examples
 
@@ -224,11 +224,11 @@ class PromptDataModule(PromptModule):
             chat_template_kwargs=self.chat_template_kwargs,
         )
 
-    def _fits(self, row: PromptRow, length: int, report: Report) -> bool:
+    def _fits(self, row: PromptRow, length: int, left_out: LeftOut) -> bool:
         if length <= self.max_prompt_length:
             return True
         if self.over_length == "error":
             problem = f"prompt is longer than max_prompt_length {self.max_prompt_length}; raise it or drop such prompts"
             raise DataError(problem, field="prompt", found=length).at(row.source, row.row)
-        report.counts[f"dropped: prompt is longer than {self.max_prompt_length} tokens"] += 1
+        left_out.counts[f"dropped: prompt is longer than {self.max_prompt_length} tokens"] += 1
         return False

@@ -54,7 +54,7 @@ AnyPlaced = TypeVar("AnyPlaced", bound=Placed)
 
 
 @dataclass
-class Report:
+class LeftOut:
     """What was left out, by reason.
 
     Args:
@@ -83,14 +83,14 @@ class Report:
 
 
 def render_chunks(
-    rows: Iterable[AnyPlaced], render: Callable[[AnyPlaced], Text], report: Report
+    rows: Iterable[AnyPlaced], render: Callable[[AnyPlaced], Text], left_out: LeftOut
 ) -> Iterator[list[tuple[AnyPlaced, Text]]]:
     """Rows and their texts, in lists for one call of the tokenizer each: enough for its threads, little memory.
 
     Args:
         rows: checked.
         render: the text of one.
-        report: what to do with those that cannot be rendered.
+        left_out: takes those that cannot be rendered.
     """
     remaining = iter(rows)
     with progress(len(rows) if isinstance(rows, Sized) else None, "tokenising", "row") as bar:
@@ -100,7 +100,7 @@ def render_chunks(
                 try:
                     rendered.append((row, render(row)))
                 except DataError as error:
-                    report.bad_row(error.at(row.source, row.row))
+                    left_out.bad_row(error.at(row.source, row.row))
             yield rendered
             bar.update(len(chunk))
 
@@ -189,7 +189,7 @@ def read_rows(paths: Paths, *, split: str = "train") -> Iterator[Row]:
 
 def read_checked(
     paths: Paths,
-    report: Report,
+    left_out: LeftOut,
     recognise: Callable[[Mapping[str, Any]], Form],
     check: Callable[[Mapping[str, Any], Form, str, int], Checked],
     *,
@@ -199,7 +199,7 @@ def read_checked(
 
     Args:
         paths: see `read_rows`.
-        report: what to do with bad rows.
+        left_out: takes bad rows.
         recognise: the form of a file or hub data set, from its first row.
         check: of row, form, source and row number; its errors name the field.
         split: see `read_rows`.
@@ -218,7 +218,7 @@ def read_checked(
         try:
             yield check(row, form, source, number)
         except DataError as error:
-            report.bad_row(error.at(source, number))
+            left_out.bad_row(error.at(source, number))
 
 
 def read_file(file: Path) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from ipvrm_lightning.data.chat import PromptLayout, encode, render
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.forms import Rollout, check_row, recognise
-from ipvrm_lightning.data.reading import Paths, Report, read_checked, render_chunks
+from ipvrm_lightning.data.reading import LeftOut, Paths, read_checked, render_chunks
 from ipvrm_lightning.data.schema import DataError, group_of
 from ipvrm_lightning.data.templates import Rendered
 from ipvrm_lightning.types import Example
@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 OverLength = Literal["drop", "truncate"]
 
 
-def read_rollouts(paths: Paths, report: Report, *, split: str = "train") -> Iterator[Rollout]:
+def read_rollouts(paths: Paths, left_out: LeftOut, *, split: str = "train") -> Iterator[Rollout]:
     """Checked rollouts of all rows; see `read_checked`."""
-    return chain.from_iterable(read_checked(paths, report, recognise, check_row, split=split))
+    return chain.from_iterable(read_checked(paths, left_out, recognise, check_row, split=split))
 
 
 def tokenize_rollouts(
     rollouts: Iterable[Rollout],
     tokenizer: PreTrainedTokenizerBase,
-    report: Report,
+    left_out: LeftOut,
     *,
     max_length: int,
     over_length: OverLength = "drop",
@@ -45,7 +45,7 @@ def tokenize_rollouts(
     Args:
         rollouts: checked.
         tokenizer: a fast one.
-        report: bad rows, and how many were dropped or truncated.
+        left_out: bad rows, and how many were dropped or truncated.
         max_length: tokens of prompt and response, at most.
         over_length: "drop" leaves longer ones out, "truncate" cuts the end of the response off (and its end of turn).
             A prompt that leaves no room for a response is left out either way.
@@ -65,19 +65,19 @@ def tokenize_rollouts(
 
     def examples() -> Iterator[Example]:
         nonlocal kept
-        for rendered in render_chunks(rollouts, text_of, report):
+        for rendered in render_chunks(rollouts, text_of, left_out):
             texts = encode(tokenizer, [text for _, text in rendered])
             for (rollout, _), encoded in zip(rendered, texts, strict=True):
                 if isinstance(encoded, DataError):
-                    report.bad_row(encoded.at(rollout.source, rollout.row))
+                    left_out.bad_row(encoded.at(rollout.source, rollout.row))
                     continue
                 ids, start = encoded.input_ids, encoded.response_start
                 if len(ids) > max_length:
                     if over_length == "drop" or start >= max_length:
                         what = "prompt alone is longer" if start >= max_length else "longer"
-                        report.counts[f"dropped: {what} than {max_length} tokens"] += 1
+                        left_out.counts[f"dropped: {what} than {max_length} tokens"] += 1
                         continue
-                    report.counts[f"truncated to {max_length} tokens"] += 1
+                    left_out.counts[f"truncated to {max_length} tokens"] += 1
                     ids = ids[:max_length]
                 if rollout.pair is not None:
                     halves[rollout.pair].append(kept)
@@ -90,7 +90,7 @@ def tokenize_rollouts(
         # in the order of `check_row`, chosen before rejected
         dataset.pairs = [(rows[0], rows[1]) for rows in halves.values() if len(rows) == 2]
         if broken := len(halves) - len(dataset.pairs):
-            report.counts["pairs lost: one half was dropped"] += broken
+            left_out.counts["pairs lost: one half was dropped"] += broken
     return dataset
 
 

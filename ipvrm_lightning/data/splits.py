@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from ipvrm_lightning.data.reading import Paths, Report, is_hub_name, read_hub
+from ipvrm_lightning.data.reading import LeftOut, Paths, is_hub_name, read_hub
 from ipvrm_lightning.data.schema import Prompt, check_limit, group_of, question_of
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ Row = TypeVar("Row", bound=Prompted, covariant=True)
 class Reader(Protocol[Row]):
     """Reads checked rows: `read_rollouts`, `read_prompts`."""
 
-    def __call__(self, paths: Paths, report: Report, *, split: str) -> Iterable[Row]:
+    def __call__(self, paths: Paths, left_out: LeftOut, *, split: str) -> Iterable[Row]:
         """Rows of all paths."""
 
 
@@ -79,26 +79,26 @@ class Sources:
                 if is_hub_name(path):
                     next(read_hub(path, self.split), None)
 
-    def read(self, reader: Reader[AnyPrompted], report: Report, *, fitting: bool = True) -> Splits[AnyPrompted]:
+    def read(self, reader: Reader[AnyPrompted], left_out: LeftOut, *, fitting: bool = True) -> Splits[AnyPrompted]:
         """Rows of all parts. No prompt that is judged, in validation or test, stays in training.
 
         Args:
             reader: of rows.
-            report: bad rows, and how many were taken out of training.
+            left_out: bad rows, and how many were taken out of training.
             fitting: training follows; else it was before, maybe of a run that did not know what is judged now.
         """
-        train = [] if self.train is None else list(reader(self.train, report, split=self.split))
+        train = [] if self.train is None else list(reader(self.train, left_out, split=self.split))
         train = limit_prompts(train, self.max_prompts, self.seed)
         if self.validation is None:
             train, validation = split_by_prompt(train, self.validation_fraction, self.seed)
             _warn_of_none_held_out(train, validation, self.validation_fraction)
         else:
-            validation = list(reader(self.validation, report, split=self.split))
-            train = _without(train, validation, "validation", report, fitting)
+            validation = list(reader(self.validation, left_out, split=self.split))
+            train = _without(train, validation, "validation", left_out, fitting)
         if self.test is None:
             return Splits(train, validation, None)
-        test = list(reader(self.test, report, split=self.split))
-        return Splits(_without(train, test, "test", report, fitting), validation, test)
+        test = list(reader(self.test, left_out, split=self.split))
+        return Splits(_without(train, test, "test", left_out, fitting), validation, test)
 
     def held_out(self) -> dict[str, Any]:
         """What says which prompts of `train` are held out, for checkpoints: primitives only."""
@@ -157,7 +157,7 @@ def _warn_of_none_held_out(train: Sequence[Prompted], validation: Sequence[Promp
 
 
 def _without(
-    rows: list[AnyPrompted], held_out: list[AnyPrompted], name: str, report: Report, fitting: bool
+    rows: list[AnyPrompted], held_out: list[AnyPrompted], name: str, left_out: LeftOut, fitting: bool
 ) -> list[AnyPrompted]:
     questions = {question_of(row.prompt) for row in held_out}
     kept = [row for row in rows if question_of(row.prompt) not in questions]
@@ -167,5 +167,5 @@ def _without(
             if fitting
             else f"of train with a prompt that is in {name}: a run that was fitted without data.{name} has seen it"
         )
-        report.counts[reason] += leaked
+        left_out.counts[reason] += leaked
     return kept

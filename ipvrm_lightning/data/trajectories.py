@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ipvrm_lightning.data.chat import PromptFormat
 from ipvrm_lightning.data.dataset import TrajectoryDataset
 from ipvrm_lightning.data.forms import Rollout
-from ipvrm_lightning.data.reading import OnBadRows, Report
+from ipvrm_lightning.data.reading import LeftOut, OnBadRows
 from ipvrm_lightning.data.rollouts import OverLength, build_pairs, read_rollouts, tokenize_rollouts
 from ipvrm_lightning.data.schema import check_choice, check_limit
 from ipvrm_lightning.data.splits import Sources, Splits
@@ -118,20 +118,20 @@ class TrajectoryDataModule(TokenizedDataModule):
         fitting = stage in (None, "fit")
         if self.train_set is not None or (self._judges and not fitting):
             return
-        report = Report(self.on_bad_rows)
-        splits = self.sources.read(read_rollouts, report, fitting=fitting)
-        train_set = self._training_part(splits, report) if fitting else None
-        val_set = self._tokenize(splits.validation, report)
-        test_set = val_set if splits.test is None else self._tokenize(splits.test, report)
+        left_out = LeftOut(self.on_bad_rows)
+        splits = self.sources.read(read_rollouts, left_out, fitting=fitting)
+        train_set = self._training_part(splits, left_out) if fitting else None
+        val_set = self._tokenize(splits.validation, left_out)
+        test_set = val_set if splits.test is None else self._tokenize(splits.test, left_out)
         if self.sources.test is not None and not len(test_set):
-            raise ValueError(f"no usable test example in {self.sources.test}; left out: {dict(report.counts)}")
+            raise ValueError(f"no usable test example in {self.sources.test}; left out: {dict(left_out.counts)}")
         if train_set is not None and self.pairwise:
             self.train_pairs = train_set.pairs
         self.val_set = val_set if len(val_set) else None
         self.test_sets = [test_set] if len(test_set) else []
         self.train_set, self._judges = train_set, True
-        self.report = dict(report.counts)
-        report.warn(type(self).__name__)
+        self.report = dict(left_out.counts)
+        left_out.warn(type(self).__name__)
 
     def state_dict(self) -> dict[str, Any]:
         """What says which prompts are held out, for whoever judges a checkpoint."""
@@ -141,21 +141,21 @@ class TrajectoryDataModule(TokenizedDataModule):
         """Say so where the run of the checkpoint has trained on what is judged here."""
         self.sources.warn_of_trained(state["held_out"], None if self.trainer is None else self.trainer.state.fn)
 
-    def _training_part(self, splits: Splits[Rollout], report: Report) -> TrajectoryDataset:
+    def _training_part(self, splits: Splits[Rollout], left_out: LeftOut) -> TrajectoryDataset:
         if self.keep == "all":
             _warn_of_one_outcome(splits.train)
-        train_set = self._tokenize(splits.train, report)
+        train_set = self._tokenize(splits.train, left_out)
         if not len(train_set):
             if self.sources.validation is None and splits.validation:
-                report.counts["held out for validation (validation_fraction)"] += len(splits.validation)
-            raise ValueError(f"no usable training example in {self.sources.train}; left out: {dict(report.counts)}")
-        return self._only_pairs(train_set, report) if self.pairwise else train_set
+                left_out.counts["held out for validation (validation_fraction)"] += len(splits.validation)
+            raise ValueError(f"no usable training example in {self.sources.train}; left out: {dict(left_out.counts)}")
+        return self._only_pairs(train_set, left_out) if self.pairwise else train_set
 
-    def _tokenize(self, rollouts: list[Rollout], report: Report) -> TrajectoryDataset:
+    def _tokenize(self, rollouts: list[Rollout], left_out: LeftOut) -> TrajectoryDataset:
         return tokenize_rollouts(
             [rollout for rollout in rollouts if self.keep == "all" or rollout.outcome == 1],
             self.load_tokenizer(),
-            report,
+            left_out,
             max_length=self.max_length,
             over_length=self.over_length,
             prompt_format=self.prompt_format,
@@ -163,16 +163,16 @@ class TrajectoryDataModule(TokenizedDataModule):
             chat_template_kwargs=self.chat_template_kwargs,
         )
 
-    def _only_pairs(self, dataset: TrajectoryDataset, report: Report) -> TrajectoryDataset:
+    def _only_pairs(self, dataset: TrajectoryDataset, left_out: LeftOut) -> TrajectoryDataset:
         """The rows of a data set that are in pairs, with these as its pairs."""
         built = build_pairs(dataset, max_pairs_per_prompt=self.max_pairs_per_prompt, seed=self.seed)
         pairs = [*(dataset.pairs or ()), *built]
         if not pairs:
             reason = f"no pair in {self.sources.train}: no prompt has both a right and a wrong response"
-            raise ValueError(f"{reason}; left out: {dict(report.counts)}" if report.counts else reason)
+            raise ValueError(f"{reason}; left out: {dict(left_out.counts)}" if left_out.counts else reason)
         rows = sorted({row for pair in pairs for row in pair})
         if unused := len(dataset) - len(rows):
-            report.counts["left out: in no pair"] += unused
+            left_out.counts["left out: in no pair"] += unused
         place = {row: number for number, row in enumerate(rows)}
         return TrajectoryDataset(
             (dataset[row] for row in rows), [(place[chosen], place[rejected]) for chosen, rejected in pairs]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ipvrm_lightning.data.reading import Report, find_files, is_hub_name, read_rows
+from ipvrm_lightning.data.reading import LeftOut, find_files, is_hub_name, read_rows
 from ipvrm_lightning.data.rollouts import read_rollouts
 from ipvrm_lightning.data.schema import DataError
 
@@ -149,7 +149,7 @@ def test_hub_name_is_read_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_recognised(tmp_path: Path, form: str) -> None:
-    rollouts = list(read_rollouts(write(tmp_path, FORMS[form]), Report()))
+    rollouts = list(read_rollouts(write(tmp_path, FORMS[form]), LeftOut()))
     assert [(r.response, r.outcome) for r in rollouts] == [("7", 1), ("8", 0)]
     assert all(r.prompt in ("3+4?", [USER]) for r in rollouts)
     assert len({r.pair for r in rollouts}) == 1 and (rollouts[0].pair is not None) is ("chosen" in form)
@@ -167,7 +167,7 @@ def test_a_folder_of_ipvrm_rollout_is_read_without_its_manifest(tmp_path: Path) 
 
 def test_an_answers_column_of_single_responses_is_not_theirs(tmp_path: Path) -> None:
     row = {"prompt": "3+4?", "completion": "8", "label": 0, "answers": ["7", "seven"]}
-    (rollout,) = read_rollouts(write(tmp_path, [row]), Report())
+    (rollout,) = read_rollouts(write(tmp_path, [row]), LeftOut())
     assert rollout.metadata["answer"] is None
 
 
@@ -176,9 +176,9 @@ def test_what_a_message_holds_beside_its_content_is_not_dropped(tmp_path: Path, 
     answer = {"role": "assistant", "content": "7", key: "long thought"}
     row = {"conversation": [USER, answer], "label": 1}
     with pytest.raises(DataError, match=rf"row 1, field 'conversation\[1\]\.{key}': {key} would be left out"):
-        list(read_rollouts(write(tmp_path, [row]), Report()))
+        list(read_rollouts(write(tmp_path, [row]), LeftOut()))
     row = {"conversation": [USER, {**answer, key: None}], "label": 1}
-    assert len(list(read_rollouts(write(tmp_path, [row]), Report()))) == 1
+    assert len(list(read_rollouts(write(tmp_path, [row]), LeftOut()))) == 1
 
 
 OPENED = [USER, {"role": "assistant", "content": "Let me see: "}]
@@ -194,25 +194,25 @@ OPENED = [USER, {"role": "assistant", "content": "Let me see: "}]
 )
 def test_a_prompt_that_ends_with_an_answer_is_refused(tmp_path: Path, row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"row 1, .*ends with the assistant's message; put the beginning of the answer"):
-        list(read_rollouts(write(tmp_path, [row]), Report()))
+        list(read_rollouts(write(tmp_path, [row]), LeftOut()))
     answered = [*OPENED, USER, {"role": "assistant", "content": "7"}]
-    assert len(list(read_rollouts(write(tmp_path, [{"conversation": answered, "label": 1}]), Report()))) == 1
+    assert len(list(read_rollouts(write(tmp_path, [{"conversation": answered, "label": 1}]), LeftOut()))) == 1
 
 
 @pytest.mark.parametrize("tools", [[{"type": "function", "function": {"name": "add"}}], '[{"name": "add"}]'])
 def test_definitions_of_tools_are_not_dropped(tmp_path: Path, tools: Any) -> None:
     row = {"prompt": [USER], "completion": "7", "label": 1}
     with pytest.raises(DataError, match="row 1, field 'tools': tool definitions would be left out"):
-        list(read_rollouts(write(tmp_path, [{**row, "tools": tools}]), Report()))
+        list(read_rollouts(write(tmp_path, [{**row, "tools": tools}]), LeftOut()))
     for none in (None, [], "", "[]", ["python"], "python"):  # the last two name what was used, and define nothing
-        assert len(list(read_rollouts(write(tmp_path, [{**row, "tools": none}]), Report()))) == 1
+        assert len(list(read_rollouts(write(tmp_path, [{**row, "tools": none}]), LeftOut()))) == 1
 
 
 def test_skipped_rows_are_counted_by_reason_wherever_it_stands(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "responses": ["a"] * n + [""], "scores": [0] * (n + 1)} for n in range(3)]
-    report = Report("skip")
-    assert not list(read_rollouts(write(tmp_path, rows), report))
-    assert report.counts == {"skipped: responses: empty response": 3}
+    left_out = LeftOut("skip")
+    assert not list(read_rollouts(write(tmp_path, rows), left_out))
+    assert left_out.counts == {"skipped: responses: empty response": 3}
 
 
 TURNS = [USER, {"role": "assistant", "content": "4?"}, {"role": "user", "content": "Sure?"}]
@@ -238,7 +238,7 @@ SYSTEM = {"role": "system", "content": "Think."}
 def test_the_last_answer_of_a_conversation_is_the_response_to_all_before_it(
     tmp_path: Path, row: dict[str, Any], prompt: str | list[dict[str, str]]
 ) -> None:
-    (rollout,) = read_rollouts(write(tmp_path, [{**row, "label": 1}]), Report())
+    (rollout,) = read_rollouts(write(tmp_path, [{**row, "label": 1}]), LeftOut())
     assert (rollout.prompt, rollout.response) == (prompt, "7")
 
 
@@ -252,18 +252,18 @@ def test_the_last_answer_of_a_conversation_is_the_response_to_all_before_it(
 )
 def test_a_conversation_with_another_beginning_is_refused(tmp_path: Path, row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="conversation does not begin with the prompt"):
-        list(read_rollouts(write(tmp_path, [{**row, "label": 1}]), Report()))
+        list(read_rollouts(write(tmp_path, [{**row, "label": 1}]), LeftOut()))
 
 
 def test_completions_may_be_lists_of_steps(tmp_path: Path) -> None:
     row = {"prompt": "q", "completions": [["one", "two"], ["three"]], "correctness": [1, 0], "id": 5}
-    rollouts = list(read_rollouts(write(tmp_path, [row]), Report()))
+    rollouts = list(read_rollouts(write(tmp_path, [row]), LeftOut()))
     assert [(r.response, r.metadata["id"]) for r in rollouts] == [("one\n\ntwo", "5-0"), ("three", "5-1")]
 
 
 def test_final_answers_are_kept(tmp_path: Path) -> None:
     row = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 0, 1], "answers": ["7", None, 7]}
-    rollouts = list(read_rollouts(write(tmp_path, [row]), Report()))
+    rollouts = list(read_rollouts(write(tmp_path, [row]), LeftOut()))
     assert [r.metadata["answer"] for r in rollouts] == ["7", None, "7"]
 
 
@@ -272,10 +272,10 @@ def test_cut_off_responses_are_known_where_a_group_says_so(tmp_path: Path) -> No
     hub = {"prompt": "q", "completions": ["a", "b"], "correctness": [1, 0]}
     for row in (group, hub):
         rows = [{**row, "finished": [True, False]}, row, {**row, "finished": None}]
-        found = [r.finished for r in read_rollouts(write(tmp_path, rows), Report())]
+        found = [r.finished for r in read_rollouts(write(tmp_path, rows), LeftOut())]
         assert found == [True, False, True, True, True, True]
     other = {"conversation": [USER, RIGHT], "label": 1, "finished": "long ago"}  # means something else there
-    assert [r.finished for r in read_rollouts(write(tmp_path, [other]), Report())] == [True]
+    assert [r.finished for r in read_rollouts(write(tmp_path, [other]), LeftOut())] == [True]
 
 
 GOOD = {"conversation": [USER, RIGHT], "label": 1}
@@ -339,7 +339,7 @@ def test_bad_rows_are_one_line_with_file_row_and_field(tmp_path: Path, case: str
     good, bad, message = BAD[case]
     path = write(tmp_path, [good, bad])
     with pytest.raises(DataError) as caught:
-        list(read_rollouts(path, Report()))
+        list(read_rollouts(path, LeftOut()))
     text = str(caught.value)
     assert text.startswith(f"{path}, row 2, field '") and message in text and "\n" not in text
     assert str(pickle.loads(pickle.dumps(caught.value))) == text
@@ -353,15 +353,15 @@ def test_an_error_says_the_same_in_another_process() -> None:
 def test_a_row_that_names_no_part_is_named_after_its_file(tmp_path: Path) -> None:
     rows = [{**GOOD, "data_source": name} for name in ("MATH-500", "", None)]
     path = write(tmp_path, rows)
-    found = [rollout.metadata["subset"] for rollout in read_rollouts(path, Report())]
+    found = [rollout.metadata["subset"] for rollout in read_rollouts(path, LeftOut())]
     assert found == ["MATH-500", path.stem, path.stem]
 
 
 def test_skipped_rows_are_counted_by_reason(tmp_path: Path) -> None:
     rows = [GOOD, {**GOOD, "label": 2}, {**GOOD, "label": 3}, {**GOOD, "conversation": [USER]}, GOOD]
-    report = Report("skip")
-    assert len(list(read_rollouts(write(tmp_path, rows), report))) == 2
-    assert report.counts == Counter(
+    left_out = LeftOut("skip")
+    assert len(list(read_rollouts(write(tmp_path, rows), left_out))) == 2
+    assert left_out.counts == Counter(
         {
             "skipped: label: label is not 0 or 1": 2,
             "skipped: conversation: conversation does not end with the assistant": 1,
@@ -373,7 +373,7 @@ def test_unknown_form_lists_what_is_there_and_what_is_known(tmp_path: Path) -> N
     path = write(tmp_path, [{"question": "q", "answer": "a"}])
     for mode in ("error", "skip"):
         with pytest.raises(DataError) as caught:
-            list(read_rollouts(path, Report(mode)))
+            list(read_rollouts(path, LeftOut(mode)))
         assert str(caught.value).startswith(f"{path}, row 1: no known form has the columns answer, question; known are")
         assert "conversation+label" in str(caught.value) and "prompt+completions+correctness" in str(caught.value)
 
@@ -387,4 +387,4 @@ def test_solutions_with_labelled_steps_are_sent_to_the_overlay_that_judges_them(
 ) -> None:
     path = write(tmp_path, [row])
     with pytest.raises(DataError, match=r"row 1: .*configs/data/processbench.yaml, with --data.path FILE"):
-        list(read_rollouts(path, Report("error")))
+        list(read_rollouts(path, LeftOut("error")))

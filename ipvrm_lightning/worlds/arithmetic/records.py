@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipvrm_lightning.data import TrajectoryDataset, encode_example, encode_steps
-from ipvrm_lightning.data.reading import Report
+from ipvrm_lightning.data.reading import LeftOut
 from ipvrm_lightning.data.rollouts import read_rollouts, tokenize_rollouts
 from ipvrm_lightning.data.schema import group_of
 from ipvrm_lightning.types import Example
@@ -31,8 +31,8 @@ def read_trajectories(folder: Path, name: str, tokenizer: PreTrainedTokenizerBas
         name: of the file, without its ending.
         tokenizer: of the world.
     """
-    rollouts = read_rollouts(folder / f"{name}.jsonl", Report())
-    return tokenize_rollouts(rollouts, tokenizer, Report(), max_length=100_000, prompt_format="plain")
+    rollouts = read_rollouts(folder / f"{name}.jsonl", LeftOut())
+    return tokenize_rollouts(rollouts, tokenizer, LeftOut(), max_length=100_000, prompt_format="plain")
 
 
 def read_test_set(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> TrajectoryDataset:
