@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ipvrm_lightning.rollouts.sampler import Rollout
+    from ipvrm_lightning.rollouts.sampler import SampledResponse
 
 
 def end_token_ids(
@@ -37,7 +37,7 @@ def end_token_ids(
     return ends
 
 
-def response_text(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
+def response_text(tokenizer: PreTrainedTokenizerBase, rollout: SampledResponse) -> str:
     """A response without the token that ended it, to the character: some tokenizers would tidy spaces up.
 
     Read behind a special token: SentencePiece tokenizers leave out the first space of a text, and a response is not the

@@ -31,7 +31,7 @@ _CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 
 
 @dataclass(frozen=True)
-class Rollout:
+class SampledResponse:
     """One sampled response.
 
     Args:
@@ -58,7 +58,7 @@ def sample_responses(
     keys: Sequence[str] | None = None,
     batch_size: int = 256,
     on_progress: Callable[[int], Any] | None = None,
-) -> list[list[Rollout]]:
+) -> list[list[SampledResponse]]:
     """Sample responses to prompts of any lengths.
 
     Args:
@@ -90,7 +90,7 @@ def sample_responses(
     names = [str(key) for key in (range(len(prompts)) if keys is None else keys)]
     if len(names) != len(prompts):
         raise ValueError(f"{len(names)} keys for {len(prompts)} prompts")
-    results: list[list[Rollout]] = [[] for _ in prompts]
+    results: list[list[SampledResponse]] = [[] for _ in prompts]
     # Prompts of one length need no padding, and long prompts tend to have long responses.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     tasks = [(index, number) for index in order for number in range(num_return_sequences)]
@@ -162,7 +162,7 @@ class _Sampler:
 
     def sample(
         self, prompts: Sequence[Sequence[int]], tasks: Sequence[tuple[int, int]], names: Sequence[str]
-    ) -> list[Rollout]:
+    ) -> list[SampledResponse]:
         """One response per task (prompt, number of the response), in their order.
 
         Raises:
@@ -255,6 +255,6 @@ class _Sampler:
         last = cumulative.shape[-1] - 1 - (probabilities.flip(-1) > 0).long().argmax(-1)
         return torch.minimum(found, last)
 
-    def _rollout(self, row: list[int]) -> Rollout:
+    def _rollout(self, row: list[int]) -> SampledResponse:
         ids = row[: row.index(-1)] if -1 in row else row
-        return Rollout(ids, bool(ids) and ids[-1] in self.ends)
+        return SampledResponse(ids, bool(ids) and ids[-1] in self.ends)

@@ -166,7 +166,7 @@ class InProcess(ResponseSource):
         """
         from ipvrm_lightning.models.logprobs import check_positions, check_vocabulary
         from ipvrm_lightning.rollouts.ends import end_token_ids, response_text
-        from ipvrm_lightning.rollouts.sampler import Rollout, sample_responses
+        from ipvrm_lightning.rollouts.sampler import SampledResponse, sample_responses
 
         tokenizer = self.build_tokenizer()
         model = self._model()
@@ -175,7 +175,7 @@ class InProcess(ResponseSource):
         ends = end_token_ids(tokenizer, model, self.stop_tokens)
         room = max(1, self.batch_size // sampling.group_size)
 
-        def response(rollout: Rollout) -> Response:
+        def response(rollout: SampledResponse) -> Response:
             return Response(response_text(tokenizer, rollout), rollout.finished, len(rollout.input_ids))
 
         for start in range(0, len(prompts), room):

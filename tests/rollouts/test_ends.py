@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ipvrm_lightning.data.chat import encode_example, encode_prompts, render_prompt
 from ipvrm_lightning.rollouts.ends import response_text
-from ipvrm_lightning.rollouts.sampler import Rollout
+from ipvrm_lightning.rollouts.sampler import SampledResponse
 from tests.data.tokenizers import byte_level
 
 TEMPLATE = (
@@ -43,9 +43,9 @@ def test_what_was_sampled_is_what_is_trained_on(kind: str, words: list[str]) -> 
     tokenizer = sentencepiece(kind)
     (prompt,) = encode_prompts(tokenizer, [render_prompt(tokenizer, "q")])
     sampled = tokenizer.convert_tokens_to_ids([*words, "</s>"])
-    text = response_text(tokenizer, Rollout(sampled, True))
+    text = response_text(tokenizer, SampledResponse(sampled, True))
     assert text == "".join(words).replace("▁", " ")
-    assert response_text(tokenizer, Rollout(sampled[:-1], False)) == text
+    assert response_text(tokenizer, SampledResponse(sampled[:-1], False)) == text
     ids, start = encode_example(tokenizer, "q", text)
     assert (ids[:start], ids[start:]) == (prompt, sampled)
 
@@ -53,12 +53,12 @@ def test_what_was_sampled_is_what_is_trained_on(kind: str, words: list[str]) -> 
 def test_characters_that_were_cut_off_are_replaced_alone() -> None:
     tokenizer = sentencepiece("metaspace")
     ids = tokenizer.convert_tokens_to_ids(["▁is", "<0xE6>", "<0x97>"])
-    assert response_text(tokenizer, Rollout(ids, False)) == " is\ufffd\ufffd"
-    assert response_text(tokenizer, Rollout(ids[1:], False)) == "\ufffd\ufffd"
+    assert response_text(tokenizer, SampledResponse(ids, False)) == " is\ufffd\ufffd"
+    assert response_text(tokenizer, SampledResponse(ids[1:], False)) == "\ufffd\ufffd"
 
 
 @pytest.mark.parametrize("text", [" 4 and", "4 , and", "<s>4", "é日", "\n 4"])
 def test_byte_level_responses_are_their_characters(text: str) -> None:
     tokenizer = byte_level()
     ids = tokenizer(text)["input_ids"]
-    assert response_text(tokenizer, Rollout([*ids, tokenizer.eos_token_id], True)) == text
+    assert response_text(tokenizer, SampledResponse([*ids, tokenizer.eos_token_id], True)) == text

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ipvrm_lightning.rollouts.sampler import Rollout, sample_responses
+from ipvrm_lightning.rollouts.sampler import SampledResponse, sample_responses
 from ipvrm_lightning.worlds.arithmetic.checker import Verdict, check
 from ipvrm_lightning.worlds.arithmetic.formats import FORMATS, render_solution
 from ipvrm_lightning.worlds.arithmetic.problems import Line, Problem
@@ -23,7 +23,7 @@ class Answered(NamedTuple):
     """A problem, a sampled response and its verdict."""
 
     problem: Problem
-    rollout: Rollout
+    rollout: SampledResponse
     response: str
     verdict: Verdict
 
@@ -56,7 +56,7 @@ def answer_problems(
 
 def _sample(
     model: PreTrainedModel, prompts: list[list[int]], count: int, settings: WorldSettings, purpose: str
-) -> list[list[Rollout]]:
+) -> list[list[SampledResponse]]:
     from tqdm import tqdm
 
     tokenizer = build_tokenizer()
