@@ -24,7 +24,7 @@ from ipvrm_lightning.reporting import figures, series
 from ipvrm_lightning.reporting.browser import browser_data, check_same_run
 from ipvrm_lightning.reporting.inputs import InputFiles
 from ipvrm_lightning.reporting.plots import Picture
-from ipvrm_lightning.reporting.results import read_results
+from ipvrm_lightning.reporting.results import rebuild_results
 from ipvrm_lightning.reporting.tables import PageTable, page_table
 from ipvrm_lightning.reporting.training import Training, training_pictures
 from ipvrm_lightning.types import ScoredSolution
@@ -100,7 +100,7 @@ def render(files: InputFiles, *, max_solutions: int = 200) -> str:
 def _read(files: InputFiles) -> _Run:
     run = _Run()
     if files.results is not None:
-        results = read_results(files.results)
+        results = rebuild_results(files.results)
         run.reports, run.unknown, run.facts = results.reports, results.unknown, results.run
     elif files.record is not None:
         run.facts = _record(files.record)

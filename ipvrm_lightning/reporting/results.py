@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 from ipvrm_lightning.metrics.tables import Report
 
 
-class Results(NamedTuple):
+class Rebuilt(NamedTuple):
     """What a test run found.
 
     Args:
@@ -26,7 +26,7 @@ class Results(NamedTuple):
     run: dict[str, Any]
 
 
-def read_results(path: str | Path) -> Results:
+def rebuild_results(path: str | Path) -> Rebuilt:
     """Read the reports of a test run.
 
     Args:
@@ -49,7 +49,7 @@ def read_results(path: str | Path) -> Results:
         if name in known
     }
     run = plain.get("run")
-    return Results(reports, sorted(set(plain["reports"]) - set(known)), run if isinstance(run, dict) else {})
+    return Rebuilt(reports, sorted(set(plain["reports"]) - set(known)), run if isinstance(run, dict) else {})
 
 
 def _kinds() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ipvrm_lightning.metrics import judge_solutions, read_scores
 from ipvrm_lightning.metrics.token_file import TokenRecord, read_tokens
 from ipvrm_lightning.reporting import figures, series
 from ipvrm_lightning.reporting.browser import browser_data
-from ipvrm_lightning.reporting.results import read_results
+from ipvrm_lightning.reporting.results import rebuild_results
 from ipvrm_lightning.types import ScoredSolution
 from tests.reporting.runs import SETTINGS
 
@@ -29,7 +29,7 @@ def solutions(runs: Path) -> list[ScoredSolution]:
 
 
 def test_a_results_file_reads_back_as_the_reports_it_was_made_of(runs: Path, solutions: list[ScoredSolution]) -> None:
-    back = read_results(runs / TEST / "results.json").reports
+    back = rebuild_results(runs / TEST / "results.json").reports
     expected = judge_solutions(solutions, SETTINGS)
     # as text, where unknown numbers are equal
     assert str(back["step_f1"]) == str(expected)
