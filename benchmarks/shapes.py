@@ -50,7 +50,10 @@ class WordModel(RandomLanguageModel):
 
     def build_model(self) -> Any:
         """Draw weights on the GPU if there is one: a CPU takes half a minute for 0.6 billion."""
-        return prepared(self, self.draw(_device()))
+        model = self.draw(_device())
+        for weight in model.parameters():
+            weight.data = weight.data.bfloat16().to(weight.dtype)  # as most models are published
+        return prepared(self, model)
 
     def build_tokenizer(self) -> Any:
         """Words parted by spaces; `[pad]`, `[eos]` and `[unk]` come first."""

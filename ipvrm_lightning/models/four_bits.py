@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from ipvrm_lightning.models.product_precision import shorten_embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,7 +103,7 @@ def prepare_four_bits(model: Any) -> Any:
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
             module.register_forward_pre_hook(_in_autocast_precision)
-    _shorten_embeddings(model)
+    shorten_embeddings(model)
     return model
 
 
@@ -110,31 +111,3 @@ def _in_autocast_precision(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]
     (hidden,) = inputs
     kind = hidden.device.type
     return (hidden.to(torch.get_autocast_dtype(kind)),) if torch.is_autocast_enabled(kind) else inputs
-
-
-def _shorten_embeddings(model: Any) -> None:
-    """Keep embedding and head in bfloat16, as most are published: half the memory, and not a number changes.
-
-    A vocabulary of 151,936 in 4,096 dimensions, twice, is 5 GB in float32, as much as 8 billion weights in 4 bits.
-    """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if type(embedding) is not nn.Embedding or type(head) is not nn.Linear:
-        return  # one of them does more than look up or multiply, such as to scale
-    module: Any
-    for module, forward in ((embedding, _embed), (head, _project)):
-        wide = module.weight.data
-        # in parts: a copy of all would not fit beside it on a small card
-        if all(torch.equal(rows.bfloat16().to(wide.dtype), rows) for rows in wide.split(10_000)):
-            module.weight.data = wide.bfloat16()  # tied, it is the other's as well
-            module.forward = MethodType(forward, module)
-
-
-def _embed(module: nn.Embedding, token_ids: Tensor) -> Tensor:
-    return nn.Embedding.forward(module, token_ids).float()
-
-
-def _project(module: nn.Linear, hidden: Tensor) -> Tensor:
-    weight = module.weight
-    if not torch.is_autocast_enabled(hidden.device.type):
-        weight = weight.to(hidden.dtype)
-    return nn.functional.linear(hidden, weight, module.bias)

@@ -24,6 +24,7 @@ from ipvrm_lightning.models.logprobs import response_mask, response_scores
 from ipvrm_lightning.models.output_head import DEFAULT_CHUNK_SIZE, base_language_model
 from ipvrm_lightning.models.packing import packs
 from ipvrm_lightning.models.preparation import is_compiled
+from ipvrm_lightning.models.product_precision import multiplies_shorter, shorten_frozen
 from ipvrm_lightning.models.sharding import any_process, whole
 from ipvrm_lightning.permissions import follow_umask
 from ipvrm_lightning.types import TrajectoryBatch
@@ -124,8 +125,10 @@ class FrozenCopy(Reference):
     def log_probs(self, batch: TrajectoryBatch, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
         """Reference log-probabilities, [B, T]."""
         if not self._copy:
-            copy: Any = self._factory.build_model()
-            self._copy = [copy.requires_grad_(False).eval().to(batch.input_ids.device)]
+            copy: Any = self._factory.build_model().requires_grad_(False).eval()
+            if multiplies_shorter(batch.input_ids.device):
+                shorten_frozen(copy)
+            self._copy = [copy.to(batch.input_ids.device)]
         return response_scores(self._copy[0], batch, chunk_size=chunk_size).log_probs
 
     def release(self) -> None:

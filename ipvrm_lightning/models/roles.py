@@ -23,6 +23,7 @@ from ipvrm_lightning.models.exported import ADAPTER_WEIGHTS
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head
 from ipvrm_lightning.models.output_head import base_language_model
+from ipvrm_lightning.models.product_precision import multiplies_shorter, shorten_frozen
 from ipvrm_lightning.models.shard_loading import load_safetensors
 from ipvrm_lightning.models.sharding import fill, is_sharded, seemingly_whole
 from ipvrm_lightning.pretrained import load_model, positions
@@ -177,8 +178,10 @@ class SeparateModels(Roles):
             yield getattr(self, role)
             return
         if not self._reference:
-            reference: Any = self._factory.build_model()
-            self._reference = [reference.requires_grad_(False).eval().to(self.policy.device)]
+            reference: Any = self._factory.build_model().requires_grad_(False).eval()
+            if multiplies_shorter(self.policy.device):
+                shorten_frozen(reference)
+            self._reference = [reference.to(self.policy.device)]
         with torch.no_grad():
             yield self._reference[0]
 

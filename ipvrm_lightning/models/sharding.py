@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.preparation import decoder_blocks
+from ipvrm_lightning.models.product_precision import is_short
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -136,26 +137,28 @@ def gathered(language_model: Any) -> Iterator[None]:
 
 @contextmanager
 def seemingly_whole(model: nn.Module) -> Iterator[None]:
-    """Stand-ins without memory in place of sharded parameters, for as long as the context is open.
+    """Stand-ins without memory for sharded and shortened parameters, for as long as the context is open.
 
-    For PEFT, which takes a part for a matrix of that size. Whether a parameter is frozen meanwhile is kept.
+    For PEFT, which takes a part for a matrix of that size, and rounds new adapters to the precision of the weights.
+    Whether a parameter is frozen meanwhile is kept.
     """
-    sharded = [
+    replaced = [
         (module, key, parameter)
         for module in model.modules()
         for key, parameter in module._parameters.items()
-        if parameter is not None and is_sharded(parameter)
+        if parameter is not None and (is_sharded(parameter) or is_short(module))
     ]
     stand_ins: dict[Tensor, nn.Parameter] = {}
-    for module, key, parameter in sharded:
+    for module, key, parameter in replaced:
         if parameter not in stand_ins:
-            empty = torch.empty(1, dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
+            dtype = torch.float32 if is_short(module) else parameter.dtype
+            empty = torch.empty(1, dtype=dtype, device=parameter.device).expand(parameter.shape)
             stand_ins[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
         module._parameters[key] = stand_ins[parameter]
     try:
         yield
     finally:
-        for module, key, parameter in sharded:
+        for module, key, parameter in replaced:
             parameter.requires_grad_(stand_ins[parameter].requires_grad)
             module._parameters[key] = parameter
 

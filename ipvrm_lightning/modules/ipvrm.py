@@ -89,16 +89,13 @@ class IPVRMModule(WindowedModule):
         self.val_calibration = PrefixCalibration()
         self.judge = Judge(threshold=threshold)
 
-    def configure_model(self) -> None:
-        """Build the model, its reference, and the value head where the objective has one."""
-        built = self.model is not None
-        super().configure_model()
-        if built:
-            return
+    def prepare_model(self) -> None:
+        """Set up the reference, which knows weights as they were loaded, and the objective's value head."""
         if self._uses_reference:
             self.reference.setup(placed(self.language_model, self.device_mesh), self.model)
         if self.objective.score_source == "value_head":
             self._replace_output_head()
+        super().prepare_model()
 
     def token_scores(self, batch: TrajectoryBatch) -> TokenScores:
         """What the objective reads: log-ratios, head values or endogenous rewards, float32 or wider."""

@@ -28,6 +28,7 @@ from ipvrm_lightning.models.checkpoints import (
 )
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_output_head, check_positions, check_vocabulary
+from ipvrm_lightning.models.product_precision import shorten_for
 from ipvrm_lightning.models.reference import base_fingerprint
 from ipvrm_lightning.models.sharding import is_sharded, placed
 from ipvrm_lightning.modules.averages import leave_frozen
@@ -144,9 +145,15 @@ class WindowedModule(LightningModule):
             self.model = placed(self.language_model, self.device_mesh).build_model()
             check_output_head(self.model)
             self.base = base_fingerprint(self.model)
+            self.prepare_model()
         sets = self._data_sets()
         check_vocabulary(self.model, max((dataset.largest_id for dataset in sets), default=-1))
         check_positions(self.model, max((int(dataset.lengths.max()) for dataset in sets), default=0))
+
+    def prepare_model(self) -> None:
+        """Do what is to be done to a new model, once, before it goes to its device."""
+        if self._trainer is not None:
+            shorten_for(self.trainer, self.model)
 
     def configure_optimizers(self) -> Any:
         """Optimiser over what is trained, and its schedule."""

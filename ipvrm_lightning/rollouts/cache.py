@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ipvrm_lightning.models.product_precision import multiplies_shorter
+
 
 def growing_cache(config: Any, room: int) -> Any:
     """A dynamic key-value cache that makes room for more tokens ahead, instead of copying itself at each one.
@@ -21,6 +23,8 @@ def growing_cache(config: Any, room: int) -> Any:
         """Keys and values are views of buffers with room at the end."""
 
         def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            if multiplies_shorter(key_states.device):  # else attention would round all of them again at every token
+                key_states, value_states = key_states.bfloat16(), value_states.bfloat16()
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
             self.keys = self._extend("_key_buffer", self.keys, key_states)

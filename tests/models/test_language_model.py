@@ -273,7 +273,7 @@ def test_embeddings_published_in_bfloat16_stay_so_beside_four_bits_and_change_no
 
     kinds: list[set[torch.dtype]] = []
     short = found(True), found(False)
-    monkeypatch.setattr("ipvrm_lightning.models.four_bits._shorten_embeddings", lambda model: None)
+    monkeypatch.setattr("ipvrm_lightning.models.four_bits.shorten_embeddings", lambda model: None)
     wide = found(True), found(False)
     assert kinds == [{torch.bfloat16}] * 2 + [{torch.float32}] * 2
     assert all(torch.equal(one, other) for one, other in zip(short[0], wide[0], strict=True))
