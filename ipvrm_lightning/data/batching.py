@@ -82,9 +82,16 @@ class WindowLoader:
             yield window
         self.sampler.set_epoch(self.sampler.epoch + 1)
 
-    def _plan(self, window: list[list[int]]) -> _WindowPlan:
+    def rows(self, windows: int) -> list[int]:
+        """Rows of the examples in the first so many windows of the current epoch."""
+        return sorted({row for window in self.sampler.windows()[:windows] for row in self._rows(window)})
+
+    def _rows(self, window: list[list[int]]) -> list[int]:
         pairs = self.sampler.pairs
-        rows = [row for batch in window for row in (batch if pairs is None else {r for n in batch for r in pairs[n]})]
+        return [row for batch in window for row in (batch if pairs is None else {r for n in batch for r in pairs[n]})]
+
+    def _plan(self, window: list[list[int]]) -> _WindowPlan:
+        pairs, rows = self.sampler.pairs, self._rows(window)
         shortest = [batch for batch in window if batch][-1]
         counts: dict[Unit, int] = {
             "sequences": len(rows),
@@ -129,17 +136,25 @@ class EvalLoader:
         rank: this process.
         world_size: processes.
         num_workers: processes that build batches ahead.
+        rows: of the examples, where not all are wanted.
 
     Raises:
         ValueError: there are fewer examples than processes.
     """
 
     def __init__(
-        self, dataset: TrajectoryDataset, *, max_tokens: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+        self,
+        dataset: TrajectoryDataset,
+        *,
+        max_tokens: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        rows: Sequence[int] | None = None,
     ) -> None:
-        if len(dataset) < world_size:
-            raise ValueError(f"{len(dataset)} examples cannot be shared by {world_size} processes")
-        items = [[row] for row in range(len(dataset))]
+        items = [[row] for row in (range(len(dataset)) if rows is None else rows)]
+        if len(items) < world_size:
+            raise ValueError(f"{len(items)} examples cannot be shared by {world_size} processes")
         batches = in_fair_order(batches_for_processes(items, dataset.lengths, max_tokens, world_size), world_size)
         self.trajectories, self.num_workers = dataset, num_workers
         self.batches = [rows_of(batch) for batch in batches[rank::world_size]]

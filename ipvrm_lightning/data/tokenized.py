@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch import LightningDataModule
@@ -123,14 +123,15 @@ class TokenizedDataModule(TokenizerDataModule):
             reshuffle=not getattr(self.trainer, "overfit_batches", 0),
         )
 
-    def evaluation_loader(self, dataset: TrajectoryDataset) -> EvalLoader:
-        """Every example once over all processes."""
+    def evaluation_loader(self, dataset: TrajectoryDataset, rows: Sequence[int] | None = None) -> EvalLoader:
+        """Every example, or those of some rows, once over all processes."""
         return EvalLoader(
             dataset,
             max_tokens=self.max_tokens,
             rank=self.rank,
             world_size=self.world_size,
             num_workers=self.num_workers,
+            rows=rows,
         )
 
     def val_dataloader(self) -> list[EvalLoader]:

@@ -7,7 +7,7 @@ is the same for every objective, so that a comparison changes one class and noth
 from __future__ import annotations
 
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torchmetrics import MeanMetric
 
+from ipvrm_lightning.data.batching import EvalLoader, WindowLoader
+from ipvrm_lightning.data.tokenized import TokenizedDataModule
 from ipvrm_lightning.metrics import PrefixCalibration
 from ipvrm_lightning.models.checkpoints import check_same_settings
 from ipvrm_lightning.models.language_model import LanguageModelFactory
@@ -25,7 +27,7 @@ from ipvrm_lightning.models.reference import CachedReference, Reference, default
 from ipvrm_lightning.models.sharding import placed
 from ipvrm_lightning.models.token_scores import TokenScores, steps_by_protocol, token_scores
 from ipvrm_lightning.modules.judging import Judge, check_metadata
-from ipvrm_lightning.modules.schedule import Schedule
+from ipvrm_lightning.modules.schedule import Schedule, planned_batches, within_limit
 from ipvrm_lightning.modules.windowed import WindowedModule
 from ipvrm_lightning.objectives import IPVRM, Objective, ScoreSource
 from ipvrm_lightning.progress import progress
@@ -157,16 +159,15 @@ class IPVRMModule(WindowedModule):
             )
 
     def on_fit_start(self) -> None:
-        """Compute what a cached reference lacks: one pass over all data, so that no copy is needed after it."""
-        if not self._uses_reference or not isinstance(self.reference, CachedReference) or self.data is None:
+        """Compute what a cached reference lacks: one pass over the run's data, so that no copy is needed after it."""
+        if not self._uses_reference or not isinstance(self.reference, CachedReference):
             return
         if getattr(self.trainer, "fast_dev_run", False):  # for a batch or two, their values are computed when they come
             return
-        datasets = (self.data.train_set, self.data.val_set)
-        loaders = [self.data.evaluation_loader(dataset) for dataset in datasets if dataset is not None]
+        parts = self._parts_to_read()
         hidden = self.trainer.progress_bar_callback is None
-        with progress(sum(map(len, loaders)), "values of the reference", "batch", hidden=hidden) as bar:
-            for batch in chain.from_iterable(loaders):
+        with progress(sum(count for _, count in parts), "values of the reference", "batch", hidden=hidden) as bar:
+            for batch in chain.from_iterable(islice(loader, count) for loader, count in parts):
                 with self.trainer.precision_plugin.forward_context():
                     batch = self.transfer_batch_to_device(batch, self.device, 0)
                     self.reference.log_probs(batch, chunk_size=self.chunk_size)
@@ -174,6 +175,21 @@ class IPVRMModule(WindowedModule):
         self.reference.release()
         self.trainer.strategy.barrier()
         self.reference.read()  # what the other processes have computed: rows are dealt out otherwise in training
+
+    def _parts_to_read(self) -> list[tuple[EvalLoader, int]]:
+        """Training and validation examples that a fit will read, and in how many batches; none where it is not known.
+
+        Of the training examples all, or those of the first windows where the fit ends within its first epoch.
+        """
+        data, trainer = self.data, self.trainer
+        loader = data.train_dataloader() if isinstance(data, TokenizedDataModule) else None
+        if not isinstance(loader, WindowLoader):
+            return []
+        steps = planned_batches(trainer)
+        ends_within = 0 < steps <= within_limit(len(loader), trainer.limit_train_batches)
+        train = data.evaluation_loader(loader.trajectories, loader.rows(steps) if ends_within else None)
+        validation = [(one, within_limit(len(one), trainer.limit_val_batches)) for one in data.val_dataloader()]
+        return [(train, len(train)), *validation]
 
     def on_fit_end(self) -> None:
         """Keep values of the reference that were computed on the way, and let go of what computed them."""

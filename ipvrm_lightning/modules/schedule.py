@@ -63,8 +63,15 @@ def planned_batches(trainer: Any, *, one_step_each: bool = True) -> int:
     if trainer.max_steps >= 0 and one_step_each:
         bounds.append(trainer.max_steps)
     if data is not None and trainer.max_epochs not in (None, -1):
-        batches = len(data.train_dataloader())
-        limit = trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
-        bounds.append(batches * trainer.max_epochs)
+        bounds.append(within_limit(len(data.train_dataloader()), trainer.limit_train_batches) * trainer.max_epochs)
     return min(bounds, default=0)
+
+
+def within_limit(batches: int, limit: float | None) -> int:
+    """How many batches Lightning takes of a loader.
+
+    Args:
+        batches: of the loader.
+        limit: `limit_train_batches` or `limit_val_batches`: so many where it is an integer, else a share.
+    """
+    return min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))

@@ -297,6 +297,10 @@ def test_a_cached_reference_computes_each_row_once_and_lets_go_of_its_copy(tmp_p
     assert [computed("one", max_epochs=2), computed("one")] == [40, 0]
     assert [computed("one", "test"), computed("one", "test")] == [12, 0]
     assert computed("half", precision="bf16-mixed") == 24 + 40
+    # a run that ends within its first epoch asks for what it reads alone; a batch that lacks a row is computed whole
+    assert [computed("short", max_steps=2, max_epochs=-1, limit_val_batches=0), computed("short")] == [16, 24 + 40]
+    assert computed("batches", limit_train_batches=1, limit_val_batches=0) == 8
+    assert computed("epochs", limit_train_batches=1, limit_val_batches=0, max_epochs=3) == 24
     assert computed("trial", fast_dev_run=1) == 8 + 40
 
 
