@@ -33,7 +33,8 @@ class TrajectoryBatch:
         margins: margin of each row in a balanced objective, float, [B].
 
     It counts its `tokens`, its `response_tokens` and its `longest_response` when it is made, on the CPU: to read these
-    from lengths on a GPU is to wait for all that the GPU was asked to do before.
+    from lengths on a GPU is to wait for all that the GPU was asked to do before. With other lengths, make another one
+    (`dataclasses.replace`).
 
     Raises:
         ValueError: a response starts at the first token, or past the end of its row.

@@ -254,7 +254,13 @@ def unpack(values: Tensor, batch: TrajectoryBatch) -> Tensor:
 
 
 def pack(padded: Tensor, batch: TrajectoryBatch) -> Tensor:
-    """What `unpack` laid out: values of the response tokens [N, ...] of [B, T, ...]."""
+    """What `unpack` laid out: values of the response tokens [N, ...] of [B, T, ...].
+
+    Raises:
+        ValueError: they are of another batch.
+    """
+    if (found := tuple(padded.shape[:2])) != (expected := (len(batch.lengths), batch.longest_response)):
+        raise ValueError(f"values of {found} rows and response tokens for a batch of {expected}")
     return padded.flatten(0, 1)[_places(batch, _rows(batch, batch.longest_response))]
 
 

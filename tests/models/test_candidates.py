@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ipvrm_lightning.models import LoRA, RandomLanguageModel
-from ipvrm_lightning.models.candidates import BehaviorScores, _choose, behavior_scores, candidate_log_probs
+from ipvrm_lightning.models.candidates import BehaviorScores, Candidates, _choose, behavior_scores, candidate_log_probs
 from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.types import TrajectoryBatch
 
@@ -158,3 +158,11 @@ def test_entropy_is_not_rounded_in_mixed_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         entropy = _choose(logits, torch.zeros(8, dtype=torch.long), 1, MIN_PROBABILITY)[2]
     torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=logits).entropy(), rtol=1e-5, atol=1e-5)
+
+
+def test_candidates_of_another_batch_are_refused() -> None:
+    model, batch = sharp_model(), make_batch()
+    ids = scored(model, batch).candidates.ids
+    for other in (nn.functional.pad(ids, (0, 0, 0, 3)), ids[:-1]):
+        with pytest.raises(ValueError, match="for a batch of"):
+            candidate_log_probs(model, batch, Candidates(other, torch.ones_like(other, dtype=torch.bool)))
