@@ -188,7 +188,9 @@ class IPVRMModule(WindowedModule):
         steps = planned_batches(trainer)
         ends_within = 0 < steps <= within_limit(len(loader), trainer.limit_train_batches)
         train = data.evaluation_loader(loader.trajectories, loader.rows(steps) if ends_within else None)
-        validation = [(one, within_limit(len(one), trainer.limit_val_batches)) for one in data.val_dataloader()]
+        found: Any = data.val_dataloader()  # one of one's own may give a loader alone, or others
+        loaders = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, EvalLoader)]
+        validation = [(one, within_limit(len(one), trainer.limit_val_batches)) for one in loaders]
         return [(train, len(train)), *validation]
 
     def on_fit_end(self) -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch.utils.data import DataLoader
 
 from ipvrm_lightning import functional
 from ipvrm_lightning.data.dataset import TrajectoryDataset, collate
@@ -321,6 +322,28 @@ def test_a_cached_reference_asks_for_no_validation_rows_and_for_nothing_where_no
         data = Unheld(pairwise=objective.pairwise)
         quiet_trainer(tmp_path, limit_val_batches=0, callbacks=[Started()]).fit(module, datamodule=data)
         assert source.rows == rows and cache.exists() == bool(rows)
+
+
+def test_a_cached_reference_asks_for_what_loaders_of_ones_own_do_not_say_when_it_comes(tmp_path: Path) -> None:
+    class OneLoader(InMemoryData):
+        def val_dataloader(self) -> Any:
+            return super().val_dataloader()[0]
+
+    class Other(InMemoryData):
+        def val_dataloader(self) -> Any:
+            return DataLoader(list(super().val_dataloader()[0]), batch_size=None)
+
+    for data, before in ((OneLoader(), 24 + 40), (Other(), 24)):
+        source = Counted()
+
+        class Started(Callback):
+            def on_sanity_check_start(self, *_: object, source: Any = source, before: int = before) -> None:
+                assert source.rows == before
+
+        reference = CachedReference(source=source, cache_dir=str(tmp_path / type(data).__name__))
+        module = IPVRMModule(language_model=tiny(), reference=reference)
+        quiet_trainer(tmp_path, callbacks=[Started()]).fit(module, datamodule=data)
+        assert source.rows == 24 + 40
 
 
 class NoSync(SingleDeviceStrategy):
