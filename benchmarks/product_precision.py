@@ -106,20 +106,18 @@ def training_pass(
 
 def sampling(arguments: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[], Any], tuple[str, str]]:
     """Tokens of responses; wide, short, and sizes, for which copies add to what is trained."""
-    import ipvrm_lightning.rollouts.cache as cache
-    from ipvrm_lightning.models.product_precision import shortened
-    from ipvrm_lightning.rollouts.sampler import sample_responses
+    from ipvrm_lightning.rollouts import cache, sampler
 
     model = build(arguments)
-    keep_short = cache.multiplies_shorter
+    as_it_is = cache.multiplies_shorter, sampler.shortened
 
     def sample(short: bool) -> Any:
-        cache.multiplies_shorter = keep_short if short else (lambda device: False)
-        with shortened(model) if short else nullcontext():
-            responses = sample_responses(
-                model, [[3, 4, 5, 6]], num_return_sequences=8, max_new_tokens=arguments.new_tokens, eos_token_id=1,
-                pad_token_id=0,
-            )  # fmt: skip
+        wide = (lambda device: False), (lambda model: nullcontext())
+        cache.multiplies_shorter, sampler.shortened = as_it_is if short else wide
+        responses = sampler.sample_responses(
+            model, [[3, 4, 5, 6]], num_return_sequences=8, max_new_tokens=arguments.new_tokens, eos_token_id=1,
+            pad_token_id=0,
+        )  # fmt: skip
         return [response.input_ids for response in responses[0]]
 
     import torch

@@ -6,6 +6,7 @@ from ipvrm_lightning.models.language_model import (
     PretrainedLanguageModel,
     RandomLanguageModel,
 )
+from ipvrm_lightning.models.product_precision import widen
 from ipvrm_lightning.models.reference import AdaptersOff, CachedReference, FrozenCopy, Reference
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "PretrainedLanguageModel",
     "RandomLanguageModel",
     "Reference",
+    "widen",
 ]

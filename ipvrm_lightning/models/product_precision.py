@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,8 +56,8 @@ def shorten_frozen(language_model: Any) -> None:
             continue
         owner = language_model.get_submodule(name.removesuffix(".base_layer").rpartition(".")[0])
         if not owner._parameters:
-            layers.append((layer, _project))
-    _shorten(layers)
+            layers.append(layer)
+    _shorten([(layer, _ShortLinear) for layer in layers])
 
 
 def shorten_embeddings(language_model: Any) -> None:
@@ -71,12 +70,23 @@ def shorten_embeddings(language_model: Any) -> None:
     """
     embedding, head = language_model.get_input_embeddings(), language_model.get_output_embeddings()
     if type(embedding) is nn.Embedding and type(head) is nn.Linear:  # else one of them does more, such as to scale
-        _shorten([(embedding, _embed), (head, _project)])
+        _shorten([(embedding, _ShortEmbedding), (head, _ShortLinear)])
 
 
 def is_short(module: nn.Module) -> bool:
     """Whether the weight of a layer was wide when it was made."""
-    return getattr(vars(module).get("forward"), "__func__", None) in (_embed, _project)
+    return type(module) in _WIDE_CLASS
+
+
+def widen(language_model: Any) -> None:
+    """Hold shortened weights in float32 again: before adapters are merged into them, which bfloat16 would round.
+
+    Args:
+        language_model: a Hugging Face model, with or without adapters in it.
+    """
+    for layer in [module for module in language_model.modules() if is_short(module)]:
+        layer.weight.data = layer.weight.data.float()
+        layer.__class__ = _WIDE_CLASS[type(layer)]
 
 
 @contextmanager
@@ -102,27 +112,35 @@ def shortened(language_model: Any) -> Iterator[None]:
             layer._parameters["weight"] = weight
 
 
-def _shorten(layers: list[tuple[Any, Any]]) -> None:
-    """Shorten the weights of layers, and have them compute as if these were wide."""
-    wide = [(layer, forward) for layer, forward in layers if _is_wide(layer.weight) and not layer.weight.requires_grad]
-    for layer, forward in wide:
+def _shorten(layers: list[tuple[Any, type[nn.Module]]]) -> None:
+    """Shorten the weights of layers that lose nothing by it, and give these layers the class that knows of it."""
+    for layer, kind in [(one, kind) for one, kind in layers if _is_wide(one.weight) and not one.weight.requires_grad]:
         weight = layer.weight.data
         # tied to one before it, it is short already; in parts, for a copy of all may not fit beside it on a small card
         if all(torch.equal(rows.bfloat16().to(weight.dtype), rows) for rows in weight.split(10_000)):
             layer.weight.data = weight.bfloat16()
-            layer.forward = MethodType(forward, layer)
+            layer.__class__ = kind
 
 
 def _is_wide(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and not isinstance(weight, DTensor)
 
 
-def _embed(module: nn.Embedding, token_ids: Tensor) -> Tensor:
-    return nn.Embedding.forward(module, token_ids).float()
+class _ShortEmbedding(nn.Embedding):
+    """An embedding in bfloat16 whose values come out as wide as they were."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).float()
 
 
-def _project(module: nn.Linear, hidden: Tensor) -> Tensor:
-    weight = module.weight
-    if not torch.is_autocast_enabled(hidden.device.type):
-        weight = weight.to(hidden.dtype)
-    return nn.functional.linear(hidden, weight, module.bias)
+class _ShortLinear(nn.Linear):
+    """A linear layer in bfloat16 that computes as if it were as wide as it was."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight
+        if not torch.is_autocast_enabled(input.device.type):
+            weight = weight.to(input.dtype)
+        return nn.functional.linear(input, weight, self.bias)
+
+
+_WIDE_CLASS: dict[type[nn.Module], type[nn.Module]] = {_ShortEmbedding: nn.Embedding, _ShortLinear: nn.Linear}

@@ -12,7 +12,7 @@ from ipvrm_lightning.metrics import AverageAtK, AverageAtKReport
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.logprobs import check_positions, check_vocabulary
 from ipvrm_lightning.models.output_head import base_language_model
-from ipvrm_lightning.models.product_precision import shorten_for, shortened
+from ipvrm_lightning.models.product_precision import shorten_for
 from ipvrm_lightning.models.reference import base_fingerprint
 from ipvrm_lightning.models.roles import build_roles, check_repeats
 from ipvrm_lightning.models.sharding import gathered, placed
@@ -111,7 +111,7 @@ class PolicyModule(LightningModule):
     def answer(self, prompts: list[PromptExample], sampling: Sampling, *, seed: int, batch_size: int) -> list[Group]:
         """Sample the policy's responses to prompts and verify them."""
         # processes decode for different numbers of steps, and an all-gather in each would cost more than the step
-        with self.roles.use("policy") as model, gathered(base_language_model(model)), shortened(model):
+        with self.roles.use("policy") as model, gathered(base_language_model(model)):
             return answer_prompts(
                 model,
                 self.tokenizer,

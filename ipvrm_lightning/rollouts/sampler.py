@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.output_head import base_language_model
+from ipvrm_lightning.models.product_precision import shortened
 from ipvrm_lightning.rollouts.cache import check_filled, growing_cache
 
 if TYPE_CHECKING:
@@ -97,13 +98,14 @@ def sample_responses(
     was_training = model.training
     model.eval()
     try:
-        sampler.check_cache()
-        for start in range(0, len(tasks), batch_size):
-            batch = tasks[start : start + batch_size]
-            for (index, _), rollout in zip(batch, sampler.sample(prompts, batch, names), strict=True):
-                results[index].append(rollout)
-            if on_progress is not None:
-                on_progress(len(batch))
+        with shortened(model):
+            sampler.check_cache()
+            for start in range(0, len(tasks), batch_size):
+                batch = tasks[start : start + batch_size]
+                for (index, _), rollout in zip(batch, sampler.sample(prompts, batch, names), strict=True):
+                    results[index].append(rollout)
+                if on_progress is not None:
+                    on_progress(len(batch))
     finally:
         model.train(was_training)
     return results

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipvrm_lightning.models import FrozenCopy, LoRA, RandomLanguageModel
 from ipvrm_lightning.models.logprobs import response_scores
-from ipvrm_lightning.models.product_precision import shorten_frozen, shortened
+from ipvrm_lightning.models.product_precision import shorten_frozen, shortened, widen
 from ipvrm_lightning.rollouts.sampler import sample_responses
 from ipvrm_lightning.types import TrajectoryBatch
 
@@ -118,6 +120,24 @@ def test_a_frozen_copy_is_short_where_products_are(batch: TrajectoryBatch) -> No
     assert found == {True: {torch.bfloat16}, False: {torch.float32}}
 
 
+def test_a_shortened_model_is_copied_kept_and_widened_again_and_adapters_merge_into_it_as_before(
+    tmp_path: Path, batch: TrajectoryBatch
+) -> None:
+    short, wide = (published(lora=LoRA(r=2)).eval() for _ in range(2))
+    shorten_frozen(short)
+    torch.save(short, tmp_path / "model.pt")
+    kept = torch.load(tmp_path / "model.pt", weights_only=False)
+    with in_bfloat16(), torch.no_grad():
+        expected = response_scores(wide, batch).log_probs
+        for model in (short, kept, deepcopy(short)):
+            assert torch.equal(response_scores(model, batch).log_probs, expected)
+    widen(short)
+    assert [type(module) for module in short.modules()] == [type(module) for module in wide.modules()]
+    assert all(torch.equal(p, other) for p, other in zip(short.parameters(), wide.parameters(), strict=True))
+    merged, expected_merged = (model.merge_and_unload() for model in (short, wide))
+    assert all(torch.equal(p, q) for p, q in zip(merged.parameters(), expected_merged.parameters(), strict=True))
+
+
 class Casts(TorchDispatchMode):
     """Counts casts of a model's weights, and of what has the shape of cached keys and values."""
 
@@ -145,13 +165,14 @@ def test_sampling_under_autocast_casts_each_weight_once_and_no_cache(monkeypatch
             model, prompts, num_return_sequences=3, max_new_tokens=20, eos_token_id=1, pad_token_id=0, seed=3
         )
 
-    with in_bfloat16(), Casts(model) as short, shortened(model):
+    with in_bfloat16(), Casts(model) as short:
         found = sampled()
     matrices = [p for name, p in before.items() if "_proj" in name]
     assert short.of_weights == len(matrices) + 1  # the head
     assert short.of_cache == QWEN["num_hidden_layers"]  # the keys of the prompts
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
     monkeypatch.setattr("ipvrm_lightning.rollouts.cache.multiplies_shorter", lambda device: False)
+    monkeypatch.setattr("ipvrm_lightning.rollouts.sampler.shortened", lambda model: nullcontext())
     with in_bfloat16(), Casts(model) as wide:
         assert sampled() == found
     assert wide.of_weights > 15 * short.of_weights and wide.of_cache > 15
