@@ -42,7 +42,8 @@ def incidental_keys(config: Mapping[Any, Any]) -> set[str]:
     """
     found = set(_incidental(config, ""))
     trainer = config.get("trainer") or {}
-    if trainer.get("limit_val_batches") not in (None, 1.0) or trainer.get("overfit_batches"):
+    limit = trainer.get("limit_val_batches")
+    if isinstance(limit, int) or limit not in (None, 1.0) or trainer.get("overfit_batches"):  # 1 is a count, 1.0 all
         found = {key for key in found if not key.startswith("data.") or key.endswith(".num_workers")}
     return found
 
