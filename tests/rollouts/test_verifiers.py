@@ -391,33 +391,49 @@ def test_a_worker_whose_pool_is_no_more_ends_by_itself(tmp_path: Path, monkeypat
     """With its parent's SIGPROF ignored, which processes inherit."""
     main = """
         def do(task):
+            if task != "try":
+                open(task, "w").close()
             while task != "try":
                 pass
         serve(do, "try", None)
     """
-    module = module_of_tasks(tmp_path, monkeypatch, "orphan", main)
+    module, at_work = module_of_tasks(tmp_path, monkeypatch, "orphan", main), tmp_path / "at_work"
     script = (
-        "import os, signal, threading\n"
+        "import os, signal, threading, time\n"
         "from ipvrm_lightning.rollouts.worker_pool import WorkerPool\n"
+        "def end():\n"
+        f"    while not os.path.exists({str(at_work)!r}):\n"
+        "        time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "signal.signal(signal.SIGPROF, signal.SIG_IGN)\n"
         f"pool = WorkerPool(module={module!r}, size=1, time_limit=2.0, memory_limit=512)\n"
         "pool.run(['try'])\n"
         "print(pool.process_ids[0], flush=True)\n"
-        "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
-        "pool.run(['work'])\n"
+        "threading.Thread(target=end, daemon=True).start()\n"
+        f"pool.run([{str(at_work)!r}])\n"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
     )
-    assert done.returncode == -signal.SIGKILL
+    assert done.returncode == -signal.SIGKILL and at_work.exists()
     for _ in range(350):
-        try:
-            os.kill(int(done.stdout), 0)
-        except ProcessLookupError:
+        if not is_running(int(done.stdout)):
             return
         time.sleep(0.1)
     pytest.fail("the worker outlived its pool")
+
+
+def is_running(process: int) -> bool:
+    """Whether a process is there and has not ended: one that has is a zombie until its parent, here PID 1, asks."""
+    try:
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:  # it has just gone, or there is no /proc, as on macOS
+        return not Path("/proc").is_dir()
+    return state not in ("Z", "X")
 
 
 def test_workers_that_do_not_start_are_an_error() -> None:
