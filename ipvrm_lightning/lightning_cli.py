@@ -161,7 +161,8 @@ class IPVRMCLI(LightningCLI):
         if resumed is not None and (changed := changed_divisions(resumed.parent.parent, values)):
             change = {"from": str(resumed), "was_and_is": changed}
             said = ", ".join(f"{plain_name(key)} {one} (was {other})" for key, (other, one) in changed.items())
-            rank_zero_info(f"Other than before, which changes no result but for rounding: {said}")
+            drawn = "by which a policy in half precision may draw other responses"
+            rank_zero_info(f"Other than before, which changes no result but for rounding ({drawn}): {said}")
         check_output_folder(root)
         if config.trainer.logger is not False:
             known = os.environ.get("IPVRM_RUN") or (resumed and resumed.parent.parent.name)
@@ -306,11 +307,14 @@ def _name_similar_run(root: Path, values: dict[str, Any]) -> None:
     run, keys = found
     try:
         hold(run, "look").close()
-    except ValueError:  # it is still going on
+        checkpoint = checkpoint_to_resume(run)
+    except (ValueError, OSError):  # it is still going on, or is broken, which is no reason to refuse this one
         return
-    if (checkpoint := checkpoint_to_resume(run)) is not None:
+    if checkpoint is not None:
+        # of no key, and yet another fingerprint
+        unknown = "trainer.logger, or was started by another version of ipvrm_lightning"
         rank_zero_info(
-            f"{run} has not ended and differs in {', '.join(map(plain_name, keys))}: this is a new run."
+            f"{run} has not ended and differs in {', '.join(map(plain_name, keys)) or unknown}: this is a new run."
             f" To go on from that one: --ckpt_path {checkpoint}"
         )
 

@@ -69,22 +69,26 @@ def changed_divisions(run: Path, config: dict[str, Any]) -> dict[str, list[Any]]
         config: as plain values.
     """
     incidental = incidental_keys(config)
-    return {key: both for key, both in _changed(run, config).items() if key in incidental}
+    return {key: both for key, both in (_changed(run, config) or {}).items() if key in incidental}
 
 
-def _changed(run: Path, config: dict[str, Any]) -> dict[str, list[Any]]:
+def _changed(run: Path, config: dict[str, Any]) -> dict[str, list[Any]] | None:
     """What a config says otherwise than the one that a run has kept: was and is, by dotted key; loggers aside.
 
     Args:
-        run: its folder; where its config cannot be read, nothing is known to be otherwise.
+        run: its folder.
         config: as plain values.
+
+    Returns:
+        None where the config that it has kept cannot be read.
     """
-    with suppress(OSError, yaml.YAMLError, AttributeError, RecursionError):
+    with suppress(OSError, ValueError, yaml.YAMLError, AttributeError, RecursionError):
         earlier = flatten(_without_nulls(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))))
         own = flatten(_without_nulls(config))
         keys = [key for key in {**earlier, **own} if not _says_how(key) and not key.startswith("trainer.logger")]
-        return {key: [earlier.get(key), own.get(key)] for key in keys if earlier.get(key) != own.get(key)}
-    return {}
+        both = {key: [earlier.get(key), own.get(key)] for key in keys}
+        return {key: [was, now] for key, (was, now) in both.items() if json.dumps(was) != json.dumps(now)}  # 1 and 1.0
+    return None
 
 
 def _without_nulls(value: Any) -> Any:
@@ -97,7 +101,9 @@ def _without_nulls(value: Any) -> Any:
 
 
 def similar_run(root: Path, config: dict[str, Any]) -> tuple[Path, list[str]] | None:
-    """The newest run of a fit, where it has not ended and its config differs in a few keys, and these keys.
+    """The newest run of a fit, where it has not ended and differs in a few keys or none, and these keys.
+
+    Those that only divide the work, and loggers, are left aside.
 
     Args:
         root: `default_root_dir` of the runs.
@@ -106,8 +112,11 @@ def similar_run(root: Path, config: dict[str, Any]) -> tuple[Path, list[str]] | 
     newest = max((record.parent for record in root.glob(f"*/{RECORD}") if _is_of_fit(record.parent)), default=None)
     if newest is None or _read(newest / RECORD).get("ended"):
         return None
-    changed = _changed(newest, config)
-    return (newest, list(changed)) if 0 < len(changed) <= _FEW else None
+    if (changed := _changed(newest, config)) is None:
+        return None
+    incidental = incidental_keys(config)
+    keys = [key for key in changed if key not in incidental]
+    return (newest, keys) if len(keys) <= _FEW else None
 
 
 def _is_of_fit(run: Path) -> bool:

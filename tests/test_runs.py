@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,7 +210,8 @@ def test_what_only_divides_the_work_makes_no_other_run() -> None:
     # of a class that does not say so, an argument may mean anything
     assert not same("IPVRMModule", f"{data}max_tokens", data__class_path="lightning.LightningDataModule")
     # a part of a validation is so many of its batches
-    assert not same("IPVRMModule", f"{data}max_tokens", trainer__limit_val_batches=2)
+    for limit in (2, 1, 0, 0.5):
+        assert not same("IPVRMModule", f"{data}max_tokens", trainer__limit_val_batches=limit)
     assert same("IPVRMModule", f"{data}max_tokens", trainer__limit_val_batches=1.0)
     assert same("DistRLModule", f"{model}update__max_tokens", trainer__limit_val_batches=2)
 
@@ -264,8 +266,8 @@ def test_a_run_goes_on_with_less_memory_and_says_what_is_otherwise(
     command("fit", *options, "--data.max_tokens", "150", "--model.chunk_size", "16", **trainer)
     assert [said[0], said[2]] == [  # between them stands which checkpoint it is
         f"This run has not ended: going on from {stopped}. A new one: --resume never",
-        "Other than before, which changes no result but for rounding: model.chunk_size 16 (was 256), data.max_tokens"
-        " 150 (was 2048)",
+        "Other than before, which changes no result but for rounding (by which a policy in half precision may draw"
+        " other responses): model.chunk_size 16 (was 256), data.max_tokens 150 (was 2048)",
     ]
     assert list(tmp_path.glob("*-fit*")) == [run]
     record, kept = json.loads((run / "run.json").read_text()), yaml.safe_load((run / "config.yaml").read_text())
@@ -310,6 +312,44 @@ def test_a_run_that_stopped_and_differs_in_few_keys_is_named(
     newest = max(tmp_path.glob("*-fit*"))
     monkeypatch.setattr("ipvrm_lightning.lightning_cli.hold", going_on)
     assert fit(*more[:-1], "16") == [] and newest.is_dir()
+
+
+def test_a_run_that_stopped_and_differs_in_no_known_key_is_named(
+    tmp_path: Path, command: Command, said: list[str]
+) -> None:
+    """Its loggers are other ones, or another version has taken another fingerprint of the same config."""
+    command("fit")
+    (run,) = tmp_path.glob("*-fit")
+    write_record(run, {"ended": None, "config": "0123456789abcdef"})
+    kept, last = (run / "config.yaml").read_text(), run / "checkpoints" / "last.ckpt"
+
+    def fit(*more: str) -> tuple[list[str], bool]:
+        said.clear()
+        command("fit", *more)
+        (new,) = set(tmp_path.glob("*-fit*")) - {run}
+        ended = json.loads((new / "run.json").read_text())["ended"] is not None
+        shutil.rmtree(new)
+        return [line for line in said if "not ended" in line], ended
+
+    end = f"this is a new run. To go on from that one: --ckpt_path {last}"
+    unknown = "trainer.logger, or was started by another version of ipvrm_lightning"
+    named = ([f"{run} has not ended and differs in {unknown}: {end}"], True)
+    assert fit() == fit("--data.max_tokens", "300", "--model.chunk_size", "16") == named
+    assert fit("--trainer.limit_val_batches", "1") == (
+        [f"{run} has not ended and differs in trainer.limit_val_batches: {end}"],
+        True,
+    )
+    (run / "config.yaml").write_text(kept.replace("limit_val_batches: null", "limit_val_batches: 1.0"))
+    assert fit("--trainer.limit_val_batches", "1")[0] == [
+        f"{run} has not ended and differs in trainer.limit_val_batches: {end}"
+    ]
+    for broken in (b"{", b"\xff"):  # then nothing is known of it
+        (run / "config.yaml").write_bytes(broken)
+        assert fit() == ([], True)
+    (run / "config.yaml").write_text(kept)
+    assert fit() == named
+    last.write_bytes(last.read_bytes()[:1000])  # of another run, which is no reason to refuse this one
+    assert fit() == ([], True)
 
 
 def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
