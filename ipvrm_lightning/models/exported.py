@@ -133,7 +133,7 @@ def rounding_note(precision: str | None) -> str | None:
         return None
     return (
         f"thresholds were chosen in {precision}, and scores are not rounded so: take them from"
-        " `ipvrm test --trainer.precision 32-true`"
+        " `ipvrm test --trainer.precision 32-true` (with fast.yaml see docs/scoring.md)"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +202,18 @@ def test_packed_sequences_on_a_gpu_are_for_half_precision(tmp_path: Path) -> Non
         check_fit(strategy, fits)
     strategy.precision_plugin.precision = "bf16-mixed"
     check_fit(strategy, module)
+
+
+def test_what_was_fitted_fast_is_tested_in_full_precision_as_the_docs_say(tmp_path: Path, made: list[IPVRMCLI]) -> None:
+    text = (REPOSITORY / "docs" / "scoring.md").read_text()
+    option, value = re.findall(r"`(--\S*attn_implementation) (\w+)`", text)[0]
+    full = [*("--trainer.precision", "32-true"), *("--trainer.default_root_dir", str(tmp_path))]
+    main(["test", *stack("ipvrm_qwen.yaml", "strategy/fast.yaml"), *full, option, value])
+    (cli,) = made
+    assert cli.trainer.precision == "32-true" and cli.model.language_model.compile
+    strategy: Any = cli.trainer.strategy
+    strategy.accelerator = CUDAAccelerator()
+    check_fit(strategy, cli.model)
 
 
 def test_a_reference_that_does_not_fit_is_refused_before_a_model_is_built() -> None:
