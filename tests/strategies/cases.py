@@ -19,10 +19,11 @@ from ipvrm_lightning.metrics import report_to_json
 from ipvrm_lightning.models import CachedReference, LoRA, PretrainedLanguageModel, RandomLanguageModel
 from ipvrm_lightning.models.logprobs import check_output_head, response_scores
 from ipvrm_lightning.models.reference import weights_fingerprint
-from ipvrm_lightning.models.sharding import Sharded, is_sharded, whole
+from ipvrm_lightning.models.sharding import Sharded, gathered, is_sharded, whole
 from ipvrm_lightning.modules import IPVRMModule, SFTModule
 from ipvrm_lightning.modules.distrl_settings import RewardModel
 from ipvrm_lightning.objectives import IPVRM, QRM
+from ipvrm_lightning.rollouts.sampler import sample_responses
 from ipvrm_lightning.strategies import FullyShard
 
 from ..conftest import REPOSITORY
@@ -160,6 +161,14 @@ def compare_weights(folder: Path) -> None:
         batch = make_batch([9, 14, 5, 11], [3, 6, 1, 10])
         scores = [response_scores(model, batch).log_probs for model in (plain, sharded)]
         torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=1e-6)
+    # the last one is sampled from, which holds matrices in bfloat16 meanwhile, each process for passes of its own
+    rank, found = torch.distributed.get_rank(), []
+    counts = {"num_return_sequences": 2 + rank, "max_new_tokens": 6 + 6 * rank}
+    for model in (plain, sharded):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), gathered(model):
+            found.append(sample_responses(model, [[5, 6, 7, 8], [9, 10]], eos_token_id=3, pad_token_id=0, **counts))
+    assert found[0] == found[1]
+    assert all(parameter is own[key] and is_sharded(parameter) for key, parameter in sharded.named_parameters())
 
 
 #: Cases that run on two processes under each strategy.
