@@ -43,9 +43,12 @@ WORLD: dict[str, Any] = {
 }
 OBJECTIVES = ("IPVRM", "ImplicitPRM", "DPORM")
 IPVRM = {"objective": "IPVRM"}
+#: The settings that find most wrong steps on another world (`results/ipvrm_settings.md`).
+WIDE = {**IPVRM, "options": {"beta": 100.0, "margin": 0.0}}
 #: No reward model at all: the world's rules say which token was wrong (`exact_credit.py`).
 EXACT = {"objective": "IPVRM", "exact": True, "pretrained": False, "update": "frozen"}
-#: Rows: `reward` is None for GRPO; all other keys replace the settings of `run_once`.
+#: Rows: `reward` is None for GRPO, `options` of its objective hold before reinforcement learning and in it, `online` in
+#: it only; all other keys replace the settings of `run_once`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "GRPO": {"reward": None},
     "GRPO + IPVRM": {"reward": IPVRM, "distribution_coef": 0.0},
@@ -62,7 +65,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "DistRL + IPVRM, naive": {"reward": {**IPVRM, "boundary": False, "weighting": False}},
     "DistRL + IPVRM, boundary only": {"reward": {**IPVRM, "weighting": False}},
     "DistRL + IPVRM, weighting only": {"reward": {**IPVRM, "boundary": False}},
-    "DistRL + IPVRM, margin 0": {"reward": {**IPVRM, "margin": 0.0}},
+    "DistRL + IPVRM, margin 0": {"reward": {**IPVRM, "online": {"margin": 0.0}}},
+    "GRPO + IPVRM, beta 100, margin 0": {"reward": WIDE, "distribution_coef": 0.0},
+    "DistRL + IPVRM, beta 100, margin 0": {"reward": WIDE},
     "GRPO + DPORM, 1e-3": {"reward": {"objective": "DPORM", "learning_rate": 1e-3}, "distribution_coef": 0.0},
     "DistRL + DPORM, 1e-3": {"reward": {"objective": "DPORM", "learning_rate": 1e-3}},
     "GRPO + exact credit": {"reward": EXACT, "distribution_coef": 0.0},
@@ -177,10 +182,11 @@ def build_module(arguments: argparse.Namespace, settings: dict[str, Any], seed: 
     reward = None
     if chosen is not None:
         name = chosen["objective"]
-        objective = getattr(objectives, name)(**({"margin": chosen["margin"]} if "margin" in chosen else {}))
+        options = chosen.get("options", {})
+        objective = getattr(objectives, name)(**options, **chosen.get("online", {}))
         reward = RewardModel(
             objective=objective,
-            checkpoint=str(reward_model(name, seed, chosen.get("learning_rate")))
+            checkpoint=str(reward_model(name, seed, chosen.get("learning_rate"), options))
             if chosen.get("pretrained", True)
             else None,
             update=chosen.get("update", "before"),
@@ -203,12 +209,14 @@ def build_module(arguments: argparse.Namespace, settings: dict[str, Any], seed: 
     )
 
 
-def reward_model(objective: str, seed: int, rate: float | None = None) -> Path:
+def reward_model(objective: str, seed: int, rate: float | None = None, options: dict[str, float] | None = None) -> Path:
     """A reward model trained on the world's labelled rollouts; made where it is absent."""
     rate = LEARNING_RATES[objective] if rate is None else rate
-    path = Path("outputs/policy_benchmark") / f"{objective}-{rate:g}-{seed}.ckpt"
+    options = options or {}
+    name = "-".join([objective, *(f"{key}_{value:g}" for key, value in options.items()), f"{rate:g}", str(seed)])
+    path = Path("outputs/policy_benchmark") / f"{name}.ckpt"
     if not path.exists():
-        _, _, trainer = train(objective, rate, {}, world={**WORLD, "seed": seed}, epochs=1)
+        _, _, trainer = train(objective, rate, options, world={**WORLD, "seed": seed}, epochs=1)
         trainer.save_checkpoint(path)
     return path
 
