@@ -62,11 +62,20 @@ def check_filled(cache: Any) -> None:
     Raises:
         ValueError: layers of it are empty, so that what they should hold is elsewhere or nowhere.
     """
-    attention = [layer.is_initialized for layer in cache.layers if hasattr(layer, "is_initialized")]
-    others = [_has_state(layer) for layer in cache.layers if not hasattr(layer, "is_initialized")]
+    attention = [layer.is_initialized for layer in cache.layers if _attends(layer)]
+    others = [_has_state(layer) for layer in cache.layers if not _attends(layer)]
     # of the others, layers of experts alone have nothing to keep
     if not all(attention) or (others and not any(others)):
         raise ValueError("it does not keep what it has read in the cache that it is given")
+
+
+def has_attention(cache: Any) -> bool:
+    """Whether layers of a cache hold keys and values, rather than states alone (Mamba)."""
+    return any(map(_attends, cache.layers))
+
+
+def _attends(layer: Any) -> bool:
+    return hasattr(layer, "is_initialized")
 
 
 def _has_state(layer: Any) -> bool:

@@ -21,13 +21,13 @@ from torch import Tensor
 from ipvrm_lightning.failures import library_errors
 from ipvrm_lightning.models.output_head import base_language_model
 from ipvrm_lightning.models.product_precision import shortened
-from ipvrm_lightning.rollouts.cache import check_filled, growing_cache
+from ipvrm_lightning.rollouts.cache import check_filled, growing_cache, has_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _DROP_BELOW = 0.75
-#: `cache` since transformers 5.24, which warns of the older name; Mamba has one of its own.
+#: `cache` since transformers 5.24, which warns of the older names; Mamba's was one of its own.
 _CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 
 
@@ -220,7 +220,7 @@ class _Sampler:
 
     def _forward(self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
         """Logits after the last of `ids`; without padding no mask is needed, and attention is faster without one."""
-        if self.cache_argument == "cache_params" and ids.shape[1] == 1:
+        if ids.shape[1] == 1 and not has_attention(cache):
             attention_mask = None  # is of the tokens given: what came before them is in the states, without padding
         output = self.model(
             input_ids=ids,

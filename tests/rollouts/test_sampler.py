@@ -175,6 +175,7 @@ RECURRENT = {
         "mamba_chunk_size": 8,
     },
     "mamba": {"state_size": 4, "time_step_rank": 4},  # no attention at all
+    "mamba2": {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8},
 }
 
 
