@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -115,9 +116,9 @@ class DistRLModule(PolicyModule):
         self.automatic_optimization = False
         self.sampling = sampling
         self.reward = reward
-        self.collecting = collecting or Collecting()
+        self.collecting = copy(collecting or Collecting())  # the defaults are everyone's
         self.advantages = advantages or AdvantageSettings()
-        self.update = update or PolicyUpdate()
+        self.update = copy(update or PolicyUpdate())
         self.optimizer = optimizer
         self.scheduler = scheduler or Schedule()
         self.step_separator = step_separator
