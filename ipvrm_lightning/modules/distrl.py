@@ -16,7 +16,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from copy import copy
 from functools import partial
 from typing import Any
 
@@ -94,7 +93,7 @@ class DistRLModule(PolicyModule):
         verifier: Verifier,
         sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
         reward: RewardModel | None = None,
-        collecting: Collecting | None = Collecting(),  # noqa: B008  (a value, for configs to hold)
+        collecting: Collecting | None = Collecting(),  # noqa: B008  (frozen)
         advantages: AdvantageSettings | None = None,
         update: PolicyUpdate | None = PolicyUpdate(),  # noqa: B008
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -116,9 +115,9 @@ class DistRLModule(PolicyModule):
         self.automatic_optimization = False
         self.sampling = sampling
         self.reward = reward
-        self.collecting = copy(collecting or Collecting())  # the defaults are everyone's
+        self.collecting = collecting or Collecting()
         self.advantages = advantages or AdvantageSettings()
-        self.update = copy(update or PolicyUpdate())
+        self.update = update or PolicyUpdate()
         self.optimizer = optimizer
         self.scheduler = scheduler or Schedule()
         self.step_separator = step_separator

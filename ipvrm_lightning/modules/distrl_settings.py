@@ -35,7 +35,7 @@ def check_sampling(sampling: Sampling) -> None:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Collecting:
     """Which sampled prompts a step learns from.
 
@@ -108,7 +108,7 @@ class AdvantageSettings:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class PolicyUpdate:
     """One step's updates of the policy (arXiv:2604.13197, Eqs. 11, 12, 14).
 
