@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -171,6 +172,8 @@ def _loaded(build: Callable[[Plan], Loaded], plans: Sequence[Plan], num_workers:
         _Built(build, plans),
         batch_size=None,
         num_workers=num_workers,
+        # Forked ones share what was read; Python 3.14 would send it to each, from a process that SIGTERM ends.
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         # An own generator: starting an iterator must not draw from the global one.
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_outlive_signals,

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,18 @@ def test_workers_outlive_a_signal_to_stop_that_all_processes_are_sent(evaluating
     for signum in (signal.SIGTERM, signal.SIGINT):
         os.kill(worker.pid, signum)
     assert len([first, *found]) == len(loader)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+def test_workers_share_the_data_with_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do not where they are started anew, which is what Python does from 3.14 on: the data is sent to them."""
+    monkeypatch.setattr(TrajectoryDataset, "__reduce__", lambda self: pytest.fail("the data was copied"))
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        assert len(list(_loader(1))) == 7
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.mark.parametrize(("num_workers", "stop"), [(0, 0), (0, 3), (0, 6), (0, 7), (0, 9), (2, 3), (2, 9)])
