@@ -181,7 +181,9 @@ def messages_at_the_end(process: subprocess.Popen[bytes], timeout: float) -> str
     try:
         messages = process.communicate(timeout=timeout)[1].decode()
         with pytest.raises(ProcessLookupError):
-            os.killpg(process.pid, 0)
+            for _ in range(500):  # Python's own process for resources ends when it sees that this one has
+                os.killpg(process.pid, 0)
+                time.sleep(0.01)
         return messages
     finally:
         with suppress(ProcessLookupError):
