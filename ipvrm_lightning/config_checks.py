@@ -73,6 +73,17 @@ def read_counts_as_counts(parser: ArgumentParser) -> None:
             action._typehint = reduce(or_, ordered)  # type: ignore[attr-defined]
 
 
+def describe_options(parser: ArgumentParser, texts: Mapping[str, str]) -> None:
+    """Have `--help` say these texts of options.
+
+    Args:
+        parser: of a command.
+        texts: by the option's name.
+    """
+    for action in parser._actions:
+        action.help = texts.get(action.dest, action.help)
+
+
 def _load_bounded(load: Callable[[str], Any], text: str) -> Any:
     try:
         if text.startswith(("None", "[", "{")) and "None" in text:

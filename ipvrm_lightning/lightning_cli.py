@@ -17,6 +17,7 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from ipvrm_lightning.callbacks.optimizer_settings import OptimizerSettings
@@ -30,7 +31,13 @@ from ipvrm_lightning.callbacks.tables import ResultsTable
 from ipvrm_lightning.callbacks.tokens import TokenFile
 from ipvrm_lightning.callbacks.whole_epochs import WholeEpochs
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
-from ipvrm_lightning.config_checks import bound_values, check_class_paths, check_output_folder, read_counts_as_counts
+from ipvrm_lightning.config_checks import (
+    bound_values,
+    check_class_paths,
+    check_output_folder,
+    describe_options,
+    read_counts_as_counts,
+)
 from ipvrm_lightning.config_keys import plain_name
 from ipvrm_lightning.config_notes import config_notes
 from ipvrm_lightning.failures import mistakes, names_full_disk
@@ -52,6 +59,19 @@ from ipvrm_lightning.strategies import accelerator_for, check_fit, check_trainer
 
 # dataclasses, of which the parser takes no subclass unless it is told to
 set_parsing_settings(subclasses_enabled=[AdvantageSettings, Schedule])
+
+#: In place of what Lightning says of its own options, which offers checkpoints that no command here can find.
+_HELP = {
+    "ckpt_path": "checkpoint to load: its path, or `last` for the newest of all runs in trainer.default_root_dir",
+    "weights_only": "always true: nothing pickled is loaded",
+}
+#: Methods of a module that commands need, one of them each.
+_STEPS = {
+    "fit": ("training_step",),
+    "validate": ("validation_step",),
+    "test": ("test_step",),
+    "predict": ("predict_step", "forward"),
+}
 
 
 class _Prepared(Exception):
@@ -126,6 +146,7 @@ class IPVRMCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         read_counts_as_counts(parser)
+        describe_options(parser, _HELP)
         if subcommand == "fit":
             parser.add_argument(
                 "--resume",
@@ -196,6 +217,7 @@ class IPVRMCLI(LightningCLI):
             The checkpoint of a run that goes on in its own folder, None for a run of its own.
 
         Raises:
+            FileNotFoundError: there is no such checkpoint.
             ValueError: pickles are asked for, the checkpoint does not do, or the run is still going on.
         """
         if config.get("weights_only") is False:
@@ -203,6 +225,7 @@ class IPVRMCLI(LightningCLI):
         config.weights_only = True  # Lightning leaves it off for addresses
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest_checkpoint(root, what="--ckpt_path last"))
+        _check_given(config.get("ckpt_path"), root)
         trains, resumed = self.subcommand == "fit", None
         if trains and config.trainer.logger is False and not config.trainer.fast_dev_run:
             rank_zero_info("trainer.logger: false: the run has no folder of its own, and to go on it needs --ckpt_path")
@@ -232,6 +255,7 @@ class IPVRMCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, unless its settings and the module cannot work together."""
         settings = self._get(self.config_init, "trainer")
+        _check_command(str(self.subcommand), self.model)
         check_trainer(settings, self.model)
         check_fit(settings.strategy, self.model)
         return super().instantiate_trainer(accelerator=accelerator_for(self.model, settings.accelerator), **kwargs)
@@ -272,6 +296,34 @@ class IPVRMCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it is: Lightning would let a checkpoint's hyper-parameters override it."""
+
+
+def _check_given(path: Any, root: Path) -> None:
+    """Refuse a checkpoint that is not there now: Lightning does once data and model are loaded.
+
+    Args:
+        path: as given; an address is left to Lightning.
+        root: folder of the runs.
+
+    Raises:
+        FileNotFoundError: names it.
+    """
+    if path and "://" not in str(path) and not Path(path).exists():
+        raise FileNotFoundError(
+            f"--ckpt_path {path}: no such checkpoint; give the path of one (a run's best lies beside its last.ckpt), or"
+            f" last for the newest of all runs in {root}"
+        )
+
+
+def _check_command(command: str, module: LightningModule) -> None:
+    """Refuse a command that the module has no step for, before data and model are loaded.
+
+    Raises:
+        ValueError: names the commands that it has steps for.
+    """
+    known = [name for name, steps in _STEPS.items() if any(is_overridden(step, module) for step in steps)]
+    if command not in known:
+        raise ValueError(f"{type(module).__name__} has no step for `ipvrm {command}`, only for {', '.join(known)}")
 
 
 def _checkpoint_to_resume(root: Path, values: dict[str, Any]) -> Path | None:

@@ -325,6 +325,16 @@ BAD_COMMANDS = {
         "nowhere/rollouts.jsonl",
     ),
     "no checkpoint": (["test", "--config", "{config}", "--ckpt_path", "last"], 1, "no checkpoint under"),
+    "a checkpoint that is not there": (
+        ["test", "--config", "{config}", "--ckpt_path", "run/best.ckpt"],
+        1,
+        "--ckpt_path run/best.ckpt: no such checkpoint",
+    ),
+    "a name that Lightning knows": (
+        ["test", "--config", "{config}", "--ckpt_path", "best"],
+        1,
+        "--ckpt_path best: no such checkpoint; give the path of one (a run's best lies beside its last.ckpt)",
+    ),
     "no scores": (["judge", "nowhere.jsonl"], 1, "nowhere.jsonl"),
 }
 
@@ -345,6 +355,26 @@ def test_bad_input_gives_one_line_and_a_failing_exit(
     (line,) = [line for line in error.splitlines() if line.startswith("ipvrm ")]
     assert message in line
     assert "Traceback" not in error and "usage:" not in error
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_a_command_that_a_module_has_no_step_for_names_those_that_it_has(
+    command: str, tmp_path: Path, real_inputs: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(REPOSITORY / "configs" / "sft_smollm2.yaml")
+    with pytest.raises(SystemExit):
+        main([command, "--config", config, "--config", tiny_overlay(tmp_path, real_inputs, "sft_smollm2.yaml")])
+    said = f"ipvrm {command}: SFTModule has no step for `ipvrm {command}`, only for fit, validate\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_the_help_offers_no_checkpoint_that_a_command_refuses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    _, _, told = capsys.readouterr().out.partition("  --ckpt_path CKPT_PATH\n")
+    (told, *_) = told.split("\n  --")
+    assert "`last`" in told and "best" not in told and "registry" not in told
 
 
 def test_what_a_constructor_refuses_is_all_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

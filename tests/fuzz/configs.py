@@ -60,7 +60,7 @@ def _spoilt(draw: Callable[..., Any], configs: str) -> Case:
         f"{name}: {how} {'.'.join(map(str, path))} {key!r} = {value!r}",
         {name: text},
         (name.removesuffix(".yaml"), "--config", f"{{here}}/{name}", *_out(name)),
-        (*named[-2:], str(key) or "key", str(value)[:20] or "key", name, "none is given", "No `test_step"),
+        (*named[-2:], str(key) or "key", str(value)[:20] or "key", name, "none is given", "has no step for"),
     )
 
 
