@@ -212,7 +212,7 @@ def _of_export(
     elif exported.base is None:
         raise ValueError(f"{folder / CONFIG_NAME}: does not say what its adapter belongs on")
     else:
-        reward = Part(_moved(exported.base, reference), str(folder))
+        reward = Part(_moved(exported.base, reference, folder), str(folder))
     return Description(
         name=name,
         reward=reward,
@@ -244,12 +244,21 @@ def _exported_reference(folder: Path, exported: ExportedConfig, reward: Part, gi
             f"{folder}: its reference lies in its folder {REFERENCE_FOLDER}, and nothing tells whether another is the"
             " same: leave reference out"
         )
-    return Part(_moved(source, given), checked=source.weights is not None)
+    return Part(_moved(source, given, folder), checked=source.weights is not None)
 
 
-def _moved(source: ModelSource, place: str | None) -> ModelSource:
-    """A model that an export names, at the place that a user says it has now."""
+def _moved(source: ModelSource, place: str | None, export: Path) -> ModelSource:
+    """A model that an export names, at the place that a user says it has now.
+
+    Raises:
+        FileNotFoundError: it is a folder that is gone, and nobody says where it is.
+    """
     if place is None:
+        if Path(source.name).is_absolute() and not Path(source.name).exists():
+            raise FileNotFoundError(
+                f"{source.name}, which {export} was trained from, is not there: say where it is now by reference"
+                " (--reference)"
+            )
         return source
     now = _model_source(place)
     return replace(source, name=now.name, revision=None, gguf_file=now.gguf_file)

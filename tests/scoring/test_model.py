@@ -160,6 +160,20 @@ def test_an_adapter_is_refused_on_other_weights(judged: Judged, scorer: PrefixVa
         PrefixValueModel.from_pretrained(judged.export, reference=str(copied_base))
 
 
+@pytest.mark.parametrize("part", ["reference", "base"])
+def test_a_model_that_an_export_names_and_that_is_gone_is_asked_for(
+    part: str, judged: Judged, full_export: str, tmp_path: Path
+) -> None:
+    export = Path(shutil.copytree(full_export if part == "reference" else judged.export, tmp_path / "export"))
+    record = json.loads((export / "ipvrm_config.json").read_text())
+    gone = record[part]["name"] = str(tmp_path / "gone")
+    (export / "ipvrm_config.json").write_text(json.dumps(record))
+    said = f"{gone}, which {export} was trained from, is not there: say where it is now by reference (--reference)"
+    with pytest.raises(FileNotFoundError, match=re.escape(said)):
+        describe(str(export))
+    assert describe(str(export), reference=judged.base)
+
+
 def damage(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     name = max(weights)
@@ -223,7 +237,8 @@ def test_a_reward_model_of_distrl_is_read_against_its_policy(lora: bool, judged:
     assert max(map(abs, expected)) > 1e-3
     moved = shutil.move(base, tmp_path / "moved")
     if lora:  # two adapters on one base
-        assert describe(str(reward)).reward.model.name == base
+        with pytest.raises(FileNotFoundError, match=f"{re.escape(base)}, which .* was trained from, is not there"):
+            describe(str(reward))
         scorer = PrefixValueModel.from_pretrained(str(reward), reference=str(moved))
         assert scorer.score("1?", ["add", "so 2"], tokens=True).tokens == found.tokens
     else:
