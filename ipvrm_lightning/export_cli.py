@@ -14,11 +14,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="ipvrm export", description=__doc__)
     parser.add_argument("source", type=Path, help="checkpoint, folder of a run, or folder of runs for the newest")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--part", choices=("policy", "reward"), default="policy", help="of a policy optimisation")
+    parser.add_argument(
+        "--part", choices=("policy", "reward"), default="policy", help="model of a policy optimisation; default policy"
+    )
     parser.add_argument(
         "--merge", action="store_true", help="add the adapter to the weights, in float32; default: adapter alone"
     )
-    parser.add_argument("--with_reference", action="store_true", help="put the reference's weights in as well")
+    parser.add_argument(
+        "--with_reference", action="store_true", help="put the reference's weights in, by default its name"
+    )
     parser.add_argument("--protocol", default="step_sum", help="of step scores, by default: step_sum, prefix_sum, ...")
     parser.add_argument(
         "--threshold_origin",

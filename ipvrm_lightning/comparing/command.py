@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="SETTING",
         help="one row for each value of this key of the runs' configs, such as model.optimizer.lr; may be repeated "
-        "(default: all settings in which the runs differ, but for seeds and places of files)",
+        "(default: the objective, and the fewest other settings that tell the runs apart; seeds aside)",
     )
     parser.add_argument(
         "--against",
