@@ -15,6 +15,9 @@ from typing import Any
 
 FILE = Path(__file__).with_name("configs.md")
 
+WORLD = "ipvrm_lightning.worlds.arithmetic.settings.WorldSettings"
+#: Arguments that a config gives elsewhere.
+ELSEWHERE = {WORLD: {"size", "seed"}}
 #: Title to class paths, in the order of the page.
 SECTIONS: dict[str, list[str]] = {
     "Modules (`model`)": [
@@ -61,6 +64,7 @@ SECTIONS: dict[str, list[str]] = {
     "Callbacks (`trainer.callbacks`)": ["ipvrm_lightning.callbacks.HFExport"],
     "Strategies (`trainer.strategy`)": ["ipvrm_lightning.strategies.FullyShard"],
     "Loggers (`trainer.logger`)": ["ipvrm_lightning.loggers.MetricsFile"],
+    "Built-in worlds (`overrides`)": [WORLD],
 }
 
 
@@ -106,8 +110,11 @@ def section(path: str) -> list[str]:
     lines = [f"### `{path}`", "", *described_by]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(found, sub_configs=True)
+    left_out = ELSEWHERE.get(path, set())
     rows = [
-        row(action) for action in parser._actions if hasattr(action, "_typehint") and not action.dest.endswith(".help")
+        row(action)
+        for action in parser._actions
+        if hasattr(action, "_typehint") and not action.dest.endswith(".help") and action.dest not in left_out
     ]
     if rows:
         lines += ["", "| argument | type | default | |", "| --- | --- | --- | --- |", *rows]

@@ -15,8 +15,8 @@ class Alarms:
         length_factor: response length may grow or shrink by this factor.
         step_factor: the number of solution steps in a response may grow or shrink by this factor.
         max_kl: largest mean KL of the policy that sampled from the updated one, in nats per token.
-        min_reward_accuracy: smallest share of responses whose value tells their outcome; 0.5 is chance where both
-            outcomes are equally many. Averaged over `patience` steps.
+        min_reward_accuracy: share of responses whose value tells their outcome, averaged over `patience` steps, at or
+            below which the alarm sounds; 0.5 is chance where both outcomes are equally many.
         patience: steps over which the accuracy is averaged.
         baseline: steps that the first means are taken over.
     """
