@@ -14,8 +14,8 @@
 #
 # **The memory tables are computed**, from parameter counts and the formulas below, which are checked against the tiny
 # model of part 1. Four points were measured on a GPU (`benchmarks/results/gpu.md`). They lie 7 to 11 % below what the
-# formulas gave for the code of then, which held the embedding and the head of Qwen3-8B in float32: 3.5 GiB more than
-# now, by the formulas.
+# formulas gave for the code of then. For Qwen3-8B that is 3.5 GiB more than now: its embedding and head were in float32
+# (2.3 GiB), and the head was copied to bfloat16 for each chunk (1.2 GiB).
 #
 # | | tokens a pass | `chunk_size` | GiB, measured then | computed then |
 # | --- | --- | --- | --- | --- |
