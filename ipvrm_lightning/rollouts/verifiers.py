@@ -105,7 +105,9 @@ def judge(verifier: Verifier, submissions: Sequence[Submission], prompt_ids: Seq
 
 
 class ExactMatch(Verifier):
-    """The answer equals the ground truth, letter for letter but for white space, dollar signs and a final full stop.
+    """The answer equals the ground truth, letter for letter, but that runs of white space count as one space.
+
+    Dollar signs around it and a final full stop are left out.
 
     Args:
         use_last_line: where a response states no answer, take its last line that is not blank.
