@@ -1,4 +1,4 @@
-"""The `ipvrm` command: Lightning's fit, validate, test and predict on stacked configs, and commands that need no model.
+"""The `ipvrm` command: Lightning's fit, validate, test and predict on stacked configs, and the commands beside them.
 
 Heavy libraries are imported where they are used, so that `--help` and bad arguments answer at once.
 """
