@@ -1,12 +1,18 @@
-"""Keys of configs: by their dotted names, and those that change no result but for rounding."""
+"""Keys of configs: by their dotted names, those that change no result but for rounding, and those of secrets."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pkgutil import resolve_name
 from typing import Any
+
+#: Names of arguments, of callbacks and data modules of one's own say, that nobody else is to be told.
+_SECRET = re.compile(
+    r"(^|_)(token|secret|password|passwd|credentials?|(api|access|private|secret)_?key)$", re.IGNORECASE
+)
 
 
 def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -29,6 +35,19 @@ def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 def plain_name(key: str) -> str:
     """A key without `init_args` and `class_path`, as it may be typed on the command line."""
     return ".".join(part for part in key.split(".") if part not in ("init_args", "class_path"))
+
+
+def without_secrets(value: Any) -> Any:
+    """A config without the keys whose names are those of secrets, for what leaves this machine.
+
+    Args:
+        value: as YAML holds it.
+    """
+    if isinstance(value, list):
+        return [without_secrets(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {name: without_secrets(one) for name, one in value.items() if not _SECRET.search(str(name))}
 
 
 def incidental_keys(config: Mapping[Any, Any]) -> set[str]:

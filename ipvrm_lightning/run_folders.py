@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from contextlib import suppress
 from datetime import datetime
 from itertools import count
@@ -19,7 +18,7 @@ from typing import IO, Any, Literal
 
 import yaml
 
-from ipvrm_lightning.config_keys import flatten, incidental_keys
+from ipvrm_lightning.config_keys import flatten, incidental_keys, without_secrets
 from ipvrm_lightning.models.checkpoints import newest_in, read_checkpoint
 from ipvrm_lightning.whole_files import write_atomically
 
@@ -28,10 +27,6 @@ RECORD = "run.json"
 _HOW = ("ckpt_path", "config", "resume", "checkpoint_minutes", "weights_only")
 #: A config that differs in more keys is taken for another experiment.
 _FEW = 3
-#: Names of arguments, of callbacks of one's own say, that no service is to be told.
-_SECRET = re.compile(
-    r"(^|_)(token|secret|password|passwd|credentials?|(api|access|private|secret)_?key)$", re.IGNORECASE
-)
 
 
 def new_run(root: Path, command: str) -> Path:
@@ -131,15 +126,7 @@ def logged_settings(config: dict[str, Any]) -> dict[str, Any]:
     """
     trainer = {name: value for name, value in (config.get("trainer") or {}).items() if name != "logger"}
     kept = {name: value for name, value in config.items() if name not in _HOW}
-    return _without_secrets({**kept, "trainer": trainer})
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_secrets(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    return {name: _without_secrets(one) for name, one in value.items() if not _SECRET.search(name)}
+    return without_secrets({**kept, "trainer": trainer})
 
 
 def unfinished_run(root: Path, fingerprint: str) -> Path | None:

@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint_io": {"callbacks"},
     "loggers": {"callbacks", "whole_files"},
     "exporting": {
+        "config_keys",
         "functional",
         "objectives",
         "models",

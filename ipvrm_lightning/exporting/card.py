@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from ipvrm_lightning.config_keys import without_secrets
 from ipvrm_lightning.models.exported import ExportedConfig, ModelSource
 
 _CITATION = """```bibtex
@@ -51,7 +52,8 @@ def model_card(record: ExportedConfig, *, config: dict[str, Any], reports: dict[
     if objective is not None:
         lines += ["", *_reading(record, objective["class_path"])]
     lines += ["", "## Results", "", *(_results(reports) if reports else ["None were given when this was exported."])]
-    settings = {name: config.get(name) for name in ("seed_everything", "model", "data")}
+    # the folder may be given away
+    settings = without_secrets({name: config.get(name) for name in ("seed_everything", "model", "data")})
     lines += ["", "## Data and settings", "", "```yaml", yaml.safe_dump(settings, sort_keys=False).strip(), "```"]
     return "\n".join([*lines, "", "## Citation", "", _CITATION]) + "\n"
 

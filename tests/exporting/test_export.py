@@ -389,6 +389,9 @@ def test_the_card_says_what_was_trained_from_what_and_measured() -> None:
         "| gsm8k (12) | 50.0 / 45.7 | 25.0 / - | 20.0 / 10.0 | 30.0 / 15.0 |",
     ]
     assert yaml.safe_load(text.split("```yaml")[1].split("```")[0]) == settings
+    secret = {"data": {"init_args": {"path": "p", "hf_token": "hunter2", "parts": [{"api_key": "hunter2", 1: 2}]}}}
+    told = model_card(replace(adapter, versions=versions), config=secret, reports=None)
+    assert "hunter2" not in told and "    path: p\n    parts:\n    - 1: 2\n" in told
     pair = replace(adapter, versions=versions, reference=ModelSource("owner/sft"))
     assert "which is `owner/sft`;" in model_card(pair, config={}, reports=None)
     head = model_card(replace(pair, reference=None, objective=QRM().describe()), config={}, reports=None)
