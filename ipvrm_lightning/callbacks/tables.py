@@ -28,6 +28,15 @@ class ResultsTable(Callback):
 
     def __init__(self) -> None:
         self._started = time.monotonic()
+        self._step: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the checkpoint of an earlier command."""
+        self._step = None
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember of which step the weights are that are judged: `last.ckpt` is written over while a fit goes on."""
+        self._step = checkpoint.get("global_step")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -74,7 +83,12 @@ class ResultsTable(Callback):
             said.append(f"Raw step scores: {scores_path} (ipvrm judge recomputes the tables from it)")
         results = {
             "reports": {name: plain_report(report) for name, report in reports.items()},
-            "run": {**run_facts(), "processes": processes, "seconds": time.monotonic() - self._started},
+            "run": {
+                **run_facts(),
+                "checkpoint_step": self._step,
+                "processes": processes,
+                "seconds": time.monotonic() - self._started,
+            },
         }
         path = write_atomically(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
         return [*said, f"Results: {path}"]

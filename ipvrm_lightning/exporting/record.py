@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from ipvrm_lightning.callbacks.run_record import run_facts
 from ipvrm_lightning.exporting.source import Part, Run, named_class, read_config
+from ipvrm_lightning.models.checkpoints import read_checkpoint
 from ipvrm_lightning.models.exported import REFERENCE_FOLDER, ExportedConfig, Layout, ModelSource, Threshold
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.reference import weights_fingerprint
@@ -49,25 +50,36 @@ def read_results(path: Path, run: Run) -> Results:
         run: that is exported.
 
     Raises:
-        ValueError: it is no such file, or is of another checkpoint, or of none; names both.
+        ValueError: it is no such file, or is of another checkpoint, or of none; names both. Or it is of an earlier step
+            of this one, which was written over since.
     """
     path = path / "results.json" if path.is_dir() else path
     try:
-        reports = json.loads(path.read_text(encoding="utf-8"))["reports"]
+        found = json.loads(path.read_text(encoding="utf-8"))
+        reports, facts = found["reports"], found.get("run")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a results.json of `ipvrm test` ({type(error).__name__}: {error})") from error
     beside = path.absolute().parent / "config.yaml"
-    if not beside.is_file():
+    config = read_config(beside) if beside.is_file() else None
+    if config is not None:
+        _check_tested(path, config, run)
+    step = facts.get("checkpoint_step") if isinstance(facts, dict) else None
+    if step is not None and (now := read_checkpoint(run.checkpoint, mmap=True).get("global_step", step)) != step:
+        raise ValueError(f"{path}: is of step {step}, and {run.checkpoint} is of step {now}: test that one")
+    if config is None:
         return Results(reports, None)
-    config = read_config(beside)
+    # a trainer that was told none takes this one
+    precision = str((config.get("trainer") or {}).get("precision") or "32-true")
+    return Results(reports, config.get("data"), precision)
+
+
+def _check_tested(path: Path, config: Mapping[str, Any], run: Run) -> None:
+    """Refuse results whose config names another checkpoint, or none."""
     tested = config.get("ckpt_path")
     if tested is None and _is_trained(run):
         raise ValueError(f"{path}: its test run loaded no checkpoint, this exports {run.checkpoint}: test that one")
     if tested is not None and _within_runs(Path(tested)) != _within_runs(run.checkpoint.absolute()):
         raise ValueError(f"{path}: is of checkpoint {tested}, this exports {run.checkpoint}: test that one")
-    # a trainer that was told none takes this one
-    precision = str((config.get("trainer") or {}).get("precision") or "32-true")
-    return Results(reports, config.get("data"), precision)
 
 
 def _within_runs(checkpoint: Path) -> tuple[str, ...]:

@@ -72,6 +72,25 @@ def test_a_run_leaves_its_table_results_and_scores(tmp_path: Path, capsys: pytes
     assert 0 < results["run"]["seconds"] < time.monotonic() - before
 
 
+def test_the_step_of_the_checkpoint_that_was_judged_is_known(tmp_path: Path) -> None:
+    """Of the one that was loaded, be it written over while it is judged."""
+
+    class WrittenOver(Judged):
+        def on_test_start(self) -> None:
+            torch.save({**stored, "global_step": 9}, tmp_path / "last.ckpt")
+
+    stored = {"state_dict": {}, "global_step": 7, "pytorch-lightning_version": "2.6.0", "callbacks": {}}
+    torch.save(stored, tmp_path / "last.ckpt")
+    trainer = Trainer(
+        **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "default_root_dir": tmp_path},
+        callbacks=[ResultsTable()],
+    )
+    loader = torch.utils.data.DataLoader(range(12), batch_size=2)  # type: ignore[arg-type, var-annotated]
+    for checkpoint, step in ((tmp_path / "last.ckpt", 7), (None, None)):
+        trainer.test(WrittenOver(), loader, verbose=False, ckpt_path=checkpoint)
+        assert json.loads((tmp_path / "results.json").read_text())["run"]["checkpoint_step"] == step
+
+
 class JudgedMore(Judged):
     """With reports of its own, one of which cannot be shown."""
 

@@ -196,6 +196,7 @@ def test_results_go_into_card_and_thresholds(
     judged = [*("--config", str(REPOSITORY / "configs/data/processbench.yaml")), *("--data.subsets", "[gsm8k]")]
     main(["test", *shared, *judged, "--data.path", real_inputs["processbench"], "--ckpt_path", "last"])
     (results,) = tmp_path.glob("*-test/results.json")
+    assert json.loads(results.read_text())["run"]["checkpoint_step"] == 3
     capsys.readouterr()
     main(["export", str(run), "--out", str(tmp_path / "out"), "--results", str(results.parent)])
     printed, complaints = capsys.readouterr()

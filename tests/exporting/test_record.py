@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from ipvrm_lightning.exporting.record import Choices, Results, describe, read_results
@@ -29,9 +30,9 @@ def half_precision(name: str, *, adapter: bool = False) -> tuple[Any, Any]:
     return factory, SimpleNamespace(config=SimpleNamespace(_commit_hash="0a1b"))
 
 
-def write_results(folder: Path, config: dict[str, Any] | None) -> Path:
+def write_results(folder: Path, config: dict[str, Any] | None, **others: Any) -> Path:
     folder.mkdir()
-    (folder / "results.json").write_text(json.dumps({"reports": REPORTS}))
+    (folder / "results.json").write_text(json.dumps({"reports": REPORTS, **others}))
     if config is not None:
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder / "results.json"
@@ -81,6 +82,29 @@ def test_checkpoints_of_a_folder_of_ones_own_are_told_apart(tmp_path: Path) -> N
     assert read_results(results, run) == Results(REPORTS, None, "bf16-mixed")
     with pytest.raises(ValueError, match=r"is of checkpoint /first/.*, this exports /second/kept/last\.ckpt"):
         read_results(results, run._replace(checkpoint=Path("/second/kept/last.ckpt")))
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_results_of_an_earlier_step_are_not_those_of_a_checkpoint_that_was_written_over(
+    beside: bool, tmp_path: Path
+) -> None:
+    """`last.ckpt` may be tested while the fit goes on."""
+    checkpoint = tmp_path / "2026-fit" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    config = {"ckpt_path": str(checkpoint)} if beside else None
+    results = write_results(tmp_path / "test", config, run={"checkpoint_step": 3})
+    unknown = write_results(tmp_path / "older", config, run={"checkpoint_step": None})
+    run = Run(checkpoint, {"model": {"init_args": {}}})
+    for step in (3, 5):
+        torch.save({"state_dict": {}, "global_step": step}, checkpoint)
+        assert read_results(unknown, run).reports == REPORTS
+        if step == 3:
+            assert read_results(results, run).reports == REPORTS
+            continue
+        with pytest.raises(
+            ValueError, match=r"results\.json: is of step 3, and .*last\.ckpt is of step 5: test that one"
+        ):
+            read_results(results, run)
 
 
 @pytest.mark.parametrize("objective", [None, {"class_path": "ipvrm_lightning.objectives.IPVRM"}])
