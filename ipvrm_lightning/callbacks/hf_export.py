@@ -26,9 +26,11 @@ class HFExport(Callback):
         """Refuse now what could not be exported after training, on the first process.
 
         Raises:
+            FileExistsError: there is something in the place of the export, which is none.
             FileNotFoundError: the run's folder has no config, which the command line keeps there.
             ValueError: the run keeps no checkpoints, or is of a kind that an export cannot hold.
         """
+        from ipvrm_lightning.exporting.folder import check_place
         from ipvrm_lightning.exporting.refusals import check_run
 
         run = run_folder(trainer)
@@ -39,6 +41,7 @@ class HFExport(Callback):
         kept = run / "config.yaml"
         if not kept.is_file():
             raise FileNotFoundError(f"HFExport needs the config of the run, which `ipvrm fit` keeps as {kept}")
+        check_place(run / self.folder, overwrite=True)
         check_run(kept, pl_module, merge=self.merge)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

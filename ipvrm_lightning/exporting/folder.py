@@ -68,7 +68,7 @@ def export_checkpoint(
         ValueError: the checkpoint does not fit its config, or cannot be exported as asked.
     """
     out = out.resolve() if out.is_symlink() else out  # the folder is replaced, not the link to it
-    _check_place(out, overwrite)
+    check_place(out, overwrite=overwrite)
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
     choices = Choices(part, merge, with_reference, protocol, threshold_origin)
@@ -108,7 +108,16 @@ def export_checkpoint(
     return out
 
 
-def _check_place(out: Path, overwrite: bool) -> None:
+def check_place(out: Path, *, overwrite: bool) -> None:
+    """Refuse to write where something is that may not be replaced.
+
+    Args:
+        out: the folder to write.
+        overwrite: replace an export that is there.
+
+    Raises:
+        FileExistsError: there is something at `out`, and it is not to be overwritten, or is no export.
+    """
     if not out.exists():
         return
     if not overwrite:

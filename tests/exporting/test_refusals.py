@@ -135,6 +135,18 @@ def test_the_callback_refuses_a_run_without_config_or_checkpoints(tmp_path: Path
         HFExport().on_fit_start(trainer, LightningModule())
 
 
+def test_the_callback_refuses_a_place_that_is_taken_before_training(tmp_path: Path) -> None:
+    """An export of an earlier end of the run is written over; what is none would be refused when training has ended."""
+    run = write_run(tmp_path / "run", IPVRM().describe())
+    trainer: Any = SimpleNamespace(log_dir=str(run), is_global_zero=True, checkpoint_callback=object())
+    taken = tmp_path / "models" / "mine"
+    taken.mkdir(parents=True)
+    with pytest.raises(FileExistsError, match=rf"^{taken} is no export"):
+        HFExport(folder=str(taken)).on_fit_start(trainer, LightningModule())
+    (taken / "ipvrm_config.json").touch()
+    HFExport(folder=str(taken)).on_fit_start(trainer, LightningModule())
+
+
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_fit_end"])
 def test_every_process_asks_for_the_run_s_folder(hook: str, tmp_path: Path) -> None:
     """Lightning broadcasts it: a process that did not ask would leave the others waiting for ever."""
