@@ -17,10 +17,10 @@ from ipvrm_lightning.whole_files import write_atomically
 class ResponseFile(Callback):
     """Writes the responses and outcomes of an evaluation, one line per prompt, to the run's folder.
 
-    The module offers `evaluated`, the records of the prompts that this process has answered. A test run writes
-    `responses.jsonl`, a validation during training `responses-step<global step>.jsonl`. Batch by batch each process
-    adds to a `responses.rank<process>.jsonl`, and removes it once that file is there: an evaluation that is killed
-    leaves what was sampled until then.
+    The module offers `evaluated`, the records of the prompts that this process has answered, and `policy_version`, the
+    optimiser steps that its weights have seen. A test run writes `responses.jsonl`, a validation
+    `responses-step<policy version>.jsonl`. Batch by batch each process adds to a `responses.rank<process>.jsonl`, and
+    removes it once that file is there: an evaluation that is killed leaves what was sampled until then.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class ResponseFile(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
-        self._start(trainer, f"responses-step{trainer.global_step}")
+        self._start(trainer, _validation(trainer, pl_module))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew: without a logger, the folder may hold what an earlier command has left."""
@@ -46,7 +46,7 @@ class ResponseFile(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, unless it is the sanity check."""
         if not trainer.sanity_checking:
-            self._write(trainer, pl_module, f"responses-step{trainer.global_step}.jsonl")
+            self._write(trainer, pl_module, f"{_validation(trainer, pl_module)}.jsonl")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write."""
@@ -80,6 +80,11 @@ class ResponseFile(Callback):
         trainer.strategy.barrier()  # before that nobody's part may go
         if self._part is not None:
             self._part.unlink(missing_ok=True)
+
+
+def _validation(trainer: Trainer, pl_module: LightningModule) -> str:
+    """Name of a validation's file: the trainer itself counts no steps before a checkpoint that is judged."""
+    return f"responses-step{getattr(pl_module, 'policy_version', trainer.global_step)}"
 
 
 def _lines(records: Iterable[dict[str, Any]]) -> str:

@@ -393,7 +393,7 @@ class DistRLModule(PolicyModule):
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in own}
         checkpoints.check_same_parameters(own, checkpoint["state_dict"], what="the checkpoint")
         checkpoints.add_frozen(checkpoint, self)
-        state = checkpoint["distrl"]
+        state, self.loaded_step = checkpoint["distrl"], int(checkpoint["global_step"])
         self.steps_done = int(state["steps_done"])
         for role, guard in self.updates.items():
             guard.load_state_dict(state["updates"][role])

@@ -66,6 +66,12 @@ class PolicyModule(LightningModule):
         self.base: str | None = None
         self.judge = AverageAtK()
         self.evaluated: list[dict[str, Any]] = []
+        self.loaded_step: int | None = None
+
+    @property
+    def policy_version(self) -> int:
+        """Optimiser steps that the policy has seen, those before the checkpoint that is judged too."""
+        return self.trainer.global_step if self.loaded_step is None else self.loaded_step
 
     @property
     def processes(self) -> Processes:
@@ -133,6 +139,10 @@ class PolicyModule(LightningModule):
         shares = [iter(share) for share in processes.objects(own)]
         return [next(shares[number % processes.count]) for number in range(len(prompts))]
 
+    def on_train_start(self) -> None:
+        """From here on the trainer counts."""
+        self.loaded_step = None
+
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Answer prompts and judge the answers."""
         self._evaluate(batch)
@@ -198,7 +208,7 @@ class PolicyModule(LightningModule):
             finished=self._tensor([attempt.finished for _, attempt in attempts]),
             lengths=self._tensor([len(attempt.input_ids) for _, attempt in attempts]),
         )
-        self.evaluated += [response_record(group, self.trainer.global_step) for group in groups]
+        self.evaluated += [response_record(group, self.policy_version) for group in groups]
 
     def _tensor(self, values: list[Any]) -> torch.Tensor:
         return torch.tensor(values, device=self.device)
@@ -227,7 +237,7 @@ def response_record(group: Group, policy_version: int) -> dict[str, Any]:
 
     Args:
         group: of one prompt.
-        policy_version: updates that the policy had seen.
+        policy_version: optimiser steps that the policy had seen.
     """
     prompt, attempts = group
     return {

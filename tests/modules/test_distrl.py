@@ -645,6 +645,26 @@ def test_every_validation_keeps_its_responses_but_for_the_sanity_check(tmp_path:
     assert [len(file.read_text().splitlines()) for file in tmp_path.iterdir()] == [5, 5]
 
 
+def test_responses_of_a_checkpoint_say_how_many_steps_its_policy_has_seen(tmp_path: Path) -> None:
+    """The trainer of a command that judges counts none."""
+
+    def versions(folder: Path) -> dict[str, set[int]]:
+        files = sorted(folder.glob("responses*.jsonl"))
+        return {f.name: {json.loads(line)["policy_version"] for line in f.read_text().splitlines()} for f in files}
+
+    for step, earlier in ((2, None), (3, tmp_path / "2.ckpt")):
+        trainer = quiet_trainer(tmp_path / "fit", callbacks=[ResponseFile()], max_steps=step, max_epochs=-1)
+        model = module()
+        trainer.fit(model, datamodule=TinyPrompts(count=32), ckpt_path=earlier)
+        trainer.save_checkpoint(tmp_path / f"{step}.ckpt")
+        trainer.test(model, datamodule=TinyPrompts(), verbose=False)
+        assert versions(tmp_path / "fit")["responses.jsonl"] == {step}
+    for command, name in (("validate", "responses-step2.jsonl"), ("test", "responses.jsonl")):
+        trainer = quiet_trainer(tmp_path / command, callbacks=[ResponseFile()])
+        getattr(trainer, command)(module(), datamodule=TinyPrompts(), ckpt_path=tmp_path / "2.ckpt", verbose=False)
+        assert versions(tmp_path / command) == {name: {2}}
+
+
 def test_a_prompt_that_leaves_no_room_for_a_response_is_refused(tmp_path: Path) -> None:
     """12 tokens are sampled, to train or to judge."""
     policy = TinyPolicy()
