@@ -28,6 +28,8 @@ def test_a_test_run_brings_the_curves_of_the_checkpoint_it_loaded(runs: Path, tm
     assert find_inputs([tmp_path / TEST]).metrics == tmp_path / FIT / "metrics.csv"
     newer = Path(shutil.copytree(tmp_path / TEST, tmp_path / "20260102-110000-test"))
     assert find_inputs([tmp_path]).results == newer / "results.json"
+    (newer / "metrics.csv").write_text("step,test/f1\n0,0.5\n")  # its own, of which a step is no step of training
+    assert find_inputs([newer]).metrics == tmp_path / FIT / "metrics.csv"
 
 
 def _change(path: Path, old: str, new: str) -> None:
@@ -54,6 +56,16 @@ def _drop_line(path: Path) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
 
 
+def _set(path: Path, value: object, *keys: str) -> None:
+    """Put a value into one of the reports."""
+    results = json.loads(path.read_text())
+    inner = results["reports"]
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(results))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no JSON": (lambda f: (f / "results.json").write_text("{"), "results.json: not JSON"),
     "no reports": (lambda f: (f / "results.json").write_text("[]"), "results.json: reports: missing"),
@@ -64,6 +76,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a wrong kind": (
         lambda f: _change(f / "results.json", '"folds": 3', '"folds": "three"'),
         "reports.step_f1.settings.folds: expected a whole number, found 'three'",
+    ),
+    "text for a list": (
+        lambda f: _set(f / "results.json", "x", "calibration", "overall", "bins"),
+        "reports.calibration.overall.bins: expected a list, found 'x'",
+    ),
+    "a list for a record": (
+        lambda f: _set(f / "results.json", ["folds"], "step_f1", "settings"),
+        "reports.step_f1.settings: expected an object, found ['folds']",
     ),
     "a number out of range": (
         lambda f: _change(f / "results.json", '"folds": 3', '"folds": 1'),
@@ -90,10 +110,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: _change(f / "tokens.jsonl", '"id":"alpha-0"', '"id":"other"'),
         "tokens.jsonl: solution 'other' of 'alpha': not in the score file",
     ),
+    "tokens of another label": (
+        lambda f: _change(f / "tokens.jsonl", '"label":2', '"label":1'),
+        "tokens.jsonl: solution 'alpha-0' of 'alpha': label: 1, but 2 in the score file",
+    ),
+    "tokens of other steps": (
+        lambda f: _change(f / "tokens.jsonl", '"step_ids":[0,0', '"step_ids":[0,9'),
+        "tokens.jsonl: solution 'alpha-0' of 'alpha': step_ids: 9 of ",
+    ),
     "tokens without scores": (lambda f: (f / "scores.jsonl").unlink(), "tokens.jsonl: needs the scores.jsonl"),
     "a curve without steps": (
         lambda f: (f.parent / FIT / "metrics.csv").write_text("epoch,train/loss\n0,1\n"),
         "metrics.csv: step: missing column",
+    ),
+    "a curve with a cell too many": (
+        lambda f: (f.parent / FIT / "metrics.csv").write_text("step,train/loss\n0,1\n1,2,3\n"),
+        "metrics.csv, row 3: more cells than columns",
     ),
     "a curve with words": (
         lambda f: (f.parent / FIT / "metrics.csv").write_text("step,train/loss\n0,1\n1,low\n"),
@@ -121,6 +153,7 @@ def test_damage_is_named_in_one_line(name: str, runs: Path, tmp_path: Path, caps
 
 def test_paths_that_cannot_be_used_are_named(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "run.json").write_text("{}")  # of a run that has left nothing else
     (tmp_path / "notes.txt").touch()
     for arguments, message in (
         ([str(tmp_path / "nowhere")], "nowhere: no such file or folder"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 from markupsafe import Markup
 
 from ipvrm_lightning.functional import step_f1_at
-from ipvrm_lightning.metrics import judge_solutions, read_scores
+from ipvrm_lightning.metrics import judge_solutions, plain_report, read_scores
+from ipvrm_lightning.metrics.calibration import CalibrationReport, CalibrationResult, ReliabilityBin
+from ipvrm_lightning.metrics.step_f1_report import StepF1Report
 from ipvrm_lightning.metrics.token_file import TokenRecord, read_tokens
 from ipvrm_lightning.reporting import figures, series
 from ipvrm_lightning.reporting.browser import browser_data
@@ -78,6 +82,26 @@ def test_verdicts_are_those_that_the_tables_count(runs: Path, solutions: list[Sc
                 assert sum(right) / len(right) == pytest.approx(result.correct_accuracy)
 
 
+@pytest.mark.parametrize("fixed", [0.25, {"step_mean": -0.5}])
+def test_fixed_thresholds_are_shown_where_every_protocol_has_one(
+    fixed: Any, solutions: list[ScoredSolution], tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, fixed_threshold=fixed)
+    report = judge_solutions(solutions, settings)
+    (tmp_path / "results.json").write_text(json.dumps({"reports": {"step_f1": plain_report(report)}}))
+    back = rebuild_results(tmp_path / "results.json").reports["step_f1"]
+    assert isinstance(back, StepF1Report) and back.settings == settings and str(back) == str(report)
+    data = browser_data(solutions, [], settings, most=3)
+    everywhere = [["fixed", "fixed"]] if isinstance(fixed, float) else []
+    assert data["origins"] == [["cross_fitted", "cross-fitted"], ["oracle", "oracle"], *everywhere]
+    for one in data["solutions"]:
+        scores = {solution.id: solution.step_scores for solution in solutions}[one["id"]]
+        for protocol in scores if isinstance(fixed, float) else fixed:
+            at = fixed if isinstance(fixed, float) else fixed[protocol]
+            low = [step for step, score in enumerate(scores[protocol]) if score < at]
+            assert one["found"][protocol]["fixed"] == [low[0] if low else -1, at]
+
+
 def test_the_browser_shows_the_numbers_of_the_files(runs: Path, solutions: list[ScoredSolution]) -> None:
     records = {one.id: one for one in read_tokens(runs / TEST / "tokens.jsonl")}
     scored = {one.id: one for one in solutions}
@@ -117,6 +141,23 @@ def test_pictures_draw_what_they_are_given_in_percent(monkeypatch: pytest.Monkey
     figures.curve_picture("a", "", {"train/loss": ([0.0, 5.0], [3.0, -2.0])})
     (axis,) = drawn.pop()
     assert points(axis) == [[0, 3], [5, -2]]
+
+
+def test_prefixes_of_the_first_and_the_last_stretch_have_lines_of_their_own() -> None:
+    def part(start: float, stop: float, tokens: int) -> CalibrationResult:
+        filled = ReliabilityBin(0.5, 1.0, tokens, 0.7, tokens / 10)
+        return CalibrationResult(start, stop, tokens, 0.0, 0.0, 0.0, [ReliabilityBin(0.0, 0.5, 0, 0.0, 0.0), filled])
+
+    parts = [part(0.0, 0.25, 1), part(0.25, 0.75, 2), part(0.75, 1.0, 3)]
+    report = CalibrationReport(4, 2, part(0.0, 1.0, 6), parts, 0.0, 0.0, 0.0)
+    said = [0.0, 0.7]
+    assert figures.lines_of_calibration(report) == [
+        series.ReliabilityLine("all prefixes", said, [0.0, 0.6], [0, 6]),
+        series.ReliabilityLine("first 25 %", said, [0.0, 0.1], [0, 1]),
+        series.ReliabilityLine("last 25 %", said, [0.0, 0.3], [0, 3]),
+    ]
+    alone = replace(report, positions=[report.overall])
+    assert [line.name for line in figures.lines_of_calibration(alone)] == ["all prefixes"]
 
 
 def test_tokens_come_before_solutions_without(runs: Path, solutions: list[ScoredSolution]) -> None:

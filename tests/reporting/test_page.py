@@ -7,12 +7,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from ipvrm_lightning.cli import main
-from ipvrm_lightning.metrics import read_scores
+from ipvrm_lightning.metrics import judge_solutions, read_scores
 from ipvrm_lightning.metrics.token_file import read_tokens
 from ipvrm_lightning.reporting.browser import choose
-from tests.reporting.runs import HOSTILE, write_fit_run, write_test_run
+from tests.reporting.runs import HOSTILE, SETTINGS, write_fit_run, write_test_run
 
 
 class Page(HTMLParser):
@@ -103,6 +104,15 @@ def test_it_loads_nothing_and_its_names_are_its_own(page: Page) -> None:
     assert "default-src 'none'" in page.values("content")[0]
 
 
+def test_what_is_said_of_all_subsets_comes_first(page_file: Path, runs: Path) -> None:
+    """A terminal shows it last."""
+    titles = [
+        str(table.title) for table in judge_solutions(read_scores(runs / TEST / "scores.jsonl"), SETTINGS).tables()
+    ]
+    captions = re.findall(r"<caption[^>]*>\s*<span>(.*?)</span>", page_file.read_text(), re.DOTALL)
+    assert len(set(titles)) == 4 and captions[:4] == [titles[3], titles[2], titles[0], titles[1]]
+
+
 def test_it_can_be_read_without_seeing_it(page: Page) -> None:
     ids = set(page.values("id"))
     for name in ("aria-labelledby", "aria-describedby"):
@@ -153,6 +163,7 @@ def test_parts_that_are_not_there_are_left_out(runs: Path, tmp_path: Path) -> No
     write_fit_run(tmp_path / "fit")
     fit = report(tmp_path / "fit", out=tmp_path / "fit.html")
     assert "optimiser step" in fit.text and "candidates" not in fit.text
+    assert f"torch {torch.__version__}" in fit.text  # of its run.json
     assert fit.elements["form"] == 0 and not fit.data
     results = report(test / "results.json", out=tmp_path / "results.html")
     assert "Best of n" in results.text and "F1 against" not in results.text and results.elements["form"] == 0
