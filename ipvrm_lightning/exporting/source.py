@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from ipvrm_lightning.failures import library_errors
-from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in, origin, read_checkpoint
+from ipvrm_lightning.models.checkpoints import newest_checkpoint, origin, read_checkpoint
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 
 Part = Literal["policy", "reward"]
@@ -44,12 +44,7 @@ def find_run(path: Path, *, folder: Path | None = None) -> Run:
         FileNotFoundError: there is no checkpoint, or no config beside it.
         ValueError: that config is none, or not one of a fit.
     """
-    if path.is_file():
-        checkpoint = path
-    elif (found := newest_in(path / "checkpoints")) is not None:
-        checkpoint = found
-    else:
-        checkpoint = newest_checkpoint(path, what=str(path))
+    checkpoint = path if path.is_file() else newest_checkpoint(path, what=str(path))
     # a name with a slash (`{val/auroc}`) puts a checkpoint deeper than `checkpoints`
     above = [folder] if folder is not None else checkpoint.absolute().parents
     config = next((file for place in above if (file := place / "config.yaml").is_file()), None)

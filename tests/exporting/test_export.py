@@ -106,6 +106,7 @@ def test_full_models_come_back_exactly(tmp_path: Path, base: str, real_inputs: d
     recorded = read_exported_config(out / "ipvrm_config.json")
     assert recorded.reference == recorded.base == ModelSource(base, weights=fingerprint(base))
     assert recorded.layout == Layout(prompt_format="chat") and recorded.kind == "model"
+    assert not (out / "value_head.safetensors").exists()
     (link := tmp_path / "link").symlink_to(out)
     export_checkpoint(run, link, overwrite=True)
     assert link.is_symlink() and (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
@@ -180,6 +181,7 @@ def test_a_value_head_comes_along(kind: str, tmp_path: Path, real_inputs: dict[s
     out = export_checkpoint(run, tmp_path / "out")
     state = torch.load(find_run(run).checkpoint, weights_only=True)["state_dict"]
     head = load_file(out / "value_head.safetensors")
+    assert {f"value_head.{name}" for name in head} == {name for name in state if name.startswith("value_head.")}
     assert torch.equal(head["weight"], state["value_head.weight"])
     record = json.loads((out / "ipvrm_config.json").read_text())
     assert record["reference"] is None and record["objective"]["class_path"].endswith("QRM")
