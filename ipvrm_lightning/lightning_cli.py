@@ -41,7 +41,7 @@ from ipvrm_lightning.config_checks import (
 from ipvrm_lightning.config_keys import plain_name
 from ipvrm_lightning.config_notes import config_notes
 from ipvrm_lightning.failures import mistakes, names_full_disk
-from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in, origin, read_checkpoint
+from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in, origin, read_checkpoint, run_of
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
 from ipvrm_lightning.modules.schedule import Schedule
 from ipvrm_lightning.run_folders import (
@@ -179,14 +179,14 @@ class IPVRMCLI(LightningCLI):
         root, fingerprint = Path(config.trainer.default_root_dir or "outputs"), config_fingerprint(values)
         resumed = self._choose_checkpoint(config, root, values)
         change = None
-        if resumed is not None and (changed := changed_divisions(resumed.parent.parent, values)):
+        if resumed is not None and (changed := changed_divisions(run_of(resumed), values)):
             change = {"from": str(resumed), "was_and_is": changed}
             said = ", ".join(f"{plain_name(key)} {one} (was {other})" for key, (other, one) in changed.items())
             drawn = "by which a policy in half precision may draw other responses"
             rank_zero_info(f"Other than before, which changes no result but for rounding ({drawn}): {said}")
         check_output_folder(root)
         if config.trainer.logger is not False:
-            known = os.environ.get("IPVRM_RUN") or (resumed and resumed.parent.parent.name)
+            known = os.environ.get("IPVRM_RUN") or (resumed and run_of(resumed).name)
             # for the processes that this one starts, too
             os.environ["IPVRM_RUN"] = run = known or self._new_run(root, command).name
             config.trainer.logger = _loggers(root, run, resumed, config.trainer.logger)

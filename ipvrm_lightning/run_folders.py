@@ -152,7 +152,7 @@ def checkpoint_to_resume(run: Path) -> Path | None:
         run: its folder.
     """
     folder = run / "checkpoints"
-    newest_first = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    newest_first = sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     return newest_in(folder, "resume-*.ckpt") or next(filter(holds_training, newest_first), None)
 
 

@@ -396,6 +396,25 @@ def test_a_run_that_kept_weights_alone_is_started_anew(
     assert checkpoint_to_resume(run) == whole
 
 
+def test_a_run_goes_on_from_a_checkpoint_whose_name_has_a_slash(tmp_path: Path, command: Command) -> None:
+    """As of `{train/loss}`: it lies in a folder within `checkpoints`."""
+    kept = {
+        "class_path": "ModelCheckpoint",
+        "init_args": {"filename": "{train/loss}", "monitor": None, "every_n_train_steps": 1},
+    }
+    command("fit", "--checkpoint_minutes", "600", callbacks=[kept])
+    (run,) = tmp_path.glob("*-fit")
+    (best,) = (run / "checkpoints").glob("train/*.ckpt")
+    (run / "checkpoints" / "last.ckpt").unlink()
+    write_record(run, {"ended": None})
+    assert (
+        checkpoint_to_resume(run) == newest_checkpoint(tmp_path, what="test") == find_run(tmp_path).checkpoint == best
+    )
+    command("fit", "--checkpoint_minutes", "600", callbacks=[kept])
+    assert list(tmp_path.glob("*-fit")) == [run] and (run / "checkpoints" / "last.ckpt").is_file()
+    assert json.loads((run / "run.json").read_text())["ended"]
+
+
 def test_a_run_goes_on_from_what_was_written_last(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()

@@ -162,13 +162,22 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def newest_in(folder: Path, pattern: str = "*.ckpt") -> Path | None:
-    """The checkpoint written last in a folder, None where there is none.
+    """The checkpoint written last in a folder or deeper, None where there is none.
 
     Args:
         folder: `checkpoints` of a run; may be absent.
         pattern: of names.
     """
-    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns, default=None)
+    return max(folder.rglob(pattern), key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that wrote a checkpoint: a name with a slash (`{val/auroc}`) puts one deeper.
+
+    Args:
+        checkpoint: in the `checkpoints` of a run.
+    """
+    return next(place.parent for place in checkpoint.parents if place.name == "checkpoints")
 
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
