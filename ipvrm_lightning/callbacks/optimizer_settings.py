@@ -59,7 +59,7 @@ class OptimizerSettings(Callback):
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
     """Plain values of a parameter group; as its rate, the one that a schedule multiplies."""
     kinds = (bool, int, float, str, tuple, type(None))
-    kept = {name: value for name, value in group.items() if name != "params" and isinstance(value, kinds)}
+    kept = {name: value for name, value in group.items() if isinstance(value, kinds)}  # all but the parameters
     rate = kept.pop("initial_lr", None)
     return kept if rate is None else {**kept, "lr": rate}
 

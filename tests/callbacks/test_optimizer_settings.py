@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -180,3 +181,14 @@ def test_policy_and_reward_model_have_each_their_own(tmp_path: Path, said: list[
     assert fit(2, 0.5, 0.8, "step=2.ckpt") == [pytest.approx((0.5, 0.8 * step / 4)) for step in (2, 3)]
     assert fit(2, 0.1, 0.4, "step=2.ckpt") == [pytest.approx((0.1, 0.4 * step / 4)) for step in (2, 3)]
     assert said == ["SGD: lr 0.8, in the checkpoint 0.4", "SGD: lr 0.1, in the checkpoint 0.5"]
+
+
+def test_a_setting_that_an_older_library_lacked_is_left_as_it_is(said: list[str]) -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    trainer: Any = SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=[])
+    settings, before = OptimizerSettings(), dict(optimizer.param_groups[0])
+    settings.on_fit_start(trainer, LightningModule())
+    ((own,),) = settings.state_dict()["optimizers"]
+    settings.load_state_dict({"optimizers": [[{name: own[name] for name in own.keys() - {"maximize", "foreach"}}]]})
+    settings.on_train_start(trainer, LightningModule())
+    assert not said and optimizer.param_groups[0] == before
