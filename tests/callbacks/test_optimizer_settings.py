@@ -94,7 +94,7 @@ def test_the_config_wins_over_the_checkpoint_and_moments_stay(tmp_path: Path, sa
 @dataclass
 class InTwoParts(Schedule):
     def build(self, optimizer: Any, steps: int) -> Any:
-        parts = [LinearLR(optimizer, 0.5, total_iters=2), LambdaLR(optimizer, lambda step: 1 / (2 + step))]
+        parts = [LinearLR(optimizer, 0.5, total_iters=2), LambdaLR(optimizer, lambda step: 1 / (3 + step))]
         return SequentialLR(optimizer, parts, milestones=[4])
 
 
