@@ -61,6 +61,9 @@ def main(arguments: list[str]) -> None:
     record = read_exported_config(folder / CONFIG_NAME)
     if record.thresholds and (note := rounding_note(record.thresholds_precision)):
         print(f"note: {note}, and export again", file=sys.stderr)
+    if options["results"] and record.objective and record.protocol not in record.thresholds:
+        lacks = f"{options['results']} holds no {options['threshold_origin']} threshold of {record.protocol}"
+        print(f"note: {lacks}: no step will be called wrong", file=sys.stderr)
     if repository:
         from huggingface_hub import HfApi
 

@@ -211,6 +211,17 @@ def test_results_go_into_card_and_thresholds(
     assert noted in capsys.readouterr().err
     assert read_exported_config(tmp_path / "rounded" / "ipvrm_config.json").thresholds_precision == "bf16-mixed"
     (results.parent / "config.yaml").write_text(config)
+    found = json.loads(results.read_text())
+    found["reports"]["step_f1"]["subsets"]["gsm8k"]["protocols"]["step_sum"]["cross_fitted"]["f1"] = None
+    (alone := tmp_path / "alone.json").write_text(json.dumps(found))
+    for origin, complaint in (
+        ("cross_fitted", "alone.json holds no cross_fitted threshold of step_sum: no"),
+        ("oracle", ""),
+    ):
+        options = ["--overwrite", "--threshold_origin", origin, "--results", str(alone)]
+        main(["export", str(run), "--out", str(tmp_path / "rounded"), *options])
+        said = capsys.readouterr().err
+        assert complaint in said and ("note" in said) == bool(complaint)
     stored = json.loads(results.read_text())["reports"]["step_f1"]["subsets"]["gsm8k"]["protocols"]["step_sum"]
     recorded = read_exported_config(tmp_path / "out" / "ipvrm_config.json")
     threshold = recorded.thresholds["step_sum"]
