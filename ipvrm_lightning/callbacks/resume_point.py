@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ class ResumePoint(Callback):
     where it also keeps one of its best, so that the end of a run may be in none. Of callbacks it is the first to act
     then: those that average weights put their averages in place of the weights in training.
 
+    Without a logger, runs have one folder: what another one has left there stays, and names get a number (`last-v1`).
+
     Args:
         minutes: between two checkpoints, by the clock of the first process.
         continues: whether the run goes on from such a checkpoint. What other callbacks had saved after it is then
@@ -34,12 +37,13 @@ class ResumePoint(Callback):
     def __init__(self, *, minutes: float, continues: bool = False) -> None:
         self.minutes, self.continues = minutes, continues
         self._saved = time.monotonic()
+        self._point: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let `ModelCheckpoint` take the run's files for its own, not for those of another run."""
         everyone: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, _LastCheckpoint) for callback in everyone):
-            trainer.callbacks = [_LastCheckpoint(), *everyone]  # type: ignore[attr-defined]
+            trainer.callbacks = [_LastCheckpoint(self), *everyone]  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks if self.continues else ():
             if isinstance(callback, ModelCheckpoint):
                 callback._enable_version_counter = False
@@ -64,10 +68,10 @@ class ResumePoint(Callback):
         # by the first process's clock, by which validation may go too: all save, or none
         if not trainer.strategy.reduce_boolean_decision(trainer.is_global_zero and due and not validates, all=False):
             return
-        target = _checkpoints(trainer) / f"resume-{trainer.global_step}.ckpt"
+        target = self.own(trainer, _checkpoints(trainer) / f"resume-{trainer.global_step}.ckpt")
         trainer.save_checkpoint(target, weights_only=False)
-        _remove_earlier(trainer, target)
-        self._saved = time.monotonic()
+        self.remove_earlier(trainer, target)
+        self._point, self._saved = target, time.monotonic()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep how far the logs are, and what this step has yet to log: a kill may come between."""
@@ -83,10 +87,33 @@ class ResumePoint(Callback):
         checkpoint["log"] = {"step": step, "rows": getattr(logger, "rows", 0), "pending": pending}
 
 
+    def own(self, trainer: Trainer, path: Path, *known: str) -> Path:
+        """A path to write to: the one given, or the next like it that no other run has; on each process.
+
+        Args:
+            trainer: in training.
+            path: of a checkpoint.
+            known: paths that the run has written to itself.
+        """
+        ours = {Path(name).resolve() for name in known if name}
+        numbered = (path.with_stem(f"{path.stem}-v{number}") for number in count(1))
+        free = (one for one in chain([path], numbered) if self.continues or one.resolve() in ours or not one.exists())
+        found: Path = trainer.strategy.broadcast(next(free))
+        return found
+
+    def remove_earlier(self, trainer: Trainer, target: Path) -> None:
+        """Remove the run's points to go on from, now that another checkpoint is whole."""
+        ours = {Path(one).resolve() for one in (self._point, trainer.ckpt_path) if one}
+        for earlier in target.parent.glob("resume-*.ckpt") if trainer.is_global_zero else ():
+            if earlier != target and (self.continues or earlier.resolve() in ours):
+                trainer.strategy.remove_checkpoint(earlier)
+
+
 class _LastCheckpoint(Callback):
     """What `ResumePoint` does when training has ended; a callback of its own, to stand before all others."""
 
-    def __init__(self) -> None:
+    def __init__(self, point: ResumePoint) -> None:
+        self._point = point
         self._kept = False
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,11 +124,11 @@ class _LastCheckpoint(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the final weights as `last.ckpt`; called on every process, and not where training has failed."""
         self._kept = True
-        last = _checkpoints(trainer) / "last.ckpt"
+        callbacks = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+        known = [one.last_model_path for one in callbacks]
+        last = self._point.own(trainer, _checkpoints(trainer) / "last.ckpt", *known)
         written = trial = is_trial(trainer)
-        for callback in trainer.checkpoint_callbacks:
-            if not isinstance(callback, ModelCheckpoint):
-                continue
+        for callback in callbacks:
             ours = Path(callback.dirpath or "").resolve() == last.parent.resolve()
             if Path(callback.last_model_path).resolve() == last.resolve():
                 written |= callback._last_global_step_saved == trainer.global_step
@@ -111,19 +138,12 @@ class _LastCheckpoint(Callback):
         if not written:
             trainer.save_checkpoint(last, weights_only=False)
         if not trial:
-            _remove_earlier(trainer, last)
+            self._point.remove_earlier(trainer, last)
 
 
 def _checkpoints(trainer: Trainer) -> Path:
     """To be called on each process."""
     return run_folder(trainer) / "checkpoints"
-
-
-def _remove_earlier(trainer: Trainer, target: Path) -> None:
-    """Remove points to go on from, now that another checkpoint is whole."""
-    for earlier in target.parent.glob("resume-*.ckpt") if trainer.is_global_zero else ():
-        if earlier != target:
-            trainer.strategy.remove_checkpoint(earlier)
 
 
 class LoggedUntil(NamedTuple):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +70,27 @@ def test_a_run_that_goes_on_removes_what_a_kill_left_half_written(tmp_path: Path
         module = IPVRMModule(language_model=tiny(lora=True), optimizer=partial(torch.optim.AdamW, lr=1e-3))
         again.fit(module, datamodule=InMemoryData(), ckpt_path=folder / "last.ckpt" if goes_on else None)
         assert [file.name for file in folder.glob(".*")] == left
+
+
+@pytest.mark.parametrize("callbacks", [[], [ModelCheckpoint(save_last=True)]], ids=["alone", "beside another"])
+def test_runs_of_one_folder_leave_each_other_what_they_have_saved(callbacks: list[Any], tmp_path: Path) -> None:
+    """As runs without a logger have it."""
+
+    class Fails(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 2:
+                raise RuntimeError("made to fail")
+
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(RuntimeError):
+        fit(tmp_path, Fails(), minutes=0.0, max_steps=3, max_epochs=-1)
+    (killed,) = folder.glob("resume-2.ckpt")
+    left = killed.read_bytes()
+    for steps in (3, 2):
+        fit(tmp_path, *deepcopy(callbacks), minutes=0.0, max_steps=steps, max_epochs=-1)
+    assert killed.read_bytes() == left
+    steps_of = {file.name: torch.load(file, weights_only=True)["global_step"] for file in folder.glob("[lr]*.ckpt")}
+    assert steps_of == {"resume-2.ckpt": 2, "last.ckpt": 3, "last-v1.ckpt": 2}
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
