@@ -23,11 +23,12 @@ from ipvrm_lightning.exporting.refusals import check_exportable
 from ipvrm_lightning.exporting.source import Part, find_run, language_model, model_weights, value_head_weights
 from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.functional import PROTOCOLS
-from ipvrm_lightning.models.checkpoints import check_same_parameters, read_checkpoint
+from ipvrm_lightning.models.checkpoints import check_same_parameters, check_settings_of, read_checkpoint
 from ipvrm_lightning.models.exported import CONFIG_NAME, REFERENCE_FOLDER, VALUE_HEAD_NAME, ExportedConfig
 from ipvrm_lightning.models.language_model import LanguageModelFactory
 from ipvrm_lightning.models.output_head import freeze_unread_head
 from ipvrm_lightning.models.preparation import restore_config
+from ipvrm_lightning.models.reference import base_fingerprint
 from ipvrm_lightning.permissions import follow_umask
 
 
@@ -87,6 +88,8 @@ def export_checkpoint(
     try:
         with names_full_disk(out):
             model: Any = factory.build_model().eval()
+            own = {"language_model": factory.describe(), "base": base_fingerprint(model)}
+            check_settings_of(stored, own, training=False)
             record = describe(run, factory, model, stored, choices, results=judged, layout=laid_out)
             if record.holds_reference:
                 policy = model_weights(stored["state_dict"], "policy") if uses_policy(run, part) else None

@@ -259,12 +259,22 @@ def test_results_go_into_card_and_thresholds(
     assert "step_f1" in read_results(results, found).reports
 
 
-def test_a_config_that_does_not_fit_leaves_nothing(tmp_path: Path, base: str, real_inputs: dict[str, str]) -> None:  # noqa: F811
+def test_a_config_or_a_base_that_does_not_fit_leaves_nothing(tmp_path: Path, real_inputs: dict[str, str]) -> None:  # noqa: F811
+    base = save_model(tmp_path / "base", real_inputs["tokenizer"])
     run = fit(tmp_path, base, real_inputs, lora=True)
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["model"]["init_args"]["language_model"]["init_args"]["lora"]["r"] = 8
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(ValueError, match=r"the checkpoint does not fit this config: parameter .*lora_A"):
+    kept = (run / "config.yaml").read_text()
+    for name, value, differs in (
+        ("r", 8, "parameter .*lora_A"),
+        ("alpha", 64, "language_model.lora.alpha is 32 there"),
+    ):
+        config = yaml.safe_load(kept)
+        config["model"]["init_args"]["language_model"]["init_args"]["lora"][name] = value
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        with pytest.raises(ValueError, match=rf"the checkpoint does not fit this config: {differs}"):
+            export_checkpoint(run, tmp_path / "out")
+    (run / "config.yaml").write_text(kept)
+    save_model(tmp_path / "base", real_inputs["tokenizer"], seed=5)  # written anew since
+    with pytest.raises(ValueError, match="the checkpoint was trained from other weights than those that"):
         export_checkpoint(run, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
     with pytest.raises(FileNotFoundError, match="no checkpoint under"):
