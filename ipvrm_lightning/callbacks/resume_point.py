@@ -86,7 +86,6 @@ class ResumePoint(Callback):
             pending = {**values, "epoch": trainer.current_epoch, "step": step}
         checkpoint["log"] = {"step": step, "rows": getattr(logger, "rows", 0), "pending": pending}
 
-
     def own(self, trainer: Trainer, path: Path, *known: str) -> Path:
         """A path to write to: the one given, or the next like it that no other run has; on each process.
 
