@@ -388,6 +388,10 @@ def test_adapters_train_on_a_cpu_by_the_overlay(
     assert trained and all(".lora_" in name for name in trained)
     moved = [float(value.detach().abs().max()) for name, value in trained.items() if "lora_B" in name]
     assert all(0 < largest < 0.1 for largest in moved)  # B starts at zero
+    for number, part in enumerate(("policy", "reward") if experiment.startswith("distrl") else (None,)):
+        out = tmp_path / f"export{number}"
+        main(["export", str(tmp_path), "--out", str(out), *(() if part is None else ("--part", part))])
+        assert (out / "adapter_model.safetensors").is_file()
     assert Seen.losses and all(abs(loss) < 100 for loss in Seen.losses.values())
     states = Seen.optimizers[0].state.values()
     eight_bits = [state for state in states if "state1" in state and state["state1"].dtype == torch.uint8]
