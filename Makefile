@@ -1,7 +1,7 @@
 # make demo: train and judge a reward model on the built-in world.   make test: lint, types, tests.
 # Both make .venv if there is none: with uv where it is on the PATH, which finds or fetches a Python, else with venv and
 # pip of python3. Another Python: make demo PYTHON=python3.12
-VERSIONS := >=3.10,<3.14
+VERSIONS := >=3.10,<3.15
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := configs/ipvrm_arithmetic.yaml
@@ -29,8 +29,8 @@ unit: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@python="$(PYTHON)"; \
 	if [ -x $(BIN)/python ] || { [ -z "$$python" ] && command -v uv >/dev/null; }; then exit 0; fi; \
-	$${python:=python3} -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null || \
-	{ echo "$$python is not Python 3.10 to 3.13: name one that is, as in make demo PYTHON=python3.12" >&2; exit 1; }
+	$${python:=python3} -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null || \
+	{ echo "$$python is not Python 3.10 to 3.14: name one that is, as in make demo PYTHON=python3.12" >&2; exit 1; }
 	@if command -v uv >/dev/null; then \
 		[ -x $(BIN)/python ] || { rm -rf .venv && uv venv --python '$(or $(PYTHON),$(VERSIONS))' .venv; } && \
 		uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'; \

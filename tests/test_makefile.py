@@ -15,7 +15,7 @@ from .conftest import REPOSITORY
 
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 PYPROJECT = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-REFUSED = "{} is not Python 3.10 to 3.13: name one that is, as in make demo PYTHON=python3.12\n"
+REFUSED = "{} is not Python 3.10 to 3.14: name one that is, as in make demo PYTHON=python3.12\n"
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
@@ -53,7 +53,7 @@ def install(folder: Path, *arguments: str) -> tuple[int, str, list[str]]:
     return done.returncode, done.stderr.partition("make: ***")[0], [line for line in called if " -c import" not in line]
 
 
-@pytest.mark.parametrize("version", [(3, 9, 18, "final", 0), (3, 14, 0, "final", 0)])
+@pytest.mark.parametrize("version", [(3, 9, 18, "final", 0), (3, 15, 0, "final", 0)])
 @pytest.mark.parametrize("with_uv", [False, True])
 def test_a_python_that_is_not_allowed_is_one_line_and_leaves_nothing(
     folder: Path, version: tuple[int, ...], with_uv: bool
@@ -71,7 +71,7 @@ def test_a_python_that_is_not_there_is_one_line(folder: Path) -> None:
     assert install(folder, "PYTHON=python3.12")[:2] == (2, REFUSED.format("python3.12"))
 
 
-@pytest.mark.parametrize("version", [(3, 10, 0, "final", 0), (3, 13, 9, "final", 0)])
+@pytest.mark.parametrize("version", [(3, 10, 0, "final", 0), (3, 14, 10, "final", 0)])
 def test_the_oldest_and_the_newest_are_taken(folder: Path, version: tuple[int, ...]) -> None:
     python(folder, "python3.x", version)
     assert install(folder, "PYTHON=python3.x")[2] == ["python3.x -m venv .venv"]
@@ -85,7 +85,7 @@ def test_an_environment_that_was_left_half_made_is_made_anew(folder: Path, with_
     python(folder, "python3", (3, 12, 0, "final", 0))
     if with_uv:
         program(folder, "uv", "")
-    assert install(folder)[2][0] == ("uv venv --python >=3.10,<3.14 .venv" if with_uv else "python3 -m venv .venv")
+    assert install(folder)[2][0] == ("uv venv --python >=3.10,<3.15 .venv" if with_uv else "python3 -m venv .venv")
     assert not (folder / ".venv").exists()
 
 
@@ -101,6 +101,6 @@ def test_uv_chooses_among_those_allowed_or_takes_what_is_named(folder: Path) -> 
 
 
 def test_the_versions_are_those_of_the_package_and_of_ci() -> None:
-    assert 'requires-python = ">=3.10,<3.14"' in PYPROJECT and "(3, 10) <= sys.version_info < (3, 14)" in MAKEFILE
+    assert 'requires-python = ">=3.10,<3.15"' in PYPROJECT and "(3, 10) <= sys.version_info < (3, 15)" in MAKEFILE
     workflow = (REPOSITORY / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
-    assert 'python: ["3.10", "3.11", "3.12", "3.13"]' in workflow
+    assert 'python: ["3.10", "3.11", "3.12", "3.13", "3.14"]' in workflow

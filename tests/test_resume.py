@@ -213,4 +213,6 @@ def test_a_run_of_two_processes_stops_after_the_same_step(
 def test_no_process_outlives_a_run_that_fails(tmp_path: Path, micro_world: ArithmeticWorld) -> None:
     process = start_uneven(tmp_path, micro_world, late=600.0, fails=True)
     messages = messages_at_the_end(process, timeout=300)
-    assert process.returncode == 1 and messages.splitlines()[-1] == "ipvrm fit: made to fail"
+    said = [line for line in messages.splitlines() if line.startswith("ipvrm fit:")]
+    # from 3.14 on Python itself may have a word to say of the second process, which was killed, at any moment
+    assert process.returncode == 1 and said == ["ipvrm fit: made to fail"] and "Traceback" not in messages
