@@ -100,7 +100,7 @@ class AdaptersOff(Reference):
 
 
 class FrozenCopy(Reference):
-    """A second, frozen copy of the starting point, for full fine-tuning. Loaded on first use."""
+    """A second, frozen copy of the starting point, for full fine-tuning. Loaded on first use, again after `release`."""
 
     def check(self, factory: LanguageModelFactory) -> None:
         """Refuse a language model with adapters: a copy would waste memory and could differ from its base.
@@ -119,13 +119,23 @@ class FrozenCopy(Reference):
         """
         self.check(factory)
         self._factory = factory
+        self._base = base_fingerprint(model)
         self._copy: list[nn.Module] = []
 
     @torch.no_grad()
     def log_probs(self, batch: TrajectoryBatch, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
-        """Reference log-probabilities, [B, T]."""
+        """Reference log-probabilities, [B, T].
+
+        Raises:
+            ValueError: what the copy is loaded from holds other weights by now.
+        """
         if not self._copy:
             copy: Any = self._factory.build_model().requires_grad_(False).eval()
+            if base_fingerprint(copy) != self._base:
+                raise ValueError(
+                    f"{getattr(self._factory, 'name', 'the language model')}: its weights are not those that training"
+                    " started from any more, so that log-ratios to them would mean something else"
+                )
             if multiplies_shorter(batch.input_ids.device):
                 shorten_frozen(copy)
             self._copy = [copy.to(batch.input_ids.device)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipvrm_lightning.models.language_model import LoRA, RandomLanguageModel
+from ipvrm_lightning.models.language_model import LoRA, PretrainedLanguageModel, RandomLanguageModel
 from ipvrm_lightning.models.logprobs import response_scores
 from ipvrm_lightning.models.reference import (
     AdaptersOff,
@@ -263,3 +263,20 @@ def test_a_full_disk_leaves_nothing_and_a_torn_file_stops_no_run(
     again.release()
     assert torch.equal(cached().log_probs(batch), expected)
     assert [part.name for part in tmp_path.rglob("*.part")] == ["live.part"]
+
+
+def test_a_copy_is_of_what_training_started_from_or_refused(tmp_path: Path, batch: TrajectoryBatch) -> None:
+    """The folder of a supervised model is written again, say, while a reward model that started from it is trained."""
+    start = RandomLanguageModel(config=QWEN).build_model()
+    start.save_pretrained(tmp_path)
+    factory = PretrainedLanguageModel(name=str(tmp_path))
+    copy, cached = FrozenCopy(), CachedReference(cache_dir=str(tmp_path / "cache"))
+    for reference in (copy, cached):
+        reference.setup(factory, factory.build_model())
+        expected = response_scores(start, batch).log_probs
+        assert (reference.log_probs(batch) - expected).abs().max() < 1e-6
+        reference.release()
+    RandomLanguageModel(config=QWEN, seed=1).build_model().save_pretrained(tmp_path)
+    for reference in (copy, cached):
+        with pytest.raises(ValueError, match=f"{tmp_path}: its weights are not those that training started from"):
+            reference.log_probs(make_batch([7], [2], seed=5))
