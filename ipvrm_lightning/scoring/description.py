@@ -275,11 +275,18 @@ def _of_pair(source: ModelSource, objective: Objective, reference: str | None) -
     if takes_reference and reference is None and reward.adapter is None:
         raise ValueError(f"{source.name}: say which model its log-ratios are taken against (reference)")
     other = None if reference is None else _part(_model_source(reference))
-    if other == reward:
+    if other is not None and _place(other) == _place(reward):
         raise ValueError(f"{source.name}: the reference is the model itself, so that every value would be 0")
     return Description(
         name=source.name, reward=reward, tokenizer=reward.tokenizer, objective=objective, reference=other
     )
+
+
+def _place(part: Part) -> Part:
+    """The same with its folders by one name, however they are spelt."""
+    folder, adapter = Path(part.model.name), part.adapter
+    model = replace(part.model, name=str(folder.resolve())) if folder.exists() else part.model
+    return replace(part, model=model, adapter=adapter and str(Path(adapter).resolve()))
 
 
 def _part(source: ModelSource) -> Part:
