@@ -212,6 +212,27 @@ def test_other_weights_in_the_same_folders_are_another_model(judged: Judged, cop
     assert own != reference and (pair["model"], pair["reference"]) == (own, reference)
 
 
+def test_other_configs_beside_the_same_weights_are_another_model(
+    judged: Judged, copied_base: Path, tmp_path: Path
+) -> None:
+    adapter = Path(shutil.copytree(judged.export, tmp_path / "adapter"))
+    files = {"base": copied_base / "config.json", "adapter": adapter / "adapter_config.json"}
+
+    def identity(file: str, **changes: Any) -> str:
+        files[file].write_text(json.dumps(json.loads(files[file].read_text()) | changes))
+        return command._identity(Part(ModelSource(str(copied_base)), str(adapter)))
+
+    layers = json.loads(files["adapter"].read_text())["target_modules"]
+    first = identity("adapter", base_model_name_or_path="elsewhere", target_modules=layers[::-1])
+    assert len(layers) > 1 and first == identity("base", transformers_version="0", _name_or_path="elsewhere")
+    seen = [first, identity("adapter", lora_alpha=1000), identity("base", rms_norm_eps=0.5)]
+    assert len(set(seen)) == 3
+    assert command._identity(Part(ModelSource(str(copied_base)))) != identity("base", rope_theta=5.0) != seen[-1]
+    files["base"].write_text("{")
+    with pytest.raises(ValueError, match=f"{files['base']}: the config cannot be read"):
+        command._identity(Part(ModelSource(str(copied_base))))
+
+
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize(
     ("line", "message"),
