@@ -11,6 +11,7 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 # statuses that are about what was asked; a key, a model or an address that is wrong has others
 _REFUSALS = (400, 413, 422)
+# what the client would send by itself, to whatever server: these are for OpenAI's alone
+_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS", "OPENAI_ADMIN_KEY")
+# fields that extra_body would take the place of, and those with which an answer is no one response
+_SENT = {"model", "prompt", "messages", "max_tokens", "temperature", "top_p", "seed"}
+_NO_RESPONSE = {"n", "best_of", "echo"}
 
 
 class Endpoint(ResponseSource):
@@ -57,7 +63,7 @@ class Endpoint(ResponseSource):
         timeout: seconds that the server may let a request wait.
         max_retries: further attempts at a request.
         tokenizer: name or folder of the model's tokenizer; None for `model`.
-        extra_body: further fields of every request.
+        extra_body: further fields of every request; null leaves the server's default to one that is sent.
 
     Raises:
         ValueError: an argument that cannot work; says which.
@@ -87,6 +93,11 @@ class Endpoint(ResponseSource):
         if not 1 <= max_concurrency <= 1000 or timeout <= 0 or max_retries < 0:
             found = f"{max_concurrency}, {timeout} and {max_retries}"
             raise ValueError(f"max_concurrency (1 to 1000), timeout or max_retries out of range: {found}")
+        given = {name for name, value in (extra_body or {}).items() if value is not None}
+        if taken := sorted(given & _SENT):
+            raise ValueError(f"extra_body: {taken[0]} is sent already, as sampling and prompts say: leave it out")
+        if taken := sorted(given & _NO_RESPONSE):
+            raise ValueError(f"extra_body: with {taken[0]} an answer is not one response: leave it out")
         self.url, self.model, self.api, self.prompt_as = url, model, api, prompt_as
         self.api_key_env, self.max_concurrency = api_key_env, max_concurrency
         self.timeout, self.max_retries = timeout, max_retries
@@ -135,10 +146,12 @@ class Endpoint(ResponseSource):
         gate = asyncio.Semaphore(self.max_concurrency)
         at_a_time = self.max_concurrency // sampling.group_size + 2  # enough to keep every request slot busy
         running: set[asyncio.Task[Answered | Refused]] = set()
-        # Without a key of its own the client would send that of OPENAI_API_KEY.
-        async with AsyncOpenAI(
-            base_url=self.url, api_key=key or "none", timeout=self.timeout, max_retries=self.max_retries
-        ) as client:
+        with _without_variables():
+            # without a key of its own the client would send that of OPENAI_API_KEY
+            made = AsyncOpenAI(
+                base_url=self.url, api_key=key or "none", timeout=self.timeout, max_retries=self.max_retries
+            )
+        async with made as client:
             ask = _Request(self, client, sampling, gate, key)
             try:
                 while True:
@@ -162,6 +175,16 @@ async def _stop(answers: AsyncGenerator[Answered | Refused, None]) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await answers.aclose()
+
+
+@contextmanager
+def _without_variables() -> Iterator[None]:
+    """No variable of the environment that the client would send unasked."""
+    taken = {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 class _Request:

@@ -22,7 +22,7 @@ class Handler(BaseHTTPRequestHandler):
         self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with state.lock:
             state.requests.append({"path": self.path, "at": time.monotonic(), "key": self.headers["Authorization"]})
-            state.requests[-1]["body"] = self.body
+            state.requests[-1] |= {"body": self.body, "headers": dict(self.headers)}
             state.busy += 1
             state.most_busy = max(state.most_busy, state.busy)
             trouble = state.troubles.pop(0) if state.troubles else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -266,6 +267,25 @@ def test_the_key_is_sent_and_shown_nowhere(
         answers(server, api_key_env="MY_KEY")
 
 
+def test_nothing_that_the_client_finds_in_the_environment_is_sent(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    ours = {
+        "OPENAI_ORG_ID": "org-ours",
+        "OPENAI_PROJECT_ID": "project-ours",
+        "OPENAI_ADMIN_KEY": "admin-ours",
+        "OPENAI_CUSTOM_HEADERS": "Authorization: Bearer ours\nX-Gateway: ours",
+    }
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    answers(server, PROMPTS[:1], api_key_env="MY_KEY", extra_body={"max_tokens": None})
+    assert {request["key"] for request in server.requests} == {f"Bearer {KEY}"}
+    assert not [request for request in server.requests if "ours" in str(request["headers"])]
+    assert {request["body"]["max_tokens"] for request in server.requests} == {None}
+    assert {name: os.environ[name] for name in ours} == ours
+
+
 @pytest.mark.parametrize("bos", [False, True])
 def test_text_is_sent_only_where_it_reads_as_the_same_tokens(server: FakeServer, bos: bool, tmp_path: Path) -> None:
     tokenizer = byte_level(None, bos=bos)
@@ -286,6 +306,9 @@ def test_text_is_sent_only_where_it_reads_as_the_same_tokens(server: FakeServer,
         ({"url": "http://me:secret@host/v1"}, "url of host holds a user"),
         ({"max_concurrency": 0}, "out of range"),
         ({"timeout": 0}, "out of range"),
+        ({"extra_body": {"top_k": -1, "seed": 3}}, "extra_body: seed is sent already"),
+        ({"extra_body": {"max_tokens": None, "temperature": 0.5}}, "extra_body: temperature is sent already"),
+        ({"extra_body": {"echo": True}}, "extra_body: with echo an answer is not one response"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
