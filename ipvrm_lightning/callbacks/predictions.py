@@ -47,7 +47,11 @@ class PredictionFile(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write the records of one batch, with the dataset's metadata beside them, unless it is a trial run."""
+        """Write the records of one batch, with the dataset's metadata beside them, unless it is a trial run.
+
+        Raises:
+            ValueError: a number is not finite, as in `ipvrm test`; names the row.
+        """
         if is_trial(trainer):
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +60,7 @@ class PredictionFile(BasePredictionWriter):
             for record in prediction:
                 self._lines.append(_Line(dataloader_idx, record["index"], trainer.global_rank, file.tell()))
                 record = {**dataset.metadata(record["index"]), **record}
-                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+                file.write(_json(record).encode() + b"\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make one file of those of all processes; called on each of them, when it has written its own."""
@@ -73,6 +77,14 @@ class PredictionFile(BasePredictionWriter):
 
     def _part(self, rank: int) -> Path:
         return self._folder / f"predictions.rank{rank}.jsonl"
+
+
+def _json(record: dict[str, Any]) -> str:
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        row = f"row {record['index']}" + (f" ({record['id']})" if "id" in record else "")
+        raise ValueError(f"prediction of {row}: numbers are not finite: try --trainer.precision 32-true") from error
 
 
 class _Line(NamedTuple):
