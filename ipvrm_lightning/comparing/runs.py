@@ -98,7 +98,9 @@ def read_run(path: Path) -> Run:
         return Run(path, reports, {**flatten(tested), **conditions, "trained": False})
     checkpoint = Path(str(tested["ckpt_path"]))
     named = _folder_of(checkpoint)
-    folders = (named, path.absolute().parent.parent / named.name)
+    # a relative path is one from where the test was run: a folder that its own run lies in, rather than ours
+    from_there = [] if named.is_absolute() else [above / named for above in path.absolute().parents]
+    folders = (*from_there, named, path.absolute().parent.parent / named.name)
     folder = next((one for one in folders if (one / CONFIG).is_file()), None)
     if folder is None:
         note = f"{path}: {named / CONFIG}, of the run that wrote its checkpoint, is not there; settings are the test's"
@@ -108,7 +110,7 @@ def read_run(path: Path) -> Run:
     settings = {**trained, **conditions, "ckpt_path": str(checkpoint), "trained": True}
     settings |= {key: value for key, value in flatten(tested).items() if key.startswith("model.init_args.evaluation.")}
     moved = f"{path}: {named} is not there; settings are those of {folder / CONFIG}"
-    return Run(path, reports, settings, folder.resolve(), None if folder == named else moved)
+    return Run(path, reports, settings, folder.resolve(), None if folder in (*from_there, named) else moved)
 
 
 def _folder_of(checkpoint: Path) -> Path:

@@ -318,6 +318,24 @@ def test_moved_runs_and_lost_configs_are_named(tmp_path: Path, capsys: pytest.Ca
     assert done.err.splitlines() == [f"Note: {note}" for note in found["notes"]]
 
 
+def test_a_relative_checkpoint_is_one_from_where_the_test_was_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, project in enumerate(("here", "there")):
+        root = tmp_path / project / "outputs" / "study"
+        relative = "outputs/study/0-fit/checkpoints/last.ckpt"
+        write_run(root, "0", config(reward_model(lr=10.0**-number)), reward_reports(number), ckpt_path=relative)
+    for place in ("here", "there", "."):
+        monkeypatch.chdir(tmp_path / place)
+        found = compared(capsys, tmp_path / "here/outputs/study", tmp_path / "there/outputs/study")
+        rows = {tuple(one["settings"].values())[-1]: one["runs"] for one in found["groups"]}
+        assert rows == {
+            rate: [str(tmp_path / project / "outputs/study/0-test/results.json")]
+            for rate, project in ((1.0, "here"), (0.1, "there"))
+        }
+        assert found["notes"] == []
+
+
 def test_the_same_numbers_twice_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(2):
         write_run(tmp_path, f"{number}", {**config(reward_model()), "seed_everything": number}, reward_reports(0))
