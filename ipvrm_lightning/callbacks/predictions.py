@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -58,16 +59,23 @@ class PredictionFile(BasePredictionWriter):
         dataset = trainer.datamodule.test_sets[dataloader_idx]  # type: ignore[attr-defined]
         with self._part(trainer.global_rank).open("ab") as file:
             for record in prediction:
-                self._lines.append(_Line(dataloader_idx, record["index"], trainer.global_rank, file.tell()))
-                record = {**dataset.metadata(record["index"]), **record}
-                file.write(_json(record).encode() + b"\n")
+                row, start = record["index"], file.tell()
+                line = _json({**dataset.metadata(row), **record}).encode() + b"\n"
+                self._lines.append(_Line(dataloader_idx, row, trainer.global_rank, start, crc32(line)))
+                file.write(line)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make one file of those of all processes; called on each of them, when it has written its own."""
+        """Make one file of those of all processes; called on each of them, when it has written its own.
+
+        Raises:
+            ValueError: another run has taken away, or written to, what this one has written.
+        """
         lines = sorted(line for part in from_all_processes(self._lines) for line in part)
         if not lines or not trainer.is_global_zero:
             return
         parts = {rank: self._part(rank) for rank in {line.rank for line in lines}}
+        if self._lines and not (own := self._part(trainer.global_rank)).is_file():
+            raise _disturbed(own)
         if all(part.is_file() for part in parts.values()):
             write_lines_atomically(self._folder / "predictions.jsonl", _texts(lines, parts))
             for part in parts.values():
@@ -94,6 +102,7 @@ class _Line(NamedTuple):
     row: int
     rank: int
     offset: int
+    checksum: int
 
 
 def _texts(lines: Sequence[_Line], parts: Mapping[int, Path]) -> Iterator[str]:
@@ -101,4 +110,11 @@ def _texts(lines: Sequence[_Line], parts: Mapping[int, Path]) -> Iterator[str]:
         files = {rank: stack.enter_context(part.open("rb")) for rank, part in parts.items()}
         for line in lines:
             files[line.rank].seek(line.offset)
-            yield files[line.rank].readline().decode()
+            text = files[line.rank].readline()
+            if crc32(text) != line.checksum:
+                raise _disturbed(parts[line.rank])
+            yield text.decode()
+
+
+def _disturbed(part: Path) -> ValueError:
+    return ValueError(f"{part}: another run has begun in this folder meanwhile: give each one of its own")

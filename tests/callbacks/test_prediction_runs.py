@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,8 +22,37 @@ class Overflows(Callback):
                 parameter.data.fill_(math.inf)
 
 
+class AnotherRun(Callback):
+    """Another run predicts in the same folder, before so many batches of this one."""
+
+    def __init__(self, folder: Path, batches: int) -> None:
+        self.folder, self.batches = folder, batches
+
+    def on_predict_batch_start(self, *_: Any) -> None:
+        self.batches -= 1
+        if self.batches == 0:
+            predict(self.folder)
+
+    def on_predict_end(self, *_: Any) -> None:
+        if self.batches > 0:
+            predict(self.folder)
+
+
+def predict(folder: Path, *callbacks: Callback) -> None:
+    trainer = quiet_trainer(folder, callbacks=[*callbacks, PredictionFile()])
+    trainer.predict(IPVRMModule(language_model=tiny(lora=True)), datamodule=InMemoryData(max_tokens=60))
+
+
+@pytest.mark.parametrize("batches", [2, 100])
+def test_two_runs_in_one_folder_do_not_mix(batches: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"predictions\.rank0\.jsonl: another run has begun in this folder meanwhile"):
+        predict(tmp_path, AnotherRun(tmp_path, batches))
+    whole = (tmp_path / "predictions.jsonl").read_text()
+    predict(tmp_path)
+    assert whole and (tmp_path / "predictions.jsonl").read_text() == whole
+
+
 def test_numbers_that_are_none_are_refused_as_a_test_refuses_them(tmp_path: Path) -> None:
-    trainer = quiet_trainer(tmp_path, callbacks=[Overflows(), PredictionFile()])
     with pytest.raises(ValueError, match=r"prediction of row \d+.*: numbers are not finite"):
-        trainer.predict(IPVRMModule(language_model=tiny(lora=True)), datamodule=InMemoryData(max_tokens=60))
+        predict(tmp_path, Overflows())
     assert not (tmp_path / "predictions.jsonl").exists()
