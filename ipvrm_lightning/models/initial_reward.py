@@ -27,6 +27,7 @@ class InitialReward(NamedTuple):
         objective: that trained it, as it described itself.
         settings: of its run, as far as they are known: `language_model`, and `base` for the weights that it began with.
         place: loads its weights into the roles of a run.
+        stamps: of the files when they were found; they may be written anew before they are loaded or hashed.
     """
 
     name: str
@@ -35,6 +36,7 @@ class InitialReward(NamedTuple):
     objective: Mapping[str, Any]
     settings: Mapping[str, Any]
     place: Callable[[Roles], None]
+    stamps: list[tuple[int, ...]]
 
     def check(self, objective: Objective, factory: LanguageModelFactory) -> None:
         """Refuse another objective than a run's, and other settings of the language model.
@@ -64,7 +66,7 @@ class InitialReward(NamedTuple):
             base: hash of the weights that policy and reward model begin with.
 
         Raises:
-            ValueError: it was trained from other weights, or does not fit the model.
+            ValueError: it was trained from other weights, does not fit the model, or was written anew meanwhile.
         """
         if self.settings.get("base", base) != base:  # its log-ratios would hold the difference of the two models
             raise ValueError(
@@ -75,11 +77,26 @@ class InitialReward(NamedTuple):
         rank_zero_info(f"reward.checkpoint: {self.origin}")
 
     def identity(self) -> str:
-        """Name and hash of the weights' files."""
+        """Name and hash of the weights' files.
+
+        Raises:
+            ValueError: they were written anew since they were found.
+        """
         digest = hashlib.blake2b(digest_size=8)
         for path in self.files:
             add_content(digest, path)
+        _check_unchanged(self.name, self.files, self.stamps)
         return f"{self.files[0].name} {digest.hexdigest()}"
+
+
+def _check_unchanged(name: str, files: Sequence[Path], stamps: list[tuple[int, ...]]) -> None:
+    if _stamps(files) != stamps:
+        raise ValueError(f"{name} was written anew while this run began: start it again, once that is done")
+
+
+def _stamps(files: Sequence[Path]) -> list[tuple[int, ...]]:
+    found = [path.stat() for path in files]
+    return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
 
 
 def find_initial_reward(given: str) -> InitialReward:
@@ -103,6 +120,7 @@ def find_initial_reward(given: str) -> InitialReward:
 
 
 def _of_checkpoint(path: Path) -> InitialReward:
+    stamps = _stamps([path])
     stored = read_checkpoint(path, mmap=True)
     if "objective" not in stored:
         raise ValueError(f"reward.checkpoint {path}: is of no reward model that `ipvrm fit` has trained")
@@ -113,22 +131,31 @@ def _of_checkpoint(path: Path) -> InitialReward:
         stored["objective"],
         stored.get("settings", {}),
         lambda roles: roles.load_reward(stored["state_dict"]),
+        stamps,
     )
 
 
 def _of_export(given: str) -> InitialReward:
     folder, name = local_folder(given), f"reward.checkpoint {given}"
+    files = sorted(folder.glob("*.safetensors"))
+    stamps = _stamps(files)
     exported = read_exported_config(folder / CONFIG_NAME)
     if exported.objective is None or exported.part is not None:
         what = "supervised model" if exported.part is None else f"{exported.part} model of DistRL"
         raise ValueError(f"{name}: an export of a {what}, not of a reward model that `ipvrm fit` has trained")
     if not exported.settings:
         raise ValueError(f"{name}: does not say what it was trained from: export its checkpoint again")
+
+    def place(roles: Roles) -> None:
+        roles.load_exported_reward(folder)
+        _check_unchanged(name, files, stamps)
+
     return InitialReward(
         name,
         f"from {given}",
-        sorted(folder.glob("*.safetensors")),
+        files,
         exported.objective,
         exported.settings,
-        lambda roles: roles.load_exported_reward(folder),
+        place,
+        stamps,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,3 +126,29 @@ def test_exports_that_say_too_little_are_refused(tmp_path: Path) -> None:
     (tmp_path / "ipvrm_config.json").write_text(json.dumps(written))
     with pytest.raises(ValueError, match=r"does not say what it was trained from: export its checkpoint again"):
         find_initial_reward(str(tmp_path))
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_what_is_written_anew_while_a_run_begins_is_refused(
+    exported: bool, run: Path, base: str, lora: bool, tmp_path: Path
+) -> None:
+    """Else a run would say that it began with other weights than it has loaded, and go on with those.
+
+    What was found of a checkpoint is loaded whole all the same, for a fit that goes on replaces its file.
+    """
+    if exported:
+        place = export_checkpoint(run, tmp_path / "out")
+        file = place / ("adapter_model.safetensors" if lora else "model.safetensors")
+    else:
+        place = file = Path(shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path))
+    found = find_initial_reward(str(place))
+    shutil.copy(file, tmp_path / "new")
+    (tmp_path / "new").replace(file)
+    roles = build_roles(factory_of(base, lora))
+    roles.add_reward()
+    refused = pytest.raises(ValueError, match="was written anew while this run began") if exported else nullcontext()
+    with roles.use("policy") as policy, refused:
+        found.load(roles, base_fingerprint(policy))
+    with pytest.raises(ValueError, match="was written anew while this run began"):
+        found.identity()
+    assert find_initial_reward(str(place)).identity()
