@@ -14,12 +14,15 @@ import pytest
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.data.steps import join_steps
 from ipvrm_lightning.functional import PROTOCOLS
-from ipvrm_lightning.models.exported import ModelSource
+from ipvrm_lightning.models.exported import Layout, ModelSource
 from ipvrm_lightning.score_cli import OBJECTIVES, build_parser
 from ipvrm_lightning.score_cli import PROTOCOLS as OFFERED
 from ipvrm_lightning.scoring import PrefixValueModel, ScoreRequest, command
 from ipvrm_lightning.scoring.description import Part, describe
+from ipvrm_lightning.scoring.opening import open_encoder
 from ipvrm_lightning.scoring.requests import read_requests, split_solution
+from ipvrm_lightning.scoring.store import ScoreStore
+from ipvrm_lightning.scoring.store import _digest as digest_of
 
 from .conftest import Judged
 
@@ -189,6 +192,12 @@ def test_a_file_of_other_settings_is_refused(
     for name in ("objective", "reference", "temperature"):
         record.write_text(json.dumps({**settings, name: "another"}))
         assert f"was made with {name} another, now it is {settings[name]}: use" in refused(capsys, *command_line)
+    for before, old, now in (
+        ({**settings, "top": 1}, "top 1", "not set"),
+        ({name: value for name, value in settings.items() if name != "temperature"}, "temperature not set", "1.0"),
+    ):
+        record.write_text(json.dumps(before))
+        assert f"was made with {old}, now it is {now}: use" in refused(capsys, *command_line)
     assert settings["dtype"] == "float32"
     assert command.described(build_parser().parse_args([*command_line, "--trust_remote_code"])).trust_remote_code
     record.write_text(json.dumps({**settings, "model": "another"}))
@@ -210,6 +219,20 @@ def test_other_weights_in_the_same_folders_are_another_model(judged: Judged, cop
     pair = command._settings(describe(str(copied_base), beta=1.0, reference=judged.base))
     own, reference = (command._identity(Part(ModelSource(name))) for name in (str(copied_base), judged.base))
     assert own != reference and (pair["model"], pair["reference"]) == (own, reference)
+
+
+def test_the_same_text_in_other_steps_is_another_solution(judged: Judged, tmp_path: Path) -> None:
+    layout = Layout("plain", step_template="{step}")
+    encoder = open_encoder(describe(judged.export).read_as(layout=layout, protocol=None, threshold=None))
+    one, two = encoder.encode([ScoreRequest("1?", steps, "a") for steps in (["a\n\nb"], ["a", "b"])])
+    assert one.text == two.text and one.example.input_ids == two.example.input_ids
+    line = {"id": "a", "tokens_hash": digest_of(one)}
+    (tmp_path / "scores.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "scores.jsonl.settings.json").write_text("{}")
+    with ScoreStore(tmp_path / "scores.jsonl", {}) as store:
+        assert store.holds(one)
+        with pytest.raises(ValueError, match="was scored with another text or other tokens"):
+            store.holds(two)
 
 
 def test_other_configs_beside_the_same_weights_are_another_model(
@@ -358,11 +381,12 @@ def test_rows_of_several_files_have_ids_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_folder_s_own_scores_are_none_of_its_solutions(
-    judged: Judged, solutions: Path, capsys: pytest.CaptureFixture[str]
+    judged: Judged, solutions: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, out = str(solutions.parent), solutions.parent / "scores.jsonl"
-    for new in (6, 0):
-        score("--model", judged.export, folder, "--out", str(out), "--device", "cpu")
+    monkeypatch.chdir(folder)
+    for new, place, file in ((6, folder, str(out)), (0, ".", str(out)), (0, folder, "scores.jsonl")):
+        score("--model", judged.export, place, "--out", file, "--device", "cpu")
         assert f"6 solutions, {new} of them scored in this run" in capsys.readouterr().out
     out.rename(solutions.parent / "other.jsonl")
     assert "other.jsonl, row 1, field 'problem': missing column" in refused(
