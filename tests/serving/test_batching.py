@@ -60,10 +60,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_everybody_gets_what_the_model_says_of_his_solution_alone(start: Start, direct: PrefixValueModel) -> None:
     client = start()
     with ThreadPoolExecutor(len(SOLUTIONS)) as pool:
-        answers = list(pool.map(client.score, SOLUTIONS))
-    for solution, answer in zip(SOLUTIONS, answers, strict=True):
+        answers = list(pool.map(lambda n: client.score(SOLUTIONS[n], tokens=n % 2 == 0), range(len(SOLUTIONS))))
+    for number, (solution, answer) in enumerate(zip(SOLUTIONS, answers, strict=True)):
         (alone,) = direct.score_many([ScoreRequest(**solution)])
         (given,) = answer.json["scores"]
+        assert ("tokens" in given) == (number % 2 == 0)  # whatever was asked for beside it
         assert given["final_value"] == pytest.approx(alone.final_value, abs=1e-5)
         for one, step in zip(given["steps"], alone.steps, strict=True):
             assert one["scores"] == pytest.approx(step.scores, abs=1e-5)
@@ -148,13 +149,13 @@ def test_a_client_that_hangs_up_is_not_computed_for(start: Start) -> None:
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(start: Start) -> None:
-    client = start(max_waiting=128)
+    client = start(max_waiting=130)
     gate = Gate(client)
     many = {"solutions": [{"problem": "?", "steps": ["a"]}] * 128}
     with ThreadPoolExecutor(1) as pool:
         accepted = pool.submit(client.post, "/score", many)
         assert gate.entered.wait(10)
-        refused = client.score(SOLUTIONS[0])
+        refused = client.score(*SOLUTIONS[:3])
         assert refused.status == 503 and refused.headers["retry-after"] == "1"
         assert "128 solutions are waiting" in refused.json["error"]
         assert client.get("/health").status == 200
