@@ -283,9 +283,12 @@ def _of_pair(source: ModelSource, objective: Objective, reference: str | None) -
 
 
 def _place(part: Part) -> Part:
-    """The same with its folders by one name, however they are spelt."""
-    folder, adapter = Path(part.model.name), part.adapter
-    model = replace(part.model, name=str(folder.resolve())) if folder.exists() else part.model
+    """The same by one name, however it is spelt: folders, which have no revisions, and the hub's default one."""
+    model, adapter = part.model, part.adapter
+    if (folder := Path(model.name)).exists():
+        model = replace(model, name=str(folder.resolve()), revision=None)
+    else:
+        model = replace(model, revision=model.revision or "main")
     return replace(part, model=model, adapter=adapter and str(Path(adapter).resolve()))
 
 

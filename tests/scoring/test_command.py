@@ -264,7 +264,7 @@ def test_other_configs_beside_the_same_weights_are_another_model(
         ('{"problem": "1?"}', "row 2, field 'solution': missing column"),
         ('{"problem": "1?", "steps": ["a"], "tools": [{"name": "add"}]}', "row 2, field 'tools': tool definitions"),
         ('{"problem": "1?", "steps": ["a", 1]}', r"row 2, field 'steps[1]': step is not a string, found 1"),
-        ('{"problem": "1?", "steps": ["a"], "id": "\\ud800"}', "row 2, field 'id': text holds half of a surrogate pair"),
+        ('{"problem": "1?", "steps": ["a"], "id": "\\ud800"}', "row 2, field 'id': text holds half of"),
         ('{"problem": "1?", "steps": []}', "row 2, field 'steps': empty list"),
         ('{"problem": "1?", "solution": " "}', "row 2, field 'solution': empty solution"),
         ('{"problem": "1?", "solution": "a", "id": "first"}', "row 2, field 'id': the id of "),

@@ -43,6 +43,14 @@ def test_scores_of_two_files_or_commits_of_a_repository_are_not_mixed(cache: Cal
     assert len(set(found)) == 3 and found[3] == found[0]
 
 
+def test_a_repository_is_no_reference_of_its_default_revision(cache: Callable[..., None]) -> None:
+    cache("main", **{"config.json": {}})
+    cache("better", **{"config.json": {}})
+    assert describe("owner/name", beta=1.0, reference="owner/name", revision="better").reference is not None
+    with pytest.raises(ValueError, match="the reference is the model itself"):
+        describe("owner/name", beta=1.0, reference="owner/name", revision="main")
+
+
 def test_the_limit_of_a_revision_is_its_own(cache: Callable[..., None]) -> None:
     for revision, longest in (("main", 64), ("longer", 256)):
         cache(revision, **{"config.json": {**QWEN2, "max_position_embeddings": longest}})

@@ -315,7 +315,7 @@ def test_what_does_not_go_together_is_refused(judged: Judged, full_export: str, 
     (link := tmp_path / "link").symlink_to(judged.base)
     for same in (f"{judged.base}/", f"{judged.base}/../{Path(judged.base).name}", str(link)):
         with pytest.raises(ValueError, match="the reference is the model itself, so that every value would be 0"):
-            describe(judged.base, beta=1.0, reference=same)
+            describe(judged.base, beta=1.0, reference=same, revision="main")
     with pytest.raises(ValueError, match="protocol must be one of"):
         describe(judged.export).read_as(layout=None, protocol="sum", threshold=None)
     with pytest.raises(ValueError, match="threshold must be a finite number, found nan"):

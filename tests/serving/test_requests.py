@@ -182,6 +182,10 @@ def test_a_token_is_asked_for(start: Start) -> None:
     assert client.post("/score", {"solutions": [FINE]}, allowed).status == 200
     assert client.get("/openapi.json", allowed).json["components"]["securitySchemes"]["HTTPBearer"]
     assert client.post("/score", b"x" * 2**21).status == 401
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as twice:
+        both = f"Authorization: Bearer {TOKEN}\r\nAuthorization: Bearer wrong\r\n"
+        twice.sendall(f"GET /status HTTP/1.1\r\nHost: localhost\r\n{both}\r\n".encode())
+        assert twice.recv(100).startswith(b"HTTP/1.1 401")
 
 
 def test_a_name_that_is_not_this_machine_s_own_is_refused(start: Start) -> None:
