@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: `owner/name`, or one of the old names without an owner.
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+#: Fields of configs that say where a model came from, and what wrote it.
+_ORIGINS = {"_name_or_path", "base_model_name_or_path", "revision", "transformers_version", "peft_version"}
 _NOWHERE = "no such file or folder (and no owner/name on the hub)"
 
 log = logging.getLogger(__name__)
@@ -106,6 +108,24 @@ def add_content(digest: hashlib.blake2b, file: Path) -> None:
     with file.open("rb") as content:
         while block := content.read(1 << 24):
             digest.update(block)
+
+
+def add_config(digest: hashlib.blake2b, file: Path) -> None:
+    """Add what a config says of how weights are used (the scale of an adapter, say) to a hash: no names, no versions.
+
+    Args:
+        digest: takes it.
+        file: JSON.
+
+    Raises:
+        ValueError: it is none; names the file.
+    """
+    with library_errors(f"{file}: the config cannot be read"):
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(layers := found.get("target_modules"), list):  # a set of PEFT's, written in any order
+            found["target_modules"] = sorted(layers)
+        meant = {name: value for name, value in found.items() if name not in _ORIGINS}
+        digest.update(json.dumps(meant, sort_keys=True).encode())
 
 
 def load_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:

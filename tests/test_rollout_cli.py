@@ -182,6 +182,11 @@ def test_bad_input_is_one_line_before_a_model_is_built(
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert "was made with other weights of the same name" in fails(arguments(tmp_path, model), capsys)
     weights.write_bytes(content)
+    config = Path(model) / "generation_config.json"
+    content = config.read_bytes()
+    config.write_text(json.dumps({**json.loads(content), "eos_token_id": [0, 5]}))
+    assert "or another config beside them" in fails(arguments(tmp_path, model), capsys)
+    config.write_bytes(content)
     assert "prompt '0' was finished with another text" in fails(
         arguments(tmp_path, model, "--prompts.system_prompt", "Be brief."), capsys
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ipvrm_lightning.devices import refuse_mps
 from ipvrm_lightning.failures import library_errors
-from ipvrm_lightning.pretrained import add_content
+from ipvrm_lightning.pretrained import add_config, add_content
 from ipvrm_lightning.types import PromptExample
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
+CONFIGS = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,10 @@ class InProcess(ResponseSource):
         return self.language_model.build_tokenizer()
 
     def weights(self) -> str | None:
-        """Hash of the model's weight files where it is a folder; a name on the hub has its revision."""
+        """Hashes of the model's weights and configs where it is a folder; a name on the hub has its revision.
+
+        The configs say how the weights are used, and which tokens end a response.
+        """
         name = getattr(self.language_model, "name", None)
         if not isinstance(name, str) or not Path(name).is_dir():
             return None
@@ -156,7 +160,11 @@ class InProcess(ResponseSource):
         for file in sorted(file for file in Path(name).iterdir() if file.suffix in WEIGHT_SUFFIXES):
             digest.update(file.name.encode())
             add_content(digest, file)
-        return digest.hexdigest()
+        configs = hashlib.blake2b(digest_size=16)
+        for file in (Path(name, config) for config in CONFIGS):
+            if file.is_file():
+                add_config(configs, file)
+        return f"{digest.hexdigest()}-{configs.hexdigest()}"
 
     def respond(self, prompts: Sequence[PromptExample], sampling: Sampling) -> Iterator[Answered]:
         """Answer as many prompts at a time as fit the batch; how they are divided changes no response but for rounding.

@@ -91,9 +91,15 @@ class RolloutStore(AppendOnlyFile):
             old, new = before.get(name, _NOT_SET), now.get(name, _NOT_SET)
             if old != new:
                 raise StoreError(f"{self.folder} was made with {name} {old}, now it is {new}: use another folder")
-        known = manifest.get("weights") or self.weights  # manifests of earlier versions have none
-        if self.weights is not None and known != self.weights:
-            raise StoreError(f"{self.folder} was made with other weights of the same name: use another folder")
+        known = manifest.get("weights") or self.weights
+        if self.weights is not None:
+            # manifests of earlier versions have none, or no hash of configs
+            if known not in (self.weights, self.weights.partition("-")[0]):
+                raise StoreError(
+                    f"{self.folder} was made with other weights of the same name, or another config beside them: use"
+                    " another folder"
+                )
+            known = self.weights
         versions = manifest["versions"]
         if (now_running := _versions()) not in versions:
             versions = [*versions, now_running]

@@ -14,10 +14,10 @@ from typing import Any
 from tqdm import tqdm
 
 from ipvrm_lightning.data.schema import DataError
-from ipvrm_lightning.failures import library_errors, names_full_disk
+from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.models.exported import ADAPTER_CONFIG, Layout
 from ipvrm_lightning.objectives import DPORM, IPVRM, EndoRM, ImplicitPRM, Objective
-from ipvrm_lightning.pretrained import add_content, find_file
+from ipvrm_lightning.pretrained import add_config, add_content, find_file
 from ipvrm_lightning.scoring.description import Description, Part, describe
 from ipvrm_lightning.scoring.encoding import EncodedSolution, SolutionEncoder
 from ipvrm_lightning.scoring.model import WINDOW, PrefixValueModel
@@ -34,8 +34,6 @@ _OBJECTIVES: dict[str, type[Objective]] = {
     "endo_rm": EndoRM,
 }
 _WEIGHTS = "*.safetensors"
-#: Fields of configs that say where a model came from, and what wrote it.
-_NAMES = {"_name_or_path", "base_model_name_or_path", "revision", "transformers_version", "peft_version"}
 
 
 def score_command(chosen: argparse.Namespace) -> None:
@@ -166,10 +164,7 @@ def _settings(description: Description) -> dict[str, Any]:
 
 
 def _identity(part: Part) -> str:
-    """A hash of a model's files, or the commit of a repository and the GGUF file in it; a name alone does not tell.
-
-    Of configs, which say how weights are used (the scale of an adapter, say), everything but names and versions.
-    """
+    """A hash of a model's files, or the commit of a repository and the GGUF file in it; a name alone does not tell."""
     digest = hashlib.blake2b(digest_size=12)
     model, files, configs = part.model, [], []
     if not Path(model.name).exists():
@@ -185,16 +180,8 @@ def _identity(part: Part) -> str:
         files += sorted(Path(part.adapter).glob(_WEIGHTS))
         configs.append(Path(part.adapter, ADAPTER_CONFIG))
     for config in configs:
-        digest.update(_meaning(config).encode())
+        add_config(digest, config)
     for file in files:
         digest.update(file.name.encode())
         add_content(digest, file)
     return digest.hexdigest()
-
-
-def _meaning(config: Path) -> str:
-    with library_errors(f"{config}: the config cannot be read"):
-        fields: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-        if isinstance(layers := fields.get("target_modules"), list):  # a set of PEFT's, written in any order
-            fields["target_modules"] = sorted(layers)
-        return json.dumps({name: value for name, value in fields.items() if name not in _NAMES}, sort_keys=True)

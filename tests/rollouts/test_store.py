@@ -112,15 +112,17 @@ def test_weights_of_one_name_never_mix(tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.json"
     fill(tmp_path, PROMPTS[:1])  # as an earlier version did, which knew of none
     manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "weights"}))
-    for weights in ("a", "a", None):
+    for weights, kept in (("a", "a"), ("a", "a"), (None, "a"), ("a-config", "a-config"), (None, "a-config")):
         with RolloutStore(tmp_path, SETTINGS, weights=weights):
-            assert json.loads(manifest.read_text())["weights"] == "a"
-    with pytest.raises(StoreError, match="was made with other weights of the same name: use another folder"):
+            assert json.loads(manifest.read_text())["weights"] == kept
+    with pytest.raises(StoreError, match="was made with other weights of the same name, or another config"):
         RolloutStore(tmp_path, SETTINGS, weights="b").__enter__()
+    with pytest.raises(StoreError, match="was made with other weights of the same name, or another config"):
+        RolloutStore(tmp_path, SETTINGS, weights="a-other").__enter__()
     assert fill(tmp_path, PROMPTS[:2]) == ["p1"]  # the lock is free again
     with RolloutStore(tmp_path / "new", SETTINGS, weights="a") as store:
         store.append(PROMPTS[0], {})
-    with pytest.raises(StoreError, match="was made with other weights of the same name: use another folder"):
+    with pytest.raises(StoreError, match="was made with other weights of the same name, or another config"):
         RolloutStore(tmp_path / "new", SETTINGS, weights="b").__enter__()
 
 
