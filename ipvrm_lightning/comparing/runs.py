@@ -107,7 +107,8 @@ def read_run(path: Path) -> Run:
         return Run(path, reports, {**flatten(tested), **conditions, "trained": True}, named.resolve(), note)
     # `ckpt_path` tells checkpoints of one training apart; how a policy is sampled for its test, the test says
     trained = flatten(_read_config(folder / CONFIG))
-    settings = {**trained, **conditions, "ckpt_path": str(checkpoint), "trained": True}
+    loaded = checkpoint if checkpoint.is_absolute() else folder / checkpoint.relative_to(named)
+    settings = {**trained, **conditions, "ckpt_path": str(loaded), "trained": True}
     settings |= {key: value for key, value in flatten(tested).items() if key.startswith("model.init_args.evaluation.")}
     moved = f"{path}: {named} is not there; settings are those of {folder / CONFIG}"
     return Run(path, reports, settings, folder.resolve(), None if folder in (*from_there, named) else moved)

@@ -334,6 +334,8 @@ def test_a_relative_checkpoint_is_one_from_where_the_test_was_run(
             for rate, project in ((1.0, "here"), (0.1, "there"))
         }
         assert found["notes"] == []
+        studies = [tmp_path / project / "outputs/study" for project in ("here", "there")]
+        assert list(groups(capsys, *studies, "--by", "ckpt_path").values()) == [1, 1]
 
 
 def test_the_same_numbers_twice_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -466,6 +468,9 @@ def test_numbers_that_no_run_knows_are_equal_and_so_are_the_last_digits_of_other
 def test_one_run_counts_once(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = study / "0-test/results.json"
     assert_refused(capsys, [str(study), str(study / "0-test")], f"{first}: given twice, also as {first}")
+    (link := study / "link.json").symlink_to(first)
+    assert_refused(capsys, [str(first), str(link)], f"{link}: given twice, also as {first}")
+    link.unlink()
     # another checkpoint of the same training, or the same checkpoint tested again
     (study / "9-test").mkdir()
     text = (study / "0-test/config.yaml").read_text().replace("last.ckpt", "best.ckpt")
