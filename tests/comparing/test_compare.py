@@ -338,6 +338,15 @@ def test_a_relative_checkpoint_is_one_from_where_the_test_was_run(
         assert list(groups(capsys, *studies, "--by", "ckpt_path").values()) == [1, 1]
 
 
+def test_a_checkpoint_may_lie_beside_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        checkpoint = str(tmp_path / f"{number}-fit" / "best.ckpt")
+        write_run(
+            tmp_path, f"{number}", config(reward_model(lr=10.0**-number)), reward_reports(number), ckpt_path=checkpoint
+        )
+    assert groups(capsys, tmp_path, "--by", "optimizer.lr") == {(0.1,): 1, (1.0,): 1}
+
+
 def test_the_same_numbers_twice_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(2):
         write_run(tmp_path, f"{number}", {**config(reward_model()), "seed_everything": number}, reward_reports(0))
