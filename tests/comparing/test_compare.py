@@ -268,8 +268,9 @@ def test_prompts_that_a_seed_has_drawn_are_others_with_another_seed(
     with pytest.raises(SystemExit):
         main(["compare", str(tmp_path / "drawn")])
     assert "not judged on the same data: data.seed, which drew the prompts: 0 against 1" in capsys.readouterr().err
-    write(tmp_path / "named", test="held_out.jsonl")
-    assert len(groups(capsys, tmp_path / "named")) == 1
+    for name in ("test", "validation"):
+        write(tmp_path / name, **{name: "held_out.jsonl"})
+        assert len(groups(capsys, tmp_path / name)) == 1
 
 
 def test_policies_judged_on_other_prompts_or_with_another_k_are_refused(
@@ -336,6 +337,15 @@ def test_a_relative_checkpoint_is_one_from_where_the_test_was_run(
         assert found["notes"] == []
         studies = [tmp_path / project / "outputs/study" for project in ("here", "there")]
         assert list(groups(capsys, *studies, "--by", "ckpt_path").values()) == [1, 1]
+
+
+def test_models_that_are_tested_as_they_start_are_runs_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        model = {**reward_model(), "language_model": {"init_args": {"seed": number}}}
+        write_run(tmp_path, f"{number}", {}, reward_reports(number), **config(model))
+    assert list(groups(capsys, tmp_path).values()) == [2]
 
 
 def test_a_checkpoint_may_lie_beside_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
