@@ -120,6 +120,9 @@ def test_weights_of_one_name_never_mix(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="was made with other weights of the same name, or another config"):
         RolloutStore(tmp_path, SETTINGS, weights="a-other").__enter__()
     assert fill(tmp_path, PROMPTS[:2]) == ["p1"]  # the lock is free again
+    fill(tmp_path / "hub", PROMPTS[:1])  # by a name on the hub, which has none: they are not known, and any may go on
+    with RolloutStore(tmp_path / "hub", SETTINGS, weights="a"):
+        assert json.loads((tmp_path / "hub" / "manifest.json").read_text())["weights"] == "a"
     with RolloutStore(tmp_path / "new", SETTINGS, weights="a") as store:
         store.append(PROMPTS[0], {})
     with pytest.raises(StoreError, match="was made with other weights of the same name, or another config"):
