@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 _REFUSALS = (400, 413, 422)
 # what the client would send by itself, to whatever server: these are for OpenAI's alone
 _VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS", "OPENAI_ADMIN_KEY")
-# fields that extra_body would take the place of, and those with which an answer is no one response
+# fields that extra_body would take the place of, and the values at which an answer is one response
 _SENT = {"model", "prompt", "messages", "max_tokens", "temperature", "top_p", "seed"}
-_NO_RESPONSE = {"n", "best_of", "echo"}
+_ONE_RESPONSE = {"n": 1, "best_of": 1, "echo": False}
 
 
 class Endpoint(ResponseSource):
@@ -93,10 +93,10 @@ class Endpoint(ResponseSource):
         if not 1 <= max_concurrency <= 1000 or timeout <= 0 or max_retries < 0:
             found = f"{max_concurrency}, {timeout} and {max_retries}"
             raise ValueError(f"max_concurrency (1 to 1000), timeout or max_retries out of range: {found}")
-        given = {name for name, value in (extra_body or {}).items() if value is not None}
-        if taken := sorted(given & _SENT):
+        given = {name: value for name, value in (extra_body or {}).items() if value is not None}
+        if taken := sorted(given.keys() & _SENT):
             raise ValueError(f"extra_body: {taken[0]} is sent already, as sampling and prompts say: leave it out")
-        if taken := sorted(given & _NO_RESPONSE):
+        if taken := sorted(name for name, one in _ONE_RESPONSE.items() if given.get(name, one) != one):
             raise ValueError(f"extra_body: with {taken[0]} an answer is not one response: leave it out")
         self.url, self.model, self.api, self.prompt_as = url, model, api, prompt_as
         self.api_key_env, self.max_concurrency = api_key_env, max_concurrency

@@ -55,7 +55,7 @@ def one(server: FakeServer, content: Any, api: Any = "completions") -> Response:
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_every_prompt_gets_its_group(server: FakeServer, api: Any) -> None:
-    found = answers(server, api=api, extra_body={"top_k": -1})
+    found = answers(server, api=api, extra_body={"top_k": -1, "n": 1, "echo": False})
     assert [answered.prompt for answered in found] == PROMPTS
     assert len(server.requests) == 18 and {len(answered.responses) for answered in found} == {3}
     texts = [response.text for answered in found for response in answered.responses]
@@ -309,6 +309,7 @@ def test_text_is_sent_only_where_it_reads_as_the_same_tokens(server: FakeServer,
         ({"extra_body": {"top_k": -1, "seed": 3}}, "extra_body: seed is sent already"),
         ({"extra_body": {"max_tokens": None, "temperature": 0.5}}, "extra_body: temperature is sent already"),
         ({"extra_body": {"echo": True}}, "extra_body: with echo an answer is not one response"),
+        ({"extra_body": {"best_of": 1, "n": 2}}, "extra_body: with n an answer is not one response"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
