@@ -98,8 +98,8 @@ def read_run(path: Path) -> Run:
         return Run(path, reports, {**flatten(tested), **conditions, "trained": False})
     checkpoint = Path(str(tested["ckpt_path"]))
     named = _folder_of(checkpoint)
-    # a relative path is one from where the test was run: a folder that its own run lies in, rather than ours
-    from_there = [] if named.is_absolute() else [above / named for above in path.absolute().parents]
+    # a relative path is one from where the test was run: a folder that its own run's lies in, rather than ours
+    from_there = [] if named.is_absolute() else [above / named for above in path.absolute().parents[1:]]
     folders = (*from_there, named, path.absolute().parent.parent / named.name)
     folder = next((one for one in folders if (one / CONFIG).is_file()), None)
     if folder is None:

@@ -339,6 +339,20 @@ def test_a_relative_checkpoint_is_one_from_where_the_test_was_run(
         assert list(groups(capsys, *studies, "--by", "ckpt_path").values()) == [1, 1]
 
 
+def test_a_checkpoint_may_be_named_from_within_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its folder is then `.`, and the test's own is no training, though it holds a config."""
+    for number in range(2):
+        fit = tmp_path / f"{number}-fit"
+        results = write_run(
+            tmp_path, f"{number}", config(reward_model(lr=10.0**-number)), reward_reports(number),
+            ckpt_path="checkpoints/last.ckpt",
+        )  # fmt: skip
+        (fit / "tests").mkdir()
+        results.parent.rename(fit / "tests" / "test")
+    folders = [tmp_path / f"{number}-fit" / "tests" for number in range(2)]
+    assert groups(capsys, *folders, "--by", "optimizer.lr") == {(0.1,): 1, (1.0,): 1}
+
+
 def test_models_that_are_tested_as_they_start_are_runs_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
