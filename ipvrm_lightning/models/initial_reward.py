@@ -95,8 +95,8 @@ def _check_unchanged(name: str, files: Sequence[Path], stamps: list[tuple[int, .
 
 
 def _stamps(files: Sequence[Path]) -> list[tuple[int, ...]]:
-    found = [path.stat() for path in files]
-    return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
+    # no inodes, which file systems over a network may number anew
+    return [(found.st_size, found.st_mtime_ns) for found in map(Path.stat, files)]
 
 
 def find_initial_reward(given: str) -> InitialReward:

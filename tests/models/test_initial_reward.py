@@ -142,6 +142,9 @@ def test_what_is_written_anew_while_a_run_begins_is_refused(
     else:
         place = file = Path(shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path))
     found = find_initial_reward(str(place))
+    shutil.copy2(file, tmp_path / "same")  # with its time, and an inode of its own, as after a mount was lost
+    (tmp_path / "same").replace(file)
+    assert found.identity()
     shutil.copy(file, tmp_path / "new")
     (tmp_path / "new").replace(file)
     roles = build_roles(factory_of(base, lora))
