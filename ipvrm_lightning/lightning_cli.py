@@ -225,6 +225,8 @@ class IPVRMCLI(LightningCLI):
         config.weights_only = True  # Lightning leaves it off for addresses
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest_checkpoint(root, what="--ckpt_path last"))
+        elif config.get("ckpt_path"):
+            config.ckpt_path = os.path.expanduser(config.ckpt_path)  # no shell does, of a config or `--ckpt_path=~`
         _check_given(config.get("ckpt_path"), root)
         trains, resumed = self.subcommand == "fit", None
         if trains and config.trainer.logger is False and not config.trainer.fast_dev_run:

@@ -386,11 +386,13 @@ def test_a_run_that_kept_weights_alone_is_started_anew(
     assert lines == [f"{run} has not ended, but its checkpoints hold weights alone (save_weights_only): a new run"]
     assert len(list(tmp_path.glob("*-fit*"))) == 2
     alone = newest_in(run / "checkpoints")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    from_home = f"--ckpt_path=~/{alone.relative_to(tmp_path)}"
     with pytest.raises(SystemExit):
-        command("fit", "--ckpt_path", str(alone), **options)
+        command("fit", from_home, **options)
     problem = f"{alone} holds weights alone (save_weights_only): training cannot go on from it"
     assert problem in capsys.readouterr().err
-    command("validate", "--ckpt_path", str(alone), **options)
+    command("validate", from_home, **options)
     whole = (tmp_path / "last.ckpt").rename(run / "checkpoints" / "last.ckpt")
     os.utime(whole, (0, 0))
     assert checkpoint_to_resume(run) == whole
