@@ -129,7 +129,8 @@ class _LastCheckpoint(Callback):
         written = trial = is_trial(trainer)
         for callback in callbacks:
             ours = Path(callback.dirpath or "").resolve() == last.parent.resolve()
-            if Path(callback.last_model_path).resolve() == last.resolve():
+            # one that writes no last ones may name that of the run before
+            if callback.save_last and Path(callback.last_model_path).resolve() == last.resolve():
                 written |= callback._last_global_step_saved == trainer.global_step
             if ours or trial:
                 # else it would put a last one of its own beside ours, and write one in a trial run

@@ -72,6 +72,26 @@ def test_a_run_that_goes_on_removes_what_a_kill_left_half_written(tmp_path: Path
         assert [file.name for file in folder.glob(".*")] == left
 
 
+@pytest.mark.parametrize("save_last", [True, False])
+def test_a_run_that_goes_on_from_its_last_checkpoint_writes_its_final_weights_there(
+    save_last: bool, tmp_path: Path
+) -> None:
+    """As one without a logger does, when it is to take more steps; it has kept those of its last step already."""
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    for steps in (2, 4):
+        kept = ModelCheckpoint(save_last=save_last, every_n_train_steps=1)
+        trainer = quiet_trainer(
+            tmp_path, callbacks=[kept, ResumePoint(minutes=60.0)], enable_checkpointing=True,
+            max_steps=steps, max_epochs=-1,
+        )  # fmt: skip
+        module = IPVRMModule(language_model=tiny(lora=True), optimizer=partial(torch.optim.AdamW, lr=1e-3))
+        trainer.fit(module, datamodule=InMemoryData(), ckpt_path=last if last.exists() else None)
+        stored = torch.load(last, weights_only=True)
+        assert stored["global_step"] == steps
+        assert all(torch.equal(stored["state_dict"][name], value) for name, value in trained_state(module).items())
+    assert sorted(file.name for file in last.parent.glob("last*")) == ["last.ckpt"]
+
+
 @pytest.mark.parametrize("callbacks", [[], [ModelCheckpoint(save_last=True)]], ids=["alone", "beside another"])
 def test_runs_of_one_folder_leave_each_other_what_they_have_saved(callbacks: list[Any], tmp_path: Path) -> None:
     """As runs without a logger have it."""
