@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import LightningModule
 
 from ipvrm_lightning.cli import main
+from ipvrm_lightning.lightning_cli import _check_command
 from ipvrm_lightning.metrics import read_scores
 from ipvrm_lightning.metrics.token_file import TokenRecord, read_tokens
 from ipvrm_lightning.models import PretrainedLanguageModel
@@ -366,6 +369,18 @@ def test_a_command_that_a_module_has_no_step_for_names_those_that_it_has(
         main([command, "--config", config, "--config", tiny_overlay(tmp_path, real_inputs, "sft_smollm2.yaml")])
     said = f"ipvrm {command}: SFTModule has no step for `ipvrm {command}`, only for fit, validate\n"
     assert capsys.readouterr().err.endswith(said)
+
+
+def test_a_module_of_ones_own_is_asked_for_the_step_of_its_command_alone() -> None:
+    """Lightning cannot tell of whatever else stands in place of a method."""
+
+    class Own(LightningModule):
+        forward = staticmethod(print)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    _check_command("fit", Own())
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
