@@ -24,7 +24,7 @@ from ipvrm_lightning.callbacks.optimizer_settings import OptimizerSettings
 from ipvrm_lightning.callbacks.predictions import PredictionFile
 from ipvrm_lightning.callbacks.random_state import RandomState
 from ipvrm_lightning.callbacks.responses import ResponseFile
-from ipvrm_lightning.callbacks.resume_point import ResumePoint, logged_until
+from ipvrm_lightning.callbacks.resume_point import ResumePoint
 from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.callbacks.stop_signal import StopSignal
 from ipvrm_lightning.callbacks.tables import ResultsTable
@@ -41,6 +41,7 @@ from ipvrm_lightning.config_checks import (
 from ipvrm_lightning.config_keys import plain_name
 from ipvrm_lightning.config_notes import config_notes
 from ipvrm_lightning.failures import mistakes, names_full_disk
+from ipvrm_lightning.loggers import loggers_of_run
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in, origin, read_checkpoint, run_of
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
 from ipvrm_lightning.modules.schedule import Schedule
@@ -189,7 +190,7 @@ class IPVRMCLI(LightningCLI):
             known = os.environ.get("IPVRM_RUN") or (resumed and run_of(resumed).name)
             # for the processes that this one starts, too
             os.environ["IPVRM_RUN"] = run = known or self._new_run(root, command).name
-            config.trainer.logger = _loggers(root, run, resumed, config.trainer.logger)
+            config.trainer.logger = loggers_of_run(root, run, resumed, config.trainer.logger)
         for note in config_notes(values) if command == "fit" else ():
             rank_zero_info(note)
         self.trainer_defaults["callbacks"] = [
@@ -382,18 +383,3 @@ def _end_started_processes(trainer: Trainer) -> None:
     for process in started:
         process.join() if hasattr(process, "join") else process.wait()  # of multiprocessing, of subprocess
     started.clear()  # else Lightning, which watches them, ends this process before it has said what failed
-
-
-def _loggers(root: Path, run: str, resumed: Path | None, chosen: Any) -> list[Any]:
-    """The run's own log, and those chosen or TensorBoard's. Ours is first: Lightning puts files where that writes."""
-    own = {"save_dir": str(root), "version": run}
-    table = Namespace(**own, resume_from=None if resumed is None else str(resumed))
-    first = Namespace(class_path="ipvrm_lightning.loggers.MetricsFile", init_args=table)
-    others = [] if chosen in (None, True) else chosen if isinstance(chosen, list) else [chosen]
-    # the config that a run has kept names its loggers, which would write to that run again
-    earlier = {one.init_args.version for one in others if one.class_path == first.class_path}
-    others = [one for one in others if one.get("init_args", {}).get("version") not in earlier]
-    if others:
-        return [first, *others]
-    board = Namespace(**own, name="", purge_step=None if resumed is None else logged_until(resumed).step + 1)
-    return [first, Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=board)]

@@ -1,4 +1,4 @@
-"""`MetricsFile`: a run's `metrics.csv`, which goes on where a run goes on."""
+"""Loggers of a run: its `metrics.csv`, which goes on where the run does, and those of the config."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -16,6 +17,31 @@ from ipvrm_lightning.callbacks.resume_point import logged_until
 from ipvrm_lightning.whole_files import write_atomically
 
 _EARLIER = "metrics.earlier.csv"
+
+
+def loggers_of_run(root: Path, run: str, resumed: Path | None, chosen: Any) -> list[Any]:
+    """The run's own log, and those chosen or TensorBoard's. Ours is first: Lightning puts files where that writes.
+
+    Args:
+        root: folder of the runs.
+        run: name of the run's folder.
+        resumed: checkpoint that the run goes on from; None for a new run.
+        chosen: `trainer.logger` of the config, not false.
+
+    Returns:
+        What `trainer.logger` is to be, as the parser has it.
+    """
+    own = {"save_dir": str(root), "version": run}
+    table = Namespace(**own, resume_from=None if resumed is None else str(resumed))
+    first = Namespace(class_path="ipvrm_lightning.loggers.MetricsFile", init_args=table)
+    others = [] if chosen in (None, True) else chosen if isinstance(chosen, list) else [chosen]
+    # the config that a run has kept names its loggers, which would write to that run again
+    earlier = {one.init_args.version for one in others if one.class_path == first.class_path}
+    others = [one for one in others if one.get("init_args", {}).get("version") not in earlier]
+    if others:
+        return [first, *others]
+    board = Namespace(**own, name="", purge_step=None if resumed is None else logged_until(resumed).step + 1)
+    return [first, Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=board)]
 
 
 class MetricsFile(CSVLogger):

@@ -122,6 +122,7 @@ ALLOWED: dict[str, set[str]] = {
         "config_keys",
         "config_notes",
         "run_folders",
+        "loggers",
         "checkpoint_io",
         "failures",
     },

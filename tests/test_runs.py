@@ -26,7 +26,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.exporting.source import find_run
-from ipvrm_lightning.lightning_cli import _loggers
+from ipvrm_lightning.loggers import loggers_of_run
 from ipvrm_lightning.models.checkpoints import newest_checkpoint, newest_in
 from ipvrm_lightning.modules import DistRLModule
 from ipvrm_lightning.modules.distrl_settings import Collecting, PolicyUpdate
@@ -479,12 +479,15 @@ def test_the_config_that_a_run_has_kept_writes_to_a_folder_of_its_own() -> None:
         return [(one.class_path.rpartition(".")[2], one.init_args.version) for one in loggers]
 
     root = Path("runs")
-    first = _loggers(root, "first", None, None)
+    first = loggers_of_run(root, "first", None, None)
     assert names(first) == [("MetricsFile", "first"), ("TensorBoardLogger", "first")]
-    assert names(_loggers(root, "second", None, first)) == [("MetricsFile", "second"), ("TensorBoardLogger", "second")]
+    assert names(loggers_of_run(root, "second", None, first)) == [
+        ("MetricsFile", "second"),
+        ("TensorBoardLogger", "second"),
+    ]
     service = Namespace(class_path="tests.test_runs.ServiceLogger", init_args=Namespace(version="own"))
-    kept = _loggers(root, "first", None, service)
-    assert names(_loggers(root, "second", None, kept)) == [("MetricsFile", "second"), ("ServiceLogger", "own")]
+    kept = loggers_of_run(root, "first", None, service)
+    assert names(loggers_of_run(root, "second", None, kept)) == [("MetricsFile", "second"), ("ServiceLogger", "own")]
 
 
 def test_without_a_logger_the_newest_checkpoint_is_found_and_predictions_start_anew(
