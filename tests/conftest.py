@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).parent.parent
 #: Files that take longest: pytest's workers begin with them, so that none is left with one at the end.
 LONGEST = (
     "strategies/test_equivalence.py",
+    "simulated_device/test_runs.py",
     "test_resume.py",
     "test_tutorials.py",
     "models/test_compilation.py",

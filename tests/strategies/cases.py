@@ -67,8 +67,9 @@ CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "distrl": lambda: distrl(reference="sft"),
     "distrl adapters": lambda: distrl(language_model=TinyPolicy(lora=LoRA(r=4), gradient_checkpointing=True)),
 }
-#: For kernels that are not the same under every strategy.
-ON_GPU: dict[str, Callable[[], tuple[Any, Any]]] = {
+#: For devices whose kernels are not the same under every strategy, or that have others.
+ON_DEVICES: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "ipvrm packed": lambda: ipvrm(language_model=language_model(attn_implementation="varlen")),
     "distrl, SGD": lambda: distrl(reference="sft", optimizer=SGD),
     "distrl adapters, SGD": lambda: distrl(
         optimizer=SGD, language_model=TinyPolicy(lora=LoRA(r=4), gradient_checkpointing=True)
@@ -115,7 +116,7 @@ def run(name: str, folder: Path, *, resume: Path | None = None, **options: Any) 
         resume: checkpoint to go on from.
     """
     torch.manual_seed(int(os.environ.get("RANK", "0")))  # adapters are to be the first process's all the same
-    module, data = (CASES | ON_GPU)[name]()
+    module, data = (CASES | ON_DEVICES)[name]()
     if name == "ipvrm cached":
         module.reference.cache_dir = str(folder / "cache")
     record = Record()
