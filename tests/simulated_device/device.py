@@ -15,8 +15,14 @@ from lightning.pytorch.accelerators import Accelerator
 from torch.torch_version import TorchVersion
 
 COMPILER = shutil.which("c++")
-#: FSDP2 of earlier versions knows no devices but its own.
-USABLE = COMPILER is not None and sys.platform == "linux" and torch.__version__ >= TorchVersion("2.13")
+
+
+def usable() -> bool:
+    """Whether this machine can make the device, and its PyTorch shards a model on one that is not its own."""
+    if COMPILER is None or sys.platform != "linux" or torch.__version__ < TorchVersion("2.13"):
+        return False
+    command = [COMPILER, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    return subprocess.run(command, input="#include <set>", text=True, capture_output=True).returncode == 0
 
 
 def compiled(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from ..strategies import cases
 from ..strategies.test_equivalence import assert_same_numbers
 from . import device, runs
 
-pytestmark = pytest.mark.skipif(not device.USABLE, reason="needs Linux, a C++ compiler and PyTorch 2.13")
+pytestmark = pytest.mark.skipif(not device.usable(), reason="needs Linux, a C++20 compiler and PyTorch 2.13")
 FULL = [("alone", name) for name in runs.ALONE] + [
     (kind, name) for kind, names in runs.TOGETHER.items() for name in names
 ]
