@@ -39,7 +39,7 @@ def check_config_files(arguments: Sequence[str]) -> None:
         ValueError: names file, line and column.
     """
     for file in _config_files(arguments):
-        if file.is_file():
+        if os.path.isfile(file):  # of a config in place of a name, which may be too long for one, `is_file` fails
             _check(file)
         elif file.suffix in {".yaml", ".yml", ".json"}:  # the parser takes a config in place of a file's name, too
             near = get_close_matches(str(file), packaged_names(), n=1)

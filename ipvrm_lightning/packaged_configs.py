@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ def packaged_names() -> list[str]:
 
 def _located(name: str) -> str:
     file = Path(name)
-    if CONFIGS is None or file.exists() or file.parts[:1] != ("configs",):
+    # a config may stand in a file's place, too long for a name
+    if CONFIGS is None or os.path.exists(file) or file.parts[:1] != ("configs",):
         return name
     packaged = CONFIGS.joinpath(*file.parts[1:])
     if not packaged.is_file():

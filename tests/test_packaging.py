@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+from ipvrm_lightning.cli import main
 from ipvrm_lightning.packaged_configs import CONFIGS, with_packaged_configs
 
 from .conftest import REPOSITORY
@@ -90,6 +93,16 @@ def test_configs_that_are_there_are_left_alone(tmp_path: Path, monkeypatch: pyte
     assert CONFIGS == REPOSITORY / "configs"
     packaged = f"--config={CONFIGS / 'strategy' / 'lora.yaml'}"
     assert with_packaged_configs(given) == [*given[:3], packaged, *given[4:]]
+
+
+def test_a_config_in_place_of_a_files_name_may_be_longer_than_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (["--config", "{}"], ["--config={}"]):
+        given = json.dumps({"data": {"init_args": {"system_prompt": "x" * 300}}})
+        with pytest.raises(SystemExit) as ended:
+            words = [word.replace("{}", given) for word in option]
+            main(["fit", "--config", "configs/ipvrm_qwen.yaml", *words, "--print_config"])
+        printed = capsys.readouterr().out
+        assert ended.value.code == 0 and yaml.safe_load(printed)["data"]["init_args"]["system_prompt"] == "x" * 300
 
 
 def test_the_page_of_configs_is_what_the_code_says() -> None:
