@@ -73,6 +73,30 @@ def read_counts_as_counts(parser: ArgumentParser) -> None:
             action._typehint = reduce(or_, ordered)  # type: ignore[attr-defined]
 
 
+def expand_home(config: Any) -> Any:
+    """Put the user's folder in place of `~/` at the start of a value, which no shell does in a file or after `--key=`.
+
+    Lightning does for some files of a run and not for others: it would be divided over two folders.
+
+    Args:
+        config: parsed, nothing in it built yet; what it holds is replaced.
+
+    Returns:
+        The same, or what a list or a dictionary is replaced by: a default belongs to its class.
+    """
+    from jsonargparse import Namespace
+
+    if isinstance(config, str):
+        return os.path.expanduser(config) if config.startswith("~/") else config
+    if isinstance(config, list):
+        return [expand_home(value) for value in config]
+    if isinstance(config, dict):
+        return {name: expand_home(value) for name, value in config.items()}
+    if isinstance(config, Namespace):
+        vars(config).update(expand_home(vars(config)))
+    return config
+
+
 def describe_options(parser: ArgumentParser, texts: Mapping[str, str]) -> None:
     """Have `--help` say these texts of options.
 

@@ -36,6 +36,7 @@ from ipvrm_lightning.config_checks import (
     check_class_paths,
     check_output_folder,
     describe_options,
+    expand_home,
     read_counts_as_counts,
 )
 from ipvrm_lightning.config_keys import plain_name
@@ -92,6 +93,7 @@ class IPVRMCLI(LightningCLI):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Parse the arguments and run the command; where it has written nothing, its folder goes."""
         self._own_folder: Path | None = None
+        self._resumed: Path | None = None
         try:
             super().__init__(*args, **kwargs)
         finally:
@@ -175,10 +177,12 @@ class IPVRMCLI(LightningCLI):
         command = str(self.subcommand)
         config = self.config[command]
         check_class_paths(config.clone().as_dict())
+        expand_home(config)
+        config.trainer.default_root_dir = config.trainer.default_root_dir or "outputs"  # not where the command is given
         # parsing has checked it: to do so again takes longer than all the rest of writing it
         values = json.loads(self._parser(command).dump(config, format="json", skip_validation=True))
-        root, fingerprint = Path(config.trainer.default_root_dir or "outputs"), config_fingerprint(values)
-        resumed = self._choose_checkpoint(config, root, values)
+        root, fingerprint = Path(config.trainer.default_root_dir), config_fingerprint(values)
+        self._resumed = resumed = self._choose_checkpoint(config, root, values)
         change = None
         if resumed is not None and (changed := changed_divisions(run_of(resumed), values)):
             change = {"from": str(resumed), "was_and_is": changed}
@@ -226,8 +230,6 @@ class IPVRMCLI(LightningCLI):
         config.weights_only = True  # Lightning leaves it off for addresses
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest_checkpoint(root, what="--ckpt_path last"))
-        elif config.get("ckpt_path"):
-            config.ckpt_path = os.path.expanduser(config.ckpt_path)  # no shell does, of a config or `--ckpt_path=~`
         _check_given(config.get("ckpt_path"), root)
         trains, resumed = self.subcommand == "fit", None
         if trains and config.trainer.logger is False and not config.trainer.fast_dev_run:
@@ -261,6 +263,9 @@ class IPVRMCLI(LightningCLI):
         _check_command(str(self.subcommand), self.model)
         check_trainer(settings, self.model)
         check_fit(settings.strategy, self.model)
+        if self._resumed is not None:
+            # the run keeps what was given: a config with this checkpoint would make other runs begin where it went on
+            self.config[self.subcommand].ckpt_path = None
         return super().instantiate_trainer(accelerator=accelerator_for(self.model, settings.accelerator), **kwargs)
 
     def instantiate_classes(self) -> None:
@@ -291,7 +296,7 @@ class IPVRMCLI(LightningCLI):
             what = "policy" if hasattr(self.model, "evaluation") else "model"
             rank_zero_info(f"This is the {what} as it starts. The newest checkpoint: --ckpt_path last")
         try:
-            with names_full_disk(self._get(self.config, "trainer.default_root_dir") or "outputs"):
+            with names_full_disk(self._get(self.config, "trainer.default_root_dir")):
                 super()._run_subcommand(subcommand)
         except BaseException:
             _end_started_processes(self.trainer)
@@ -302,20 +307,25 @@ class IPVRMCLI(LightningCLI):
 
 
 def _check_given(path: Any, root: Path) -> None:
-    """Refuse a checkpoint that is not there now: Lightning does once data and model are loaded.
+    """Refuse a checkpoint that is not there now, or a folder of some: Lightning does once data and model are loaded.
 
     Args:
         path: as given; an address is left to Lightning.
         root: folder of the runs.
 
     Raises:
-        FileNotFoundError: names it.
+        FileNotFoundError: there is none, or no name, as of a variable of the shell that is not set.
+        IsADirectoryError: names the newest in it.
     """
-    if path and "://" not in str(path) and not Path(path).exists():
+    if path is None or "://" in str(path):
+        return
+    if not os.path.exists(path):
         raise FileNotFoundError(
-            f"--ckpt_path {path}: no such checkpoint; give the path of one (a run's best lies beside its last.ckpt), or"
-            f" last for the newest of all runs in {root}"
+            f"--ckpt_path {path or repr(path)}: no such checkpoint; give the path of one (a run's best lies beside its"
+            f" last.ckpt), or last for the newest of all runs in {root}"
         )
+    if (newest := newest_in(Path(path))) is not None:  # one that is itself a folder, of shards, holds none
+        raise IsADirectoryError(f"--ckpt_path {path}: is a folder; give a checkpoint in it, the newest is {newest}")
 
 
 def _check_command(command: str, module: LightningModule) -> None:

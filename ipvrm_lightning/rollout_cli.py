@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from tqdm import tqdm
 
-from ipvrm_lightning.config_checks import bound_values, check_class_paths
+from ipvrm_lightning.config_checks import bound_values, check_class_paths, expand_home
 from ipvrm_lightning.data import PromptModule
 from ipvrm_lightning.failures import names_full_disk
 from ipvrm_lightning.rollouts.sources import Answered, Refused, ResponseSource, Sampling
@@ -225,6 +225,7 @@ def main(arguments: list[str]) -> None:
     if not isinstance(config.sampling, Namespace):  # jsonargparse takes anything for a group of keys in a file
         raise ValueError(f"sampling: expected keys and values, found {config.sampling!r}")
     check_class_paths(config.clone().as_dict())
+    expand_home(config)
     settings = deciding(config)
     try:
         values = parser.instantiate_classes(config).as_dict()

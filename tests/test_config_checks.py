@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 import pytest
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.config_checks import (
@@ -14,6 +14,7 @@ from ipvrm_lightning.config_checks import (
     check_class_paths,
     check_config_files,
     check_output_folder,
+    expand_home,
     read_counts_as_counts,
 )
 from ipvrm_lightning.data import TrajectoryDataModule
@@ -155,6 +156,16 @@ def fit_parser() -> ArgumentParser:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["ipvrm", "fit"])
         return IPVRMCLI.parsers()["fit"]
+
+
+def test_the_folder_of_the_user_stands_in_every_place_of_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    shared = {"path": "~/a", "files": ["~/b", "c", 3], "texts": ("~ 5", "~root/a", "a/~/b")}
+    config = Namespace(part=Namespace(given=shared, nothing=None), number=1.5, path="~/")
+    expand_home(config)
+    assert config.part.given == {**shared, "path": "/home/me/a", "files": ["/home/me/b", "c", 3]}
+    assert (config.path, config.number, config.part.nothing) == ("/home/me/", 1.5, None)
+    assert shared["path"] == "~/a"  # a default may be anybody's
 
 
 def test_null_on_the_command_line_is_null_at_every_depth(fit_parser: ArgumentParser) -> None:

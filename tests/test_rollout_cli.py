@@ -91,8 +91,11 @@ def lines(folder: Path, output: str = "out") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / output / "rollouts.jsonl").read_bytes().splitlines()]
 
 
-def test_rollouts_can_be_trained_on(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(arguments(tmp_path, model, "--prompts.system_prompt", "Be brief."))
+def test_rollouts_can_be_trained_on(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main(arguments(tmp_path, model, "--prompts.system_prompt", "Be brief.", "--output=~/out"))
     found = lines(tmp_path)
     assert [record["id"] for record in found] == [str(n) for n in range(PROMPTS)]
     assert found[1]["prompt"] == [

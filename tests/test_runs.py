@@ -272,6 +272,7 @@ def test_a_run_goes_on_with_less_memory_and_says_what_is_otherwise(
     assert list(tmp_path.glob("*-fit*")) == [run]
     record, kept = json.loads((run / "run.json").read_text()), yaml.safe_load((run / "config.yaml").read_text())
     assert record["ended"] and kept["data"]["init_args"]["max_tokens"] == 150
+    assert kept["ckpt_path"] is None  # as it was given: another run of this config begins at its start
     (change,) = record["changes"]
     changed = {"model.init_args.chunk_size": [256, 16], "data.init_args.max_tokens": [2048, 150]}
     assert (change["was_and_is"], change["from"]) == (changed, str(stopped))
@@ -360,6 +361,50 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: 
     (tmp_path / "unmounted").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileExistsError, match="unmounted"):
         new_run(tmp_path / "unmounted", "fit")
+
+
+def test_a_run_whose_folder_is_named_from_home_lies_there_whole(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell expands `~/` in a config or after `--key=`, and Lightning does for a part of a run's files."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    options = ("--trainer.default_root_dir=~/runs", "--model.init_args.reference.init_args.cache_dir=~/cache")
+    command("fit", *options)
+    (run,) = home.glob("runs/*-fit")
+    assert {"config.yaml", "run.json", "metrics.csv", "checkpoints"} <= {path.name for path in run.iterdir()}
+    command("validate", *options, "--ckpt_path", "last")
+    assert list(home.glob("cache/*/*.safetensors")) and not list(here.iterdir())
+
+
+def test_without_a_folder_the_checkpoints_of_a_run_are_where_they_are_looked_for(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command("fit", "--trainer.default_root_dir", "null", "--trainer.logger", "false")
+    command("validate", "--trainer.default_root_dir", "null", "--ckpt_path", "last")
+    assert (tmp_path / "outputs" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_checkpoint_that_is_no_file_is_refused_before_a_folder_is_made(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = tmp_path / "before" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    expected = {
+        "": "--ckpt_path '': no such checkpoint; give the path of one",  # of a variable that is not set
+        str(last.parent.parent): f"is a folder; give a checkpoint in it, the newest is {last}",
+    }
+    for given, told in expected.items():
+        for name in ("fit", "validate"):
+            with pytest.raises(SystemExit):
+                command(name, "--ckpt_path", given)
+            assert told in capsys.readouterr().err
+    assert not list(tmp_path.glob("*-fit*")) and not list(tmp_path.glob("*-validate*"))
 
 
 def test_a_config_that_is_refused_leaves_no_folder(tmp_path: Path, command: Command) -> None:
