@@ -55,6 +55,29 @@ def bound_values() -> None:
         set_loader("yaml", partial(_load_bounded, load), (yaml.YAMLError,))
 
 
+def carry_parts_over() -> None:
+    """Have the parser keep parts such as `lora` where a later config names another class for what they belong to.
+
+    To see which arguments the new class takes it tries each, and leaves what it has tried in a form that it cannot read
+    itself, where that holds a part without a `class_path`.
+    """
+    from jsonargparse import Namespace, _typehints
+
+    discard = _typehints.discard_init_args_on_class_path_change
+    if discard.__module__ == __name__:
+        return
+
+    def discard_by_a_copy(parser: Any, earlier: Any, value: Any) -> None:
+        if not isinstance(earlier, Namespace) or not isinstance(earlier.get("init_args"), Namespace):
+            return discard(parser, earlier, value)
+        tried = earlier.clone()
+        discard(parser, tried, value)
+        for name in vars(earlier.init_args).keys() - vars(tried.init_args).keys():
+            del vars(earlier.init_args)[name]
+
+    _typehints.discard_init_args_on_class_path_change = discard_by_a_copy
+
+
 def read_counts_as_counts(parser: ArgumentParser) -> None:
     """Have the parser read `1` as one batch, not as all of them, in Lightning's arguments that are a count or a share.
 

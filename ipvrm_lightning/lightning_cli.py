@@ -33,6 +33,7 @@ from ipvrm_lightning.callbacks.whole_epochs import WholeEpochs
 from ipvrm_lightning.checkpoint_io import AtomicCheckpoints
 from ipvrm_lightning.config_checks import (
     bound_values,
+    carry_parts_over,
     check_class_paths,
     check_output_folder,
     describe_options,
@@ -105,6 +106,7 @@ class IPVRMCLI(LightningCLI):
     def run(cls) -> IPVRMCLI:
         """Parse the process's arguments and run the command."""
         bound_values()
+        carry_parts_over()
         return cls(
             LightningModule,
             LightningDataModule,

@@ -19,6 +19,7 @@ from ipvrm_lightning.config_checks import (
 )
 from ipvrm_lightning.data import TrajectoryDataModule
 from ipvrm_lightning.lightning_cli import IPVRMCLI
+from ipvrm_lightning.modules import IPVRMModule
 from ipvrm_lightning.modules.distrl_settings import AdvantageSettings
 from ipvrm_lightning.modules.schedule import Schedule
 
@@ -227,6 +228,23 @@ def test_schedules_and_advantages_of_ones_own_are_named_by_class_path(fit_parser
     assert type(model.reward.scheduler) is Halved and model.reward.scheduler.floor == 0.5
     assert type(model.advantages) is OwnCredit and model.advantages.temperature == 2
     assert model.advantages.normalization == "minibatch"  # the config's, under another class
+
+
+class OwnModule(IPVRMModule):
+    """As it is."""
+
+
+@pytest.mark.parametrize("kind", ["SFTModule", f"{__name__}.OwnModule"])
+def test_a_module_of_another_class_keeps_the_adapters_of_the_config(kind: str, fit_parser: ArgumentParser) -> None:
+    """And whatever else both classes have, as everywhere."""
+    config = str(REPOSITORY / "configs" / "ipvrm_smollm2.yaml")
+    given = fit_parser.parse_args(["--config", config, "--model", kind, "--model.language_model.lora.alpha", "8"])
+    assert given.model.class_path.endswith(kind)
+    model = fit_parser.instantiate_classes(given).model
+    assert (model.language_model.lora.r, model.language_model.lora.alpha) == (16, 8)
+    assert model.language_model.name == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert model.scheduler.name == "cosine" and given.model.init_args.optimizer.init_args.lr == 3e-4
+    assert ("objective" in given.model.init_args) == (kind != "SFTModule")
 
 
 @pytest.mark.parametrize("text", ["# Task", "#", "# Role\n# Rules", " ", "null"])
