@@ -14,6 +14,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ipvrm_lightning.callbacks.resume_point import logged_until
+from ipvrm_lightning.run_folders import hold
 from ipvrm_lightning.whole_files import write_atomically
 
 _EARLIER = "metrics.earlier.csv"
@@ -77,11 +78,16 @@ class MetricsFile(CSVLogger):
         self.rows += 1
 
     def _earlier_rows(self, folder: Path, checkpoint: Path) -> list[dict[str, Any]]:
-        """Rows up to the checkpoint; the file is set aside under another name until they are written again."""
+        """Rows up to the checkpoint; the file is set aside under another name until they are written again.
+
+        Raises:
+            ValueError: another process goes on with the run since this one has looked: data may take long to prepare.
+        """
+        hold(folder, "look").close()
+        saved = logged_until(checkpoint)
         current, earlier = folder / "metrics.csv", folder / _EARLIER
         if current.exists() and not earlier.exists():
             os.replace(current, earlier)
-        saved = logged_until(checkpoint)
         rows: list[dict[str, Any]] = []
         if earlier.exists():
             # a full disk or a kill may have torn a line

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": {"types", "metrics", "run_folders", "exporting", "whole_files"},
     "run_folders": {"config_keys", "models", "whole_files"},
     "checkpoint_io": {"callbacks"},
-    "loggers": {"callbacks", "whole_files"},
+    "loggers": {"callbacks", "run_folders", "whole_files"},
     "exporting": {
         "config_keys",
         "functional",

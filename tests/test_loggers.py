@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from ipvrm_lightning.loggers import MetricsFile
 from ipvrm_lightning.modules import IPVRMModule
 
 from .modules.conftest import InMemoryData, quiet_trainer, tiny
+from .processes import Started
+from .test_runs import keep
 
 ROWS = "epoch,step,train/loss\n0,0,0.5\n0,1,0.25\n0,2,0.125\n"
 
@@ -59,6 +62,28 @@ def fit(folder: Path, every: int, resume: Path | None = None) -> list[dict[str, 
     trainer.fit(IPVRMModule(language_model=tiny(lora=True)), datamodule=InMemoryData(), ckpt_path=resume)
     with (folder / "run" / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_run_that_another_process_goes_on_with_keeps_its_rows(tmp_path: Path) -> None:
+    """Both had looked before either wrote; the other one has even removed the checkpoint by now."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.csv").write_text(ROWS)
+    other = Started(keep, run, "alone")
+    try:
+        while not (run / "alone").exists():
+            assert other.poll() is None, other.said()
+            time.sleep(0.02)
+        logger = MetricsFile(str(tmp_path), version="run", resume_from=str(tmp_path / "resume.ckpt"))
+        with pytest.raises(ValueError, match="run: this run is still going on in another process"):
+            logger.log_metrics({"train/loss": 0.0625}, step=3)
+    finally:
+        other.kill()
+        other.wait()
+    with pytest.raises(FileNotFoundError, match="resume"):
+        logger.log_metrics({"train/loss": 0.0625}, step=3)
+    assert [file.name for file in run.glob("metrics*")] == ["metrics.csv"]
+    assert (run / "metrics.csv").read_text() == ROWS
 
 
 EVERY_KIND = ("validated-step=2", "epoch-step=3", "within-step=4", "validated-step=5", "epoch-step=6")
