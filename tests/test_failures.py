@@ -49,6 +49,22 @@ def test_a_bad_option_is_one_line_for_every_command(command: str, capsys: pytest
     assert line.startswith(f"ipvrm {command}: ") and line.endswith("(see --help)")
 
 
+@pytest.mark.parametrize(("rank", "asked"), [(None, "0"), ("1", "0"), (None, "1"), ("1", "1")])
+def test_a_traceback_is_shown_to_those_who_ask_for_it(
+    rank: str | None, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by the processes that Lightning starts, which are given another command line."""
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv("IPVRM_DEBUG", asked)  # as of a command that is over, where this one was not started by it
+    expected = FileNotFoundError if (rank, asked) == ("1", "1") else SystemExit
+    with pytest.raises(expected):
+        main(["judge", "nowhere.jsonl"])
+    with pytest.raises(FileNotFoundError):
+        main(["judge", "nowhere.jsonl", "--debug"])
+    assert os.environ["IPVRM_DEBUG"] == "1"
+
+
 def test_an_error_nobody_expected_keeps_its_traceback() -> None:
     try:
         raise KeyError("x")

@@ -44,6 +44,7 @@ def test_a_run_goes_on_with_the_whole_rows_of_a_torn_file(text: str, steps: list
     logger.save()
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [*steps, 3, 4]
+    assert [found.name for found in (tmp_path / "run").glob("metrics*")] == ["metrics.csv"]
 
 
 def fit(folder: Path, every: int, resume: Path | None = None) -> list[dict[str, str]]:

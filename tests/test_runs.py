@@ -213,6 +213,8 @@ def test_what_only_divides_the_work_makes_no_other_run() -> None:
     for limit in (2, 1, 0, 0.5):
         assert not same("IPVRMModule", f"{data}max_tokens", trainer__limit_val_batches=limit)
     assert same("IPVRMModule", f"{data}max_tokens", trainer__limit_val_batches=1.0)
+    assert not same("IPVRMModule", f"{data}max_tokens", trainer__overfit_batches=2)
+    assert same("IPVRMModule", f"{data}num_workers", trainer__limit_val_batches=2)
     assert same("DistRLModule", f"{model}update__max_tokens", trainer__limit_val_batches=2)
 
 
@@ -526,6 +528,7 @@ def test_the_config_that_a_run_has_kept_writes_to_a_folder_of_its_own() -> None:
     root = Path("runs")
     first = loggers_of_run(root, "first", None, None)
     assert names(first) == [("MetricsFile", "first"), ("TensorBoardLogger", "first")]
+    assert loggers_of_run(root, "first", None, True) == first and first[1].init_args.purge_step is None
     assert names(loggers_of_run(root, "second", None, first)) == [
         ("MetricsFile", "second"),
         ("TensorBoardLogger", "second"),
@@ -533,6 +536,22 @@ def test_the_config_that_a_run_has_kept_writes_to_a_folder_of_its_own() -> None:
     service = Namespace(class_path="tests.test_runs.ServiceLogger", init_args=Namespace(version="own"))
     kept = loggers_of_run(root, "first", None, service)
     assert names(loggers_of_run(root, "second", None, kept)) == [("MetricsFile", "second"), ("ServiceLogger", "own")]
+
+
+def test_tensorboard_forgets_the_steps_that_are_done_again_and_no_other(tmp_path: Path) -> None:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    torch.save({"log": {"step": 3, "rows": 4, "pending": None}}, tmp_path / "resume-4.ckpt")
+    for resumed, steps in ((None, range(6)), (tmp_path / "resume-4.ckpt", range(4, 5))):
+        _, board = loggers_of_run(tmp_path, "run", resumed, None)
+        logger = TensorBoardLogger(**vars(board.init_args))
+        for step in steps:
+            logger.log_metrics({"loss": step + 10.0 * (resumed is not None)}, step)
+        logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    kept = [(one.step, one.value) for one in events.Scalars("loss")]
+    assert kept == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, 14.0)]
 
 
 def test_without_a_logger_the_newest_checkpoint_is_found_and_predictions_start_anew(
