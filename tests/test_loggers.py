@@ -44,6 +44,7 @@ def test_a_run_goes_on_with_the_whole_rows_of_a_torn_file(text: str, steps: list
     logger.save()
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [*steps, 3, 4]
+    assert logger.rows == len(steps) + 2  # checkpoints keep it
     assert [found.name for found in (tmp_path / "run").glob("metrics*")] == ["metrics.csv"]
 
 
@@ -63,6 +64,17 @@ def fit(folder: Path, every: int, resume: Path | None = None) -> list[dict[str, 
     trainer.fit(IPVRMModule(language_model=tiny(lora=True)), datamodule=InMemoryData(), ckpt_path=resume)
     with (folder / "run" / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_kill_while_rows_are_written_anew_loses_none(tmp_path: Path) -> None:
+    torch.save({"log": {"step": 2, "rows": 3, "pending": None}}, tmp_path / "resume.ckpt")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.earlier.csv").write_text(ROWS)
+    (run / "metrics.csv").write_text("epoch,step,train/loss\n0,0,0.5\n")
+    MetricsFile(str(tmp_path), version="run", resume_from=str(tmp_path / "resume.ckpt")).log_metrics({"epoch": 1}, 3)
+    with (run / "metrics.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
 
 
 def test_a_run_that_another_process_goes_on_with_keeps_its_rows(tmp_path: Path) -> None:
