@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -37,6 +38,7 @@ from .processes import Started
 def test_an_error_of_the_input_is_its_message_alone() -> None:
     assert failure_line("fit", ValueError("a.jsonl, row 1:\n  bad")) == "ipvrm fit: a.jsonl, row 1: bad"
     assert failure_line("fit", ValueError()) == "ipvrm fit: ValueError"
+    assert failure_line("fit", torch.OutOfMemoryError("CUDA\nis full")) == "ipvrm fit: CUDA is full"
     assert exit_status(ValueError()) == 1 and exit_status(argparse.ArgumentError(None, "x")) == 2
 
 
@@ -253,6 +255,8 @@ def test_a_full_disk_is_named() -> None:
 def test_other_errors_keep_their_file() -> None:
     with pytest.raises(FileNotFoundError, match=r"'nowhere'$"), names_full_disk("out"):
         Path("nowhere").read_text()
+    with pytest.raises(OSError, match=r"'a file'$"), names_full_disk("out"):
+        raise OSError(errno.ENOSPC, "No space left on device", "a file")
 
 
 def test_a_thread_ends_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

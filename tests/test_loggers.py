@@ -72,7 +72,10 @@ def test_a_kill_while_rows_are_written_anew_loses_none(tmp_path: Path) -> None:
     run.mkdir()
     (run / "metrics.earlier.csv").write_text(ROWS)
     (run / "metrics.csv").write_text("epoch,step,train/loss\n0,0,0.5\n")
-    MetricsFile(str(tmp_path), version="run", resume_from=str(tmp_path / "resume.ckpt")).log_metrics({"epoch": 1}, 3)
+    logger = MetricsFile(str(tmp_path), version="run", resume_from=str(tmp_path / "resume.ckpt"))
+    assert logger.experiment is not None  # which Lightning asks for long before the first row
+    assert (run / "metrics.csv").read_text() == ROWS and not (run / "metrics.earlier.csv").exists()
+    logger.log_metrics({"epoch": 1}, 3)
     with (run / "metrics.csv").open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
 
