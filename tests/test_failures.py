@@ -67,14 +67,15 @@ def test_a_traceback_is_shown_to_those_who_ask_for_it(
     assert os.environ["IPVRM_DEBUG"] == "1"
 
 
-def test_an_error_nobody_expected_keeps_its_traceback() -> None:
+@pytest.mark.parametrize(("command", "said", "told"), [("rollout", "x", "x"), ("-c=a/b", "\ud800", r"\ud800")])
+def test_an_error_nobody_expected_keeps_its_traceback(command: str, said: str, told: str) -> None:
     try:
-        raise KeyError("x")
-    except KeyError as error:
-        line = failure_line("rollout", error)
-    assert line.startswith("ipvrm rollout: unexpected KeyError: 'x' (traceback in ")
+        raise RuntimeError(said)
+    except RuntimeError as error:
+        line = failure_line(command, error)
+    assert line.startswith(f"ipvrm {command}: unexpected RuntimeError: {told} (traceback in ")
     file = Path(line.rpartition("traceback in ")[2].rstrip(")"))
-    assert "raise KeyError" in file.read_text()
+    assert "raise RuntimeError" in file.read_text()
     file.unlink()
 
 
