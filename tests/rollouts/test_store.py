@@ -71,10 +71,14 @@ def test_a_torn_line_longer_than_a_block_is_dropped(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
-def test_a_broken_line_before_the_last_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("whole", "broken"), [(b'{"id": "p1"', b'{"id": p1'), (b'{"id": "p1", "prompt_hash"', b'{"id": "p1", "hash"')]
+)
+def test_a_broken_line_before_the_last_is_an_error(whole: bytes, broken: bytes, tmp_path: Path) -> None:
     fill(tmp_path, PROMPTS)
     path = tmp_path / "rollouts.jsonl"
-    path.write_bytes(path.read_bytes().replace(b'{"id": "p1"', b'{"id": p1'))
+    assert whole in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(whole, broken))
     with pytest.raises(StoreError, match=r"rollouts\.jsonl, row 2: broken line"):
         fill(tmp_path, PROMPTS)
 
