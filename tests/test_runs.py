@@ -389,6 +389,7 @@ def test_without_a_folder_the_checkpoints_of_a_run_are_where_they_are_looked_for
     command("fit", "--trainer.default_root_dir", "null", "--trainer.logger", "false")
     command("validate", "--trainer.default_root_dir", "null", "--ckpt_path", "last")
     assert (tmp_path / "outputs" / "checkpoints" / "last.ckpt").is_file()
+    assert not (tmp_path / "outputs" / "run.lock").exists()  # which belongs to no run
 
 
 def test_a_checkpoint_that_is_no_file_is_refused_before_a_folder_is_made(
