@@ -13,17 +13,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from ipvrm_lightning.callbacks.run_record import RunRecord
 from ipvrm_lightning.cli import main
 from ipvrm_lightning.exporting.source import find_run
 from ipvrm_lightning.loggers import loggers_of_run
@@ -502,6 +504,20 @@ def test_all_processes_may_look_at_once_and_one_writes(tmp_path: Path) -> None:
             other.kill()
             other.wait()
     hold(tmp_path, "alone").close()
+
+
+def test_a_fit_that_failed_in_a_notebook_leaves_its_run_to_others(tmp_path: Path) -> None:
+    record, trainer = RunRecord(), SimpleNamespace(log_dir=str(tmp_path), is_global_zero=True, loggers=[object()])
+    record.setup(trainer, LightningModule(), "fit")  # type: ignore[arg-type]
+    record.on_exception(trainer, LightningModule(), ValueError())  # type: ignore[arg-type]
+    other = Started(keep, tmp_path, "alone")
+    try:
+        while not (tmp_path / "alone").exists():
+            assert other.poll() is None, other.said()
+            time.sleep(0.02)
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_a_run_that_saved_shards_does_not_go_on_by_itself(

@@ -11,7 +11,14 @@ from lightning.pytorch import LightningModule
 from ipvrm_lightning.callbacks.predictions import PredictionFile
 
 
-def predict(folder: Path, batches: list[tuple[int, list[int]]], *, rank: int = 0, **more: Any) -> PredictionFile:
+def predict(
+    folder: Path,
+    batches: list[tuple[int, list[int]]],
+    *,
+    rank: int = 0,
+    again: PredictionFile | None = None,
+    **more: Any,
+) -> PredictionFile:
     """Writes batches of rows of two data sets, as a trainer has them written; stops before the end."""
     sets = [
         SimpleNamespace(metadata=lambda row, name=name: {"id": f"{name}{row}", "index": "of the set"}) for name in "ab"
@@ -20,7 +27,7 @@ def predict(folder: Path, batches: list[tuple[int, list[int]]], *, rank: int = 0
         log_dir=str(folder), global_rank=rank, is_global_zero=rank == 0, strategy=SimpleNamespace(barrier=lambda: None),
         datamodule=SimpleNamespace(test_sets=sets), **more,
     )  # fmt: skip
-    writer, module = PredictionFile(), LightningModule()
+    writer, module = again or PredictionFile(), LightningModule()
     writer.on_predict_start(trainer, module)
     for number, (loader, rows) in enumerate(batches):
         records = [{"index": row, "values": [0.5], "text": "é"} for row in rows]
@@ -41,6 +48,11 @@ def test_predictions_stand_in_the_order_of_the_data(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["predictions.jsonl"]
 
 
+def test_a_trainer_that_predicts_again_begins_anew(tmp_path: Path) -> None:
+    predict(tmp_path, [(0, [1])], again=predict(tmp_path, [(0, [2, 0])]))
+    assert ids(tmp_path / "predictions.jsonl") == ["a1"]
+
+
 def test_what_another_machine_has_written_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a folder that both see, each keeps its part."""
     other = predict(tmp_path / "there", [(0, [1])], rank=1)
@@ -50,6 +62,8 @@ def test_what_another_machine_has_written_is_not_lost(tmp_path: Path, monkeypatc
     predict(tmp_path / "here", [(0, [0, 2])])
     assert [file.name for file in (tmp_path / "here").iterdir()] == ["predictions.rank0.jsonl"]
     assert ids(tmp_path / "here" / "predictions.rank0.jsonl") == ["a0", "a2"]
+    predict(tmp_path / "idle", [])  # the first process may have had no batch
+    assert not (tmp_path / "idle").exists()
 
 
 def test_a_trial_run_writes_no_predictions_and_leaves_earlier_ones(tmp_path: Path) -> None:
