@@ -111,14 +111,12 @@ def _run_lightning(arguments: list[str]) -> None:
     sys.argv[1:] = arguments
     if os.environ.get("IPVRM_DEBUG") != "1":
         threading.excepthook = tell_in_one_line
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from ipvrm_lightning.lightning_cli import IPVRMCLI
 
     try:
         IPVRMCLI.run()
-    except MisconfigurationException as error:  # no GPU for a strategy, a library that is not installed, ...
-        raise ValueError(str(error)) from error
     except SIGTERMException as stopped:  # ends with 0 of itself, as if the run were done
         if isinstance(stopped.__cause__, KeyboardInterrupt):
             raise stopped.__cause__ from None

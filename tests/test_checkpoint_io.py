@@ -77,6 +77,15 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
     assert done == [(step, (tmp_path / "a.ckpt").stat().st_size) for step in ("kept", "named")]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    real = os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(f"kept {os.fstat(descriptor).st_size}"))
+    monkeypatch.setattr(os, "replace", lambda part, target: (done.append("named"), real(part, target)))
+    write_atomically(tmp_path / "results.json", "{}")
+    assert done == ["kept 2", "named"]
+
+
 def test_a_file_that_cannot_be_begun_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*arguments: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")

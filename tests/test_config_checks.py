@@ -54,6 +54,16 @@ def test_a_broken_config_is_named_with_the_place(name: str, option: str, tmp_pat
     assert str(caught.value).startswith(f"{file}: ") and EXPECTED[name] in str(caught.value)
 
 
+def test_a_broken_config_ends_a_command_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "twice.yaml").write_text("trainer: {max_steps: 1, max_steps: 2}\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(tmp_path / "twice.yaml")])
+    told = f"ipvrm fit: {tmp_path / 'twice.yaml'}: line 1, column 25: key 'max_steps' comes twice\n"
+    assert (ended.value.code, capsys.readouterr().err) == (1, told)
+
+
 def test_sound_configs_pass(tmp_path: Path) -> None:
     file = tmp_path / "sound.yaml"
     file.write_text("\ufeffa: &a {b: 1}\nc: *a\nd: [*a, *a]\n")

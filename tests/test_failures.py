@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning_utilities.core.imports import RequirementCache
 
 from ipvrm_lightning.cli import COMMANDS, main
@@ -38,7 +38,8 @@ from .processes import Started
 def test_an_error_of_the_input_is_its_message_alone() -> None:
     assert failure_line("fit", ValueError("a.jsonl, row 1:\n  bad")) == "ipvrm fit: a.jsonl, row 1: bad"
     assert failure_line("fit", ValueError()) == "ipvrm fit: ValueError"
-    assert failure_line("fit", torch.OutOfMemoryError("CUDA\nis full")) == "ipvrm fit: CUDA is full"
+    for expected in (torch.OutOfMemoryError, MisconfigurationException):
+        assert failure_line("fit", expected("CUDA\nis full")) == "ipvrm fit: CUDA is full"
     assert exit_status(ValueError()) == 1 and exit_status(argparse.ArgumentError(None, "x")) == 2
 
 
