@@ -63,8 +63,8 @@ def carry_parts_over() -> None:
     """
     from jsonargparse import Namespace, _typehints
 
-    discard = _typehints.discard_init_args_on_class_path_change
-    if discard.__module__ == __name__:
+    discard = getattr(_typehints, "discard_init_args_on_class_path_change", None)
+    if discard is None or discard.__module__ == __name__:  # a version that does otherwise, or done
         return
 
     def discard_by_a_copy(parser: Any, earlier: Any, value: Any) -> None:
