@@ -20,7 +20,7 @@ _DELIMITERS = re.compile(r"\$\$?|\\[()\[\]]")
 # characters of an answer that is not in a box
 _LONGEST = 2_000
 # a full stop within a number ends nothing
-_SENTENCE_END = re.compile(r"\n|[.!?;](?=\s|$)|,?\s(?:because|since|where|which|when)\b")
+_SENTENCE_END = re.compile(r"\n|[.!?;](?=\s|$)|。|,?\s(?:because|since|where|which|when)\b")
 
 
 def last_boxed(text: str) -> str | None:

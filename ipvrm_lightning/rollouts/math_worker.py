@@ -2,21 +2,31 @@ r"""Judging answers with math-verify: what runs in the worker processes of `Math
 
 Where math-verify alone is wrong without an error, and what is done about it: `4.5e33` (to it 4.5 times Euler's number
 times 33), `1\,234` (to it 235) and symbols of Unicode are rewritten before it reads them; numbers below 1e-6, all equal
-to it, are compared again.
+to it, are compared again. Of a text that it cannot read it would take a number from the middle, of one that ends in a
+letter drop that: texts are read whole or compared as texts, and `units` parts units.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import unicodedata
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from math_verify import parse, verify
+from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Equality, Interval, Union
 
 from ipvrm_lightning.rollouts.answers import is_proper, plain
+from ipvrm_lightning.rollouts.units import split_unit
 from ipvrm_lightning.rollouts.worker_pool import serve
+
+
+def _ascii(text: str) -> str:
+    """Raised and lowered digits and fractions of one character, in plain digits."""
+    return unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u2044", "/")
+
 
 #: A mixed number, "3 1/2", that is the whole answer; more digits could be a group of thousands.
 _MIXED = re.compile(r"^([\s$]*-?\d+)\s+([1-9]\d?)/([1-9]\d?)(?=[\s$]*$)"), r"\1\\frac{\2}{\3}"
@@ -29,7 +39,27 @@ _REWRITES = [
     (re.compile(r"√\s*(?:\(([^()]*)\)|(\w+))"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset"),
     _MIXED,
+    (re.compile(r"(?<=\d)\s*(?:\\text\{\s*)?percent(?![a-z])\}?"), r"\\%"),
+    # the imaginary unit: math-verify sees it where it stands alone, else it is an unknown
+    (re.compile(r"\\(?:text|mathrm)\s*\{\s*i\s*\}|(?<=\d)i(?![a-zA-Z])"), " i "),
+    (re.compile(r"\\approx(?![a-zA-Z])|^\s*\*\*|\*\*\s*$"), ""),
+    (re.compile(r"(?<!\\)\\[,;:! ]|~"), " "),
+    (re.compile(r"(?<!\.)\.(?=[\s$]*$)"), ""),
+    *(
+        (re.compile(rf"(?<=\d)\s*(\\text\{{)?\s*{name}(?![a-z])"), rf"\\times 10^{{{zeros}}}\1")
+        for name, zeros in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
+    ),
 ]
+_PERCENT = re.compile(r"\\?%[\s$]*$")
+#: A number in another base than ten, which math-verify does not look at.
+_OF_BASE = re.compile(r"[\s$]*\d\w*_\{?\w+\}?[\s$]*$")
+_REWRITES_OF_TEXTS = [
+    _MIXED,
+    (re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"([_^])\{(\w)\}"), r"\1\2"),
+]
+_WORDS = re.compile("[a-zA-Z]{2,}")
+_RAISED, _LOWERED = re.compile("[⁺⁻⁰¹²³⁴-⁹]+"), re.compile("[₀-₉]+")
 _SYMBOLS = str.maketrans(
     {
         "\0": "",
@@ -47,12 +77,18 @@ _SYMBOLS = str.maketrans(
         "≠": r"\ne ",
         "\u222a": r"\cup ",
         "±": r"\pm ",
-        "½": r"\frac{1}{2}",
-        "⅓": r"\frac{1}{3}",
-        "¼": r"\frac{1}{4}",
-        "¾": r"\frac{3}{4}",
-        "²": "^2",
-        "³": "^3",
+        "∈": r"\in ",
+        "⌊": r"\lfloor ",
+        "⌋": r"\rfloor ",
+        "⌈": r"\lceil ",
+        "⌉": r"\rceil ",
+        "\u2010": "-",
+        "\u2011": "-",
+        "\u2044": "/",
+        "\u3001": ",",
+        "\u3002": ".",
+        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # the full-width forms of ASCII
+        **{part: rf"\frac{{{_ascii(part).replace('/', '}{')}}}" for part in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
     }
 )
 
@@ -65,16 +101,26 @@ class Judgement(NamedTuple):
     answer: str | None
 
 
-def _read(text: str) -> list[Any]:
-    """What math-verify makes of a text: an expression, if it can be read as one, then the text in a normal form."""
-    text = text.translate(_SYMBOLS)
+_WHOLE = LatexExtractionConfig(try_extract_without_anchor=False)
+_WHOLE = replace(_WHOLE, normalization_config=replace(_WHOLE.normalization_config, units=False))
+
+
+def _rewrite(text: str) -> str:
+    """The same in a notation that math-verify reads rightly."""
+    text = _RAISED.sub(lambda found: f"^{{{_ascii(found[0])}}}", text)
+    text = _LOWERED.sub(lambda found: f"_{{{_ascii(found[0])}}}", text).translate(_SYMBOLS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
+    return text
+
+
+def _read(text: str) -> list[Any]:
+    """What math-verify makes of a text: an expression, if it can be read as one, then the text in a normal form."""
     # no limit of its own: it would be an alarm that does not interrupt the arithmetic of large numbers
-    found = parse(rf"\boxed{{{text}}}", parsing_timeout=None)
+    found = parse(rf"\boxed{{{text}}}", [_WHOLE], parsing_timeout=None)
     if len(found) == 1 and "=" in text:
         # a left-hand side that cannot be read, such as the name of the unknown
-        right = parse(rf"\boxed{{{text.rpartition('=')[2]}}}", parsing_timeout=None)
+        right = parse(rf"\boxed{{{text.rpartition('=')[2]}}}", [_WHOLE], parsing_timeout=None)
         found = right if len(right) > 1 else found
     return found
 
@@ -84,6 +130,17 @@ def _read_ground_truth(text: str) -> list[Any]:
     found = _read(text)
     is_expression = len(found) > 1
     return found if is_expression or is_proper(text) else []
+
+
+def _comparable(truth: str, answer: str) -> tuple[str, str]:
+    """Both without their units; a letter that may be a variable stays, but for that of a quantity where a number is."""
+    expected, found = split_unit(truth), split_unit(answer)
+    if expected.doubtful and expected.unit != found.unit:
+        return truth, answer
+    is_number = found.doubtful and not expected.doubtful and _read_ground_truth(expected.value)[:1]
+    if is_number and getattr(is_number[0], "free_symbols", True):
+        return expected.value, answer
+    return expected.value, found.value
 
 
 def _differ(expected: Any, found: Any) -> bool:
@@ -107,20 +164,34 @@ def _must_be_interval(truth: Any) -> bool:
 def judge(task: tuple[str, str | None]) -> Judgement:
     """Compare a ground truth and an answer, by value or, where math-verify reads no expression in them, as texts."""
     truth, answer = task
+    same_text = answer is not None and _bare(answer) == _bare(truth)
+    truth, answer = _comparable(_rewrite(truth), _rewrite(answer or ""))
     expected = _read_ground_truth(truth)
-    if not expected or answer is None:
+    if not expected or task[1] is None:
         return Judgement(bool(expected), False, None)
     found = _read(answer)
-    same_text = _unspaced(answer) == _unspaced(truth)
-    same_value = verify(expected, found, allow_set_relation_comp=_must_be_interval(expected[0]), timeout_seconds=None)
-    correct = same_text or (same_value and not _differ(expected[0], found[0]))
+    correct = same_text or (_same_value(expected, found) and not all(map(_OF_BASE.match, (truth, answer))))
+    if not correct and (_PERCENT.search(truth) or _PERCENT.search(answer)):
+        without = [_PERCENT.sub("", text) for text in (truth, answer)]
+        correct = _same_value(_read_ground_truth(without[0]), _read(without[1]))
     return Judgement(True, correct, str(found[-1]) if found else plain(answer))
 
 
-def _unspaced(text: str) -> str:
-    """Text without white space, but for that of a mixed number: 3 1/2 is not 31/2."""
-    pattern, replacement = _MIXED
-    return "".join(pattern.sub(replacement, plain(text)).split())
+def _same_value(expected: list[Any], found: list[Any]) -> bool:
+    if not expected or not found:
+        return False
+    relations = _must_be_interval(expected[0])
+    same = verify(expected, found, allow_set_relation_comp=relations, timeout_seconds=None)
+    return same and not _differ(expected[0], found[0])
+
+
+def _bare(text: str) -> str:
+    r"""Text without white space, but for that of a mixed number (3 1/2 is not 31/2), `\text{}` and needless braces."""
+    text = _REWRITES_OF_TEXTS[0][0].sub(_REWRITES_OF_TEXTS[0][1], plain(text))
+    for pattern, replacement in _REWRITES_OF_TEXTS[1:]:
+        text = pattern.sub(replacement, text)
+    text = "".join(text.split())
+    return text.casefold() if _WORDS.fullmatch(text) else text
 
 
 def main() -> None:

@@ -144,8 +144,8 @@ class MathVerifier(Verifier):
     r"""The answer has the value of the ground truth, as math-verify sees it.
 
     Fractions equal decimals (to six places, numbers below 0.001 to five digits), sets and lists any order of their
-    elements, units are left out, and 50 % equals both 0.5 and 50. What math-verify cannot read as mathematics but is
-    proper text is compared as text.
+    elements, units are left out, and 50 % equals both 0.5 and 50. What math-verify cannot read as a whole but is proper
+    text is compared as text.
 
     Answers are judged in worker processes, which hold no torch. One that exceeds a limit costs its own time only: its
     worker is killed and replaced, and the answer counts as wrong with the problem named. Where a worker dies for

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+
+from ipvrm_lightning.rollouts.answers import final_answer
+from ipvrm_lightning.rollouts.math_worker import judge
+from ipvrm_lightning.rollouts.units import split_unit
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth"),
+    [
+        # what is counted, in words that no list holds
+        ("18 dollars", "18"),
+        ("$18.00 dollars per day", "18"),
+        ("18 eggs", "18"),
+        ("18 years old", "18"),
+        ("3/4 of the cake", "3/4"),
+        (r"3\frac{1}{4} inches", r"\frac{13}{4}"),
+        ("18", "18 dollars"),
+        # units behind a number, and behind what is more than a number
+        ("18 km/h", "18"),
+        ("18 m/s^2", "18"),
+        ("18 cm²", "18"),
+        (r"18\ \mathrm{m} / \mathrm{s}", "18"),
+        (r"36π square units", r"36\pi"),
+        (r"4\sqrt{3} cm", r"4\sqrt3"),
+        ("18 m", "18"),
+        # a letter at the end is a variable
+        ("m \\cdot 6", "$6m$"),
+        (r"\frac{t}{m}", r"\frac{1}{m} t"),
+        ("cx + d", "f(x) = cx + d"),
+        ("c, c-3, c-4", "-3 + c, -4 + c, c"),
+        # parts of a hundred
+        ("62.5", "62.5%"),
+        (r"62.5\%", "62.5"),
+        (r"62.5\text{ percent}", "0.625"),
+        (r"33\frac13\%", r"33\frac{1}{3}"),
+        # large numbers in words
+        ("2.5 million dollars", "2500000"),
+        (r"2.5\text{ million}", "2,500,000"),
+        # the imaginary unit, however it is written
+        (r"1+2i\sqrt{3}", r"1+2\sqrt{3} i"),
+        (r"6+9\mathrm{i}", "6+9i"),
+        (r"6+9\,i", "6+9i"),
+        # texts
+        (r"\text{infinitely many}", "infinitely many"),
+        ("July 4", r"\text{July 4}"),
+        ("Ellipse", "ellipse"),
+        ("E_1, E_2", "E_{1},E_{2}"),
+        ("4210_5", "4210_{5}"),
+        # characters
+        ("x⁴", "x^4"),
+        ("10⁻⁵", "1e-5"),
+        ("x₁", "x_1"),
+        ("⅔", r"\frac23"),
+        ("3⅛", "3.125"),
+        ("\uff081\uff0c2\uff09", "(1,2)"),
+        ("x∈(5,∞)", "x>5"),
+        (r"\approx 5", "5"),
+        ("**5**", "5"),
+    ],
+)
+def test_the_same_in_other_words(answer: str, truth: str) -> None:
+    assert judge((truth, answer)).correct
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth"),
+    [
+        # a number from the middle of a text that cannot be read
+        ("2", r"\hbar \omega(v+1 / 2)-\frac{E_{0}^{2} e^{2}}{2 m \omega^{2}}"),
+        (r"\frac{2}{3}", r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}"),
+        (r"\frac{2}{3}E_1+\frac{1}{3}E_2", r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}"),
+        (r"\frac{-10 \pm (\sqrt{545} + 28)}{4}", "28"),
+        (r"f(n) = \begin{cases} n & \text{if odd} \\ 0 & \text{otherwise}. \end{cases}", "0"),
+        # a variable that is no unit
+        ("6", "$6m$"),
+        (r"\frac{1}{m}", r"\frac{1}{m} t"),
+        ("1-2t", "-1"),
+        ("4x-3", "4x-3t"),
+        ("3ab", "3"),
+        ("2t", "2"),
+        ("3i", "3"),
+        (r"6+9\mathrm{i}", "15"),
+        # words that change a number
+        (r"5\text{ million}", "5"),
+        ("5 million", "5"),
+        ("2 and a half", "2"),
+        ("12 dozen", "12"),
+        ("2 pi", "2"),
+        ("6.25", "62.5%"),
+        ("4210_6", "4210_{5}"),
+        ("2**10", "210"),
+    ],
+)
+def test_another_answer_is_wrong(answer: str, truth: str) -> None:
+    assert not judge((truth, answer)).correct
+
+
+def test_units_are_parted() -> None:
+    assert split_unit(r"5 \text{ m}/\text{s}^2") == ("5", "m s", False)
+    assert split_unit("5 m") == ("5 ", "m", True)
+    assert split_unit("5 apple trees") == ("5 ", "apple trees", False)
+    assert split_unit(r"2\pi cm") == (r"2\pi ", "cm", False)
+    for whole in ("", "cm", "x + d", "5 or more", r"\text{cm}", "5 x", "x cm trees", "5 m" + " " * 1000):
+        assert split_unit(whole) == (whole, "", False)
+    # neither a long text nor one that nearly ends in a unit takes long
+    assert not split_unit("a " * 499 + "!").unit
+
+
+def test_a_full_stop_of_chinese_ends_an_answer() -> None:
+    assert final_answer("Answer: 12 teams**。 那么 13") == "12 teams"
