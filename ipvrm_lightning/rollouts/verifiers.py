@@ -2,7 +2,8 @@ r"""Verifiers: is the final answer of a response right?
 
 `ExactMatch` compares texts, `MathVerifier` compares mathematical values. Both take as the answer what a response boxes
 last (`\boxed{...}`, closed and not empty), else what follows the last "Answer:", "the answer is" or closing "####";
-behind `</think>` if an answer is there, else anywhere.
+behind `</think>` if an answer is there, else anywhere. A ground truth that is a worked solution, as those of GSM8K and
+MATH are, counts by its answer, found in the same way.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class ExactMatch(Verifier):
             found = last_line(text)
         if found is None:
             return Verdict(False, None, None)
-        answer, truth = plain(found), plain(submission.ground_truth)
+        answer, truth = plain(found), plain(_truth(submission.ground_truth))
         if self.ignore_case:
             answer, truth = answer.casefold(), truth.casefold()
         return Verdict(answer == truth, answer, None)
@@ -188,8 +189,8 @@ class MathVerifier(Verifier):
             ValueError: names the first prompt with one.
             RuntimeError: workers do not start.
         """
-        doubtful = [prompt for prompt in prompts if not is_proper(prompt.ground_truth)]
-        tasks = [(prompt.ground_truth, None) for prompt in doubtful]
+        doubtful = [prompt for prompt in prompts if not is_proper(_truth(prompt.ground_truth))]
+        tasks = [(_truth(prompt.ground_truth), None) for prompt in doubtful]
         for prompt, outcome in zip(doubtful, self._workers_here().run(tasks) if tasks else [], strict=True):
             if outcome.problem is None and not outcome.value.known:
                 raise ValueError(f"prompt {prompt.id!r}: ground truth cannot be read: {prompt.ground_truth!r}")
@@ -202,7 +203,8 @@ class MathVerifier(Verifier):
             RuntimeError: workers do not start.
         """
         answers = [final_answer(submission.response[-self.response_characters :]) for submission in submissions]
-        tasks = [(submission.ground_truth, answer) for submission, answer in zip(submissions, answers, strict=True)]
+        truths = [_truth(submission.ground_truth) for submission in submissions]
+        tasks = list(zip(truths, answers, strict=True))
         verdicts = []
         for (truth, answer), outcome in zip(tasks, self._workers_here().run(tasks), strict=True):
             if outcome.problem is not None:
@@ -233,6 +235,11 @@ class MathVerifier(Verifier):
     def __getstate__(self) -> dict[str, Any]:
         """Settings alone: processes belong to one object."""
         return {**self.__dict__, "_pool": None}
+
+
+def _truth(text: str) -> str:
+    """The answer of a worked solution, else the text itself."""
+    return final_answer(text) or text
 
 
 def _cores() -> int:

@@ -211,6 +211,17 @@ def test_wrong_answers(verifier: MathVerifier, response: str, truth: str) -> Non
     assert not found.correct and found.problem is None, found
 
 
+def test_a_worked_solution_as_ground_truth_counts_by_its_answer(verifier: MathVerifier) -> None:
+    gsm8k = "48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72 altogether.\n#### 1,072"
+    of_math = r"Its sign is negative: $-\frac{1}{2}$. So the answer is $\boxed{-\frac{1}{2}}$ and not 3."
+    rows = [("1072", gsm8k), ("24", gsm8k), ("72", gsm8k), ("-0.5", of_math), ("0.5", of_math), ("3", of_math)]
+    found = verifier.verify([submit(rf"\boxed{{{answer}}}", truth) for answer, truth in rows])
+    assert [one.correct for one in found] == [True, False, False, True, False, False]
+    exact = ExactMatch().verify([submit(rf"\boxed{{{answer}}}", gsm8k) for answer in ("1,072", "72")])
+    assert [one.correct for one in exact] == [True, False]
+    verifier.check([PromptExample([1], "?", gsm8k, "tests", "p")])
+
+
 def test_equal_answers_vote_together(verifier: MathVerifier) -> None:
     answers = [
         verdict(verifier, rf"\boxed{{{text}}}", "1").answer for text in (r"\dfrac{1}{2}", r"\frac12", "0.5", "½")
