@@ -109,7 +109,7 @@ class RolloutStore(AppendOnlyFile):
 
 def _flat(settings: Any, name: str = "") -> dict[str, Any]:
     """Nested settings under dotted names."""
-    if not isinstance(settings, dict) or not settings:
+    if not isinstance(settings, dict):
         return {name: settings}
     flat: dict[str, Any] = {}
     for key, value in settings.items():

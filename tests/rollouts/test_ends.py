@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ipvrm_lightning.data.chat import encode_example, encode_prompts, render_prompt
-from ipvrm_lightning.rollouts.ends import response_text
+from ipvrm_lightning.rollouts.ends import end_token_ids, response_text
 from ipvrm_lightning.rollouts.sampler import SampledResponse
 from tests.data.tokenizers import byte_level
 
@@ -35,6 +38,13 @@ def sentencepiece(kind: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=TEMPLATE
     )
+
+
+@pytest.mark.parametrize(("own", "named"), [(None, []), (7, [7]), ([7, 1, 9], [7, 9])])
+def test_a_response_ends_at_any_token_that_tokenizer_model_or_settings_name(own: Any, named: list[int]) -> None:
+    tokenizer: Any = SimpleNamespace(eos_token_id=1, get_vocab=lambda: {"<end>": 5, "</s>": 1})
+    model: Any = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=own))
+    assert end_token_ids(tokenizer, model, ["<end>", "</s>"]) == [1, *named, 5]
 
 
 @pytest.mark.parametrize("kind", ["normalizer", "metaspace"])
