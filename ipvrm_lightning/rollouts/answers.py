@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-_BRACE = re.compile(r"(?P<box>\\f?boxed\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
+_BRACE = re.compile(r"(?P<box>\\(?:f?boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 _ANCHOR = re.compile(
     r"\banswers?\b(?:[^\n.:=$\\]{0,60}?\b(?:is|are)\b\s*:?|[ \t*_]*[:=])|^####[ \t](?=[^\n\d]*\d[^\n]*\Z)",
     re.IGNORECASE | re.MULTILINE,
@@ -16,11 +16,13 @@ _ANCHOR = re.compile(
 _MATH = r"(?:\$\$.+?\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\])"
 _STARTS_WITH_MATH = re.compile(rf"{_MATH}(?:\s*(?:,\s*and\b|,|and\b|or\b)\s*{_MATH})*", re.DOTALL)
 _FIRST_MATH = re.compile(_MATH, re.DOTALL)
+# "the least n such that $n^2 > 8$ is $n = 3$"
+_SAID = re.compile(rf"\b(?:is|are|equals)\b[\s:*_]*(?={_MATH})", re.DOTALL)
 _DELIMITERS = re.compile(r"\$\$?|\\[()\[\]]")
 # characters of an answer that is not in a box
 _LONGEST = 2_000
 # a full stop within a number ends nothing
-_SENTENCE_END = re.compile(r"\n|[.!?;](?=\s|$)|。|,?\s(?:because|since|where|which|when)\b")
+_SENTENCE_END = re.compile(r"\n|[.!?;](?=\s|$)|。|,?\s(?:because|since|where|(?<!\bfor\s)which|when)\b")
 
 
 def last_boxed(text: str) -> str | None:
@@ -47,8 +49,9 @@ def announced(text: str) -> str | None:
     formula = _STARTS_WITH_MATH.match(rest)
     if formula is None:
         rest = _SENTENCE_END.split(rest, maxsplit=1)[0]
-        formula = _FIRST_MATH.search(rest)
-        if formula is None or any(character.isdigit() for character in rest[: formula.start()]):
+        said = list(_SAID.finditer(rest))
+        formula = _STARTS_WITH_MATH.match(rest, said[-1].end()) if said else _FIRST_MATH.search(rest)
+        if formula is None or (not said and any(character.isdigit() for character in rest[: formula.start()])):
             return rest.strip(" \t\r*_") or None
     return " ".join(_DELIMITERS.sub(" ", formula.group()).split()) or None
 
