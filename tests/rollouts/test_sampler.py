@@ -298,6 +298,16 @@ def test_mode_and_global_random_state_are_kept(model, prompts) -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert reported == [5, 5, 4]
     model.eval()
+    sample(model, prompts)
+    assert not model.training
+    modes = []
+    model.train()
+    with model.register_forward_pre_hook(lambda module, inputs: modes.append(module.training)):
+        sample(model, prompts)  # with dropout it would be another policy that answers
+    assert modes and not any(modes)
+    model.eval()
+    with pytest.raises(ValueError, match="2 keys for 7 prompts"):
+        sample(model, prompts, keys=["a", "b"])
 
 
 @pytest.mark.parametrize(
