@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Equality, Interval, Union
+from sympy import Equality, Interval, Union, nan, zoo
 
 from ipvrm_lightning.rollouts.answers import is_proper, plain
 from ipvrm_lightning.rollouts.units import split_unit
@@ -50,6 +50,7 @@ _REWRITES = [
         for name, zeros in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
     ),
 ]
+_GAMMA, _STAND_IN = re.compile(r"\\gamma(?![a-zA-Z])"), r"\iota"
 _PERCENT = re.compile(r"\\?%[\s$]*$")
 #: A number in another base than ten, which math-verify does not look at.
 _OF_BASE = re.compile(r"[\s$]*\d\w*_\{?\w+\}?[\s$]*$")
@@ -116,13 +117,20 @@ def _rewrite(text: str) -> str:
 
 def _read(text: str) -> list[Any]:
     """What math-verify makes of a text: an expression, if it can be read as one, then the text in a normal form."""
-    # no limit of its own: it would be an alarm that does not interrupt the arithmetic of large numbers
-    found = parse(rf"\boxed{{{text}}}", [_WHOLE], parsing_timeout=None)
+    found = _parse(text)
     if len(found) == 1 and "=" in text:
         # a left-hand side that cannot be read, such as the name of the unknown
-        right = parse(rf"\boxed{{{text.rpartition('=')[2]}}}", [_WHOLE], parsing_timeout=None)
+        right = _parse(text.rpartition("=")[2])
         found = right if len(right) > 1 else found
     return found
+
+
+def _parse(text: str) -> list[Any]:
+    # gamma would be Euler's constant, and the function of that name where a power follows; no limit of its own: it
+    # would be an alarm that does not interrupt the arithmetic of large numbers
+    found = parse(rf"\boxed{{{_GAMMA.sub(lambda _: _STAND_IN, text)}}}", [_WHOLE], parsing_timeout=None)
+    found = [one.replace(_STAND_IN, r"\gamma") if isinstance(one, str) else one for one in found]
+    return found[1:] if len(found) > 1 and found[0].has(zoo, nan) else found
 
 
 @lru_cache(maxsize=64)

@@ -43,6 +43,7 @@ from ipvrm_lightning.rollouts.units import split_unit
         (r"1+2i\sqrt{3}", r"1+2\sqrt{3} i"),
         (r"6+9\mathrm{i}", "6+9i"),
         (r"6+9\,i", "6+9i"),
+        (r"(\gamma-1)(\gamma+1)", r"\gamma^{2}-1"),
         # texts
         (r"\text{infinitely many}", "infinitely many"),
         ("July 4", r"\text{July 4}"),
@@ -74,6 +75,9 @@ def test_the_same_in_other_words(answer: str, truth: str) -> None:
         (r"\frac{2}{3}E_1+\frac{1}{3}E_2", r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}"),
         (r"\frac{-10 \pm (\sqrt{545} + 28)}{4}", "28"),
         (r"f(n) = \begin{cases} n & \text{if odd} \\ 0 & \text{otherwise}. \end{cases}", "0"),
+        (r"c^{2}(\gamma^{2}-2)", r"c^{2}(\gamma^{2}-1)"),
+        (r"\gamma", "0.5772157"),
+        (r"\frac{x}{0}", r"\frac{y}{0}"),
         # a variable that is no unit
         ("6", "$6m$"),
         (r"\frac{1}{m}", r"\frac{1}{m} t"),
@@ -96,6 +100,11 @@ def test_the_same_in_other_words(answer: str, truth: str) -> None:
 )
 def test_another_answer_is_wrong(answer: str, truth: str) -> None:
     assert not judge((truth, answer)).correct
+
+
+def test_an_answer_is_told_as_it_stands() -> None:
+    assert judge((r"\gamma", r"\gamma^2 \text{ m}")).answer == r"\gamma^2"
+    assert judge(("18", "18 dollars")).answer == "18"
 
 
 def test_units_are_parted() -> None:
