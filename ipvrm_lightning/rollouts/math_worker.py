@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ def _ascii(text: str) -> str:
 
 #: A mixed number, "3 1/2", that is the whole answer; more digits could be a group of thousands.
 _MIXED = re.compile(r"^([\s$]*-?\d+)\s+([1-9]\d?)/([1-9]\d?)(?=[\s$]*$)"), r"\1\\frac{\2}{\3}"
-_REWRITES = [
+_REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"(?<![\w.])(-?\d+\.?\d*|-?\.\d+)[eE]([+-]?)0*(\d+)(?!\w)"), r"\1 \\times 10^{\2\3}"),
     # separators of thousands
     (re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}|~)(?=\d{3}(?!\d))"), ""),
@@ -42,6 +43,9 @@ _REWRITES = [
     (re.compile(r"(?<=\d)\s*(?:\\text\{\s*)?percent(?![a-z])\}?"), r"\\%"),
     # the imaginary unit: math-verify sees it where it stands alone, else it is an unknown
     (re.compile(r"\\(?:text|mathrm)\s*\{\s*i\s*\}|(?<=\d)i(?![a-zA-Z])"), " i "),
+    # else derivatives are dropped, and I with an index is the imaginary unit
+    (re.compile(r"(?<=[a-zA-Z)}])('{1,3})(?![a-zA-Z'])"), lambda found: "^{" + r"\prime " * len(found[1]) + "}"),
+    (re.compile(r"(?<![a-zA-Z\\])I(?=_)"), "i"),
     (re.compile(r"\\approx(?![a-zA-Z])|^\s*\*\*|\*\*\s*$"), ""),
     (re.compile(r"(?<!\\)\\[,;:! ]|~"), " "),
     (re.compile(r"(?<!\.)\.(?=[\s$]*$)"), ""),
@@ -85,6 +89,8 @@ _SYMBOLS = str.maketrans(
         "⌉": r"\rceil ",
         "\u2010": "-",
         "\u2011": "-",
+        "\u2019": "'",
+        "\u2032": "'",
         "\u2044": "/",
         "\u3001": ",",
         "\u3002": ".",
