@@ -32,7 +32,7 @@ def _ascii(text: str) -> str:
 #: A mixed number, "3 1/2", that is the whole answer; more digits could be a group of thousands.
 _MIXED = re.compile(r"^([\s$]*-?\d+)\s+([1-9]\d?)/([1-9]\d?)(?=[\s$]*$)"), r"\1\\frac{\2}{\3}"
 _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
-    (re.compile(r"(?<![\w.])(-?\d+\.?\d*|-?\.\d+)[eE]([+-]?)0*(\d+)(?!\w)"), r"\1 \\times 10^{\2\3}"),
+    (re.compile(r"(?<![\w.])(-?\d+(?:\.\d*)?|-?\.\d+)[eE]([+-]?)0*(\d+)(?!\w)"), r"\1 \\times 10^{\2\3}"),
     # separators of thousands
     (re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}|~)(?=\d{3}(?!\d))"), ""),
     # "1./3"
@@ -40,7 +40,7 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r"√\s*(?:\(([^()]*)\)|(\w+))"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset"),
     _MIXED,
-    (re.compile(r"(?<=\d)\s*(?:\\text\{\s*)?percent(?![a-z])\}?"), r"\\%"),
+    (re.compile(r"(?<=\d)(?:\s*\\text\{)?\s*percent(?![a-z])\}?"), r"\\%"),
     # the imaginary unit: math-verify sees it where it stands alone, else it is an unknown
     (re.compile(r"\\(?:text|mathrm)\s*\{\s*i\s*\}|(?<=\d)i(?![a-zA-Z])"), " i "),
     # else derivatives are dropped, and I with an index is the imaginary unit
@@ -50,14 +50,14 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r"(?<!\\)\\[,;:! ]|~"), " "),
     (re.compile(r"(?<!\.)\.(?=[\s$]*$)"), ""),
     *(
-        (re.compile(rf"(?<=\d)\s*(\\text\{{)?\s*{name}(?![a-z])"), rf"\\times 10^{{{zeros}}}\1")
+        (re.compile(rf"(?<=\d)(\s*\\text\{{)?\s*{name}(?![a-z])"), rf"\\times 10^{{{zeros}}}\1")
         for name, zeros in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
     ),
 ]
 _GAMMA, _STAND_IN = re.compile(r"\\gamma(?![a-zA-Z])"), r"\iota"
 _PERCENT = re.compile(r"\\?%[\s$]*$")
 #: A number in another base than ten, which math-verify does not look at.
-_OF_BASE = re.compile(r"[\s$]*\d\w*_\{?\w+\}?[\s$]*$")
+_OF_BASE = re.compile(r"[\s$]*\d[^\W_]*_\{?[^\W_]+\}?[\s$]*$")
 _REWRITES_OF_TEXTS = [
     _MIXED,
     (re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}"), r"\1"),
