@@ -130,22 +130,47 @@ def test_who_waits_too_long_is_told_so(start: Start) -> None:
     assert gate.batches == [["slow"], [SOLUTIONS[0]["steps"][0]]]  # nothing is computed for who has left
 
 
+def ask_and_leave(client: Client, until: Callable[[], None]) -> None:
+    """Ask for the score of a step named gone, and hang up."""
+    body = b'{"solutions": [{"problem": "?", "steps": ["gone"]}]}'
+    head = "POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", client.port)) as leaving:
+        leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until()
+
+
 def test_a_client_that_hangs_up_is_not_computed_for(start: Start) -> None:
     client = start()
     gate = Gate(client)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(client.score, {"problem": "?", "steps": ["slow"]})
         assert gate.entered.wait(10)
-        body = b'{"solutions": [{"problem": "?", "steps": ["gone"]}]}'
-        head = "POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        with socket.create_connection(("127.0.0.1", client.port)) as leaving:
-            leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            wait_for(lambda: client.get("/status").json["waiting"] == 2)
+        ask_and_leave(client, lambda: wait_for(lambda: client.get("/status").json["waiting"] == 2))
         wait_for(lambda: client.get("/status").json["waiting"] == 1)
         gate.opened.set()
         assert running.result().status == 200
     assert client.score(SOLUTIONS[0]).status == 200
     assert "gone" not in chain(*gate.batches)
+
+
+def test_a_model_that_fails_on_who_has_hung_up_goes_on_with_the_others(start: Start) -> None:
+    client = start(timeout=20)
+    computing, opened = threading.Event(), threading.Event()
+
+    def fail_on_gone(solutions: Sequence[EncodedSolution]) -> None:
+        if any("gone" in one.request.steps for one in solutions):
+            computing.set()
+            assert opened.wait(30)
+            raise RuntimeError("index out of range")
+
+    intercept(client, fail_on_gone)
+    with ThreadPoolExecutor(1) as pool:
+        ask_and_leave(client, lambda: wait_for(computing.is_set))
+        wait_for(lambda: client.get("/status").json["waiting"] == 0)
+        after = pool.submit(client.score, SOLUTIONS[0])
+        wait_for(lambda: client.get("/status").json["waiting"] == 1)
+        opened.set()
+        assert after.result().status == 200
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(start: Start) -> None:
