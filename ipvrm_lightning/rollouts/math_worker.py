@@ -46,7 +46,12 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     # else derivatives are dropped, and I with an index is the imaginary unit
     (re.compile(r"(?<=[a-zA-Z)}])('{1,3})(?![a-zA-Z'])"), lambda found: "^{" + r"\prime " * len(found[1]) + "}"),
     (re.compile(r"(?<![a-zA-Z\\])I(?=_)"), "i"),
-    (re.compile(r"\\approx(?![a-zA-Z])|^\s*\*\*|\*\*\s*$"), ""),
+    (re.compile(r"^\s*\\(?:text|textbf|mathrm|mathbf)\s*\{\s*(?=[-+.$\d])([^{}]*)\}\s*$"), r"\1"),
+    (
+        re.compile(r"^\s*(?:about|approximately|roughly|around|exactly|therefore|thus|simply|option|choice)\s+", re.I),
+        "",
+    ),
+    (re.compile(r"≈|`|\\approx(?![a-zA-Z])|^\s*\*\*|\*\*\s*$"), ""),
     (re.compile(r"(?<!\\)\\[,;:! ]|~"), " "),
     (re.compile(r"(?<!\.)\.(?=[\s$]*$)"), ""),
     *(

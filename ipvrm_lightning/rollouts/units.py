@@ -32,6 +32,8 @@ _KNOWN = re.compile(
     "|(?:milli|kilo)?gram|(?:milli)?lit(?:er|re)|pound|ounce|gallon|acre|square|cubic|unit|degree|radian|sec(?:ond)?"
     "|min(?:ute)?|hour|hr|day|week|month|year|dollar|cent|euro|per)s?"
 )
+# abc is a product
+_WORD = re.compile("[a-z]{4,}|(?=.*[aeiou])(?!abc|sin|tan|log|cos|exp|mod|gcd|max)[a-z]{3}")
 #: Words that say more of a number than what is counted.
 _NO_UNIT = re.compile(
     "and|or|to|from|plus|minus|times|over|divided|hal(?:f|ves)|thirds?|quarters?|more|less|than|point|squared|cubed"
@@ -68,11 +70,11 @@ def split_unit(text: str) -> Quantity:
         return Quantity(text, "", False)
     words = re.findall("[a-z]+", tail["unit"].lower())
     known = [_KNOWN.fullmatch(word) is not None for word in words]
-    if not _NUMBER.fullmatch(tail["value"]):
+    if not _NUMBER.fullmatch(tail["value"].rpartition("=")[2]):
         is_unit = all(known)
     elif set(words) <= _LETTERS:
         return Quantity(tail["value"], tail["unit"], True)
     else:
-        begins = len(words[0]) > 3 or known[0] or words[0] == "of"
-        is_unit = begins and not any(map(_NO_UNIT.fullmatch, words))
+        begins = known[0] or words[0] == "of" or _WORD.fullmatch(words[0])
+        is_unit = bool(begins) and not any(map(_NO_UNIT.fullmatch, words))
     return Quantity(tail["value"], tail["unit"], False) if is_unit else Quantity(text, "", False)

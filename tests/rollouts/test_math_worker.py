@@ -16,6 +16,12 @@ from ipvrm_lightning.rollouts.units import split_unit
         ("18 eggs", "18"),
         ("18 years old", "18"),
         ("3/4 of the cake", "3/4"),
+        ("1/2 cup", "0.5"),
+        (r"\text{18 cm}", "18"),
+        ("about 18 cm", "18"),
+        ("6 * 3 = 18 apples", "18"),
+        ("≈ 18", "18"),
+        ("option (B)", "B"),
         (r"3\frac{1}{4} inches", r"\frac{13}{4}"),
         ("18", "18 dollars"),
         # units behind a number, and behind what is more than a number
@@ -93,6 +99,8 @@ def test_the_same_in_other_words(answer: str, truth: str) -> None:
         ("3ab", "3"),
         ("2t", "2"),
         ("3i", "3"),
+        ("3 sin x", "3"),
+        ("3 abc", "3"),
         (r"6+9\mathrm{i}", "15"),
         # words that change a number
         (r"5\text{ million}", "5"),

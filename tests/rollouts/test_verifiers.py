@@ -70,6 +70,7 @@ def verifier() -> Iterator[MathVerifier]:
         (r"The answer is that there are $3$ of them.", "3"),
         (r"The answer is $3$, as $3$ is $1 + 2$.", "3"),
         (r"so \fbox{12}, not 13", "12"),
+        ("Answer: 12 apples, as $x$ is $3$.", "12 apples, as $x$ is $3$"),
         ("48 / 2 = 24, so 72 in all.\n#### 72\n", "72"),
         ("The answer is 5.\n#### 1,234", "1,234"),
         ("#### Answer: 5", "5"),
