@@ -48,7 +48,7 @@ class Quantity(NamedTuple):
     Args:
         value: what stands before the unit.
         unit: empty where there is none.
-        doubtful: the unit is a letter or two, and may be a variable.
+        doubtful: the unit is a letter, and may be a variable.
     """
 
     value: str
@@ -73,7 +73,7 @@ def split_unit(text: str) -> Quantity:
     if not _NUMBER.fullmatch(tail["value"].rpartition("=")[2]):
         is_unit = all(known)
     elif set(words) <= _LETTERS:
-        return Quantity(tail["value"], tail["unit"], True)
+        return Quantity(tail["value"], tail["unit"], "/" not in tail["unit"])
     else:
         begins = known[0] or words[0] == "of" or _WORD.fullmatch(words[0])
         is_unit = bool(begins) and not any(map(_NO_UNIT.fullmatch, words))

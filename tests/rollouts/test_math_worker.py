@@ -24,6 +24,7 @@ from ipvrm_lightning.rollouts.units import split_unit
         ("option (B)", "B"),
         (r"3\frac{1}{4} inches", r"\frac{13}{4}"),
         ("18", "18 dollars"),
+        ("9.8", "9.8 m/s^2"),
         # units behind a number, and behind what is more than a number
         ("18 km/h", "18"),
         ("18 m/s^2", "18"),
@@ -124,6 +125,7 @@ def test_an_answer_is_told_as_it_stands() -> None:
 
 def test_units_are_parted() -> None:
     assert split_unit(r"5 \text{ m}/\text{s}^2") == ("5", "m s", False)
+    assert split_unit("5 m/s") == ("5 ", "m/s", False)
     assert split_unit("5 m") == ("5 ", "m", True)
     assert split_unit("5 apple trees") == ("5 ", "apple trees", False)
     assert split_unit(r"2\pi cm") == (r"2\pi ", "cm", False)
