@@ -95,6 +95,13 @@ BAD: list[tuple[str, Any, str | None, str]] = [
     ("/rank", {"problem": "1", "candidates": ["a", ["b", ""]]}, "candidates[1][1]", "empty step"),
     ("/rank", {"problem": "1", "candidates": ["a", "\n\n"]}, "candidates[1]", "empty list"),
     ("/rank", {"problem": " ", "candidates": ["a"]}, "problem", "empty text"),
+    ("/rank", {"problem": "1", "candidates": ["a"] * (MAX_SOLUTIONS + 1)}, "candidates", f"at most {MAX_SOLUTIONS}"),
+    (
+        "/score",
+        {"solutions": [{**FINE, "problem": [{"role": "user", "content": "x"}] * 101}]},
+        "solutions[0].problem",
+        "at most 100",
+    ),
     ("/rank", {"problem": "1", "candidates": [["a"], {}]}, "candidates[1]", "valid string"),
     ("/rank", {"problem": "1", "candidates": ["a"], "by": "best"}, "by", "min_step"),
 ]
