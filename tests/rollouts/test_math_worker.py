@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ipvrm_lightning.rollouts.answers import final_answer
-from ipvrm_lightning.rollouts.math_worker import judge
+from ipvrm_lightning.rollouts.math_worker import Judgement, judge
 from ipvrm_lightning.rollouts.units import split_unit
 
 
@@ -35,9 +35,14 @@ from ipvrm_lightning.rollouts.units import split_unit
         ("18 m", "18"),
         # a letter at the end is a variable
         ("m \\cdot 6", "$6m$"),
+        ("0.5 m", r"\frac{m}{2}"),
+        (r"9.25\text{ m}", r"\frac{37}{4} m"),
         (r"\frac{t}{m}", r"\frac{1}{m} t"),
         ("cx + d", "f(x) = cx + d"),
         ("c, c-3, c-4", "-3 + c, -4 + c, c"),
+        # small numbers, to five digits
+        ("0.00000277779", "2.7778e-6"),
+        ("x = 0.0000017700001", "1.77e-6"),
         # parts of a hundred
         ("62.5", "62.5%"),
         (r"62.5\%", "62.5"),
@@ -103,6 +108,11 @@ def test_the_same_in_other_words(answer: str, truth: str) -> None:
         ("3 sin x", "3"),
         ("3 abc", "3"),
         (r"6+9\mathrm{i}", "15"),
+        # numbers that agree to six places and are another
+        ("0.00000178", "1.77e-6"),
+        ("0.000001771", "1.77e-6"),
+        ("x = 0.00000178", "1.77e-6"),
+        ("C = E_{1}", "D = E_{1}"),
         # words that change a number
         (r"5\text{ million}", "5"),
         ("5 million", "5"),
@@ -121,6 +131,7 @@ def test_another_answer_is_wrong(answer: str, truth: str) -> None:
 def test_an_answer_is_told_as_it_stands() -> None:
     assert judge((r"\gamma", r"\gamma^2 \text{ m}")).answer == r"\gamma^2"
     assert judge(("18", "18 dollars")).answer == "18"
+    assert judge(("18", None)) == Judgement(known=True, correct=False, answer=None)
 
 
 def test_units_are_parted() -> None:
