@@ -323,7 +323,8 @@ def refusing(folder: Path, url: str, count: int) -> dict[str, Any]:
     return {**options, "output": str(folder), "sampling": Sampling(group_size=2)}
 
 
-def test_refused_prompts_leave_the_others_and_are_told_of(tmp_path: Path) -> None:
+def test_refused_prompts_leave_the_others_and_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipvrm_lightning.rollout_cli._REFUSED_AT_FIRST", 10)  # of which some are answered before
     with serve() as server:
         server.refused = {1, 7, *range(12, 30)}
         summary = roll_out(**refusing(tmp_path / "out", server.url, 40))

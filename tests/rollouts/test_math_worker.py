@@ -140,6 +140,8 @@ def test_units_are_parted() -> None:
     assert split_unit("5 m") == ("5 ", "m", True)
     assert split_unit("5 apple trees") == ("5 ", "apple trees", False)
     assert split_unit(r"2\pi cm") == (r"2\pi ", "cm", False)
+    for whole in (r"2\pi cm trees", "5 m trees", "5 apples or more", r"2\mathrm{e}"):
+        assert split_unit(whole) == (whole, "", False)
     for whole in ("", "cm", "x + d", "5 or more", r"\text{cm}", "5 x", "x cm trees", "5 m" + " " * 1000):
         assert split_unit(whole) == (whole, "", False)
     # neither a long text nor one that nearly ends in a unit takes long

@@ -79,6 +79,7 @@ def verifier() -> Iterator[MathVerifier]:
         (r"\boxed{3}" "\n#### 4", "3"),
         (r"<think>Perhaps \boxed{3}?</think> The answer is 4.", "4"),
         (r"Perhaps \boxed{3}? No. </think> \boxed{1}? </think> So \boxed{2}.", "2"),
+        (r"Perhaps. </think> \boxed{1}? </think> The answer is 2.", "2"),
         (r"<think>Surely \boxed{3}.</think> As I said.", "3"),
         ("<think>The answer is 3 </think>\n4", "3"),
         ("Nothing to see here.", None),
