@@ -97,6 +97,8 @@ def test_batches_windows_and_order_change_nothing(judged: Judged, scorer: Prefix
         # sums in float32, some of them near 70
         assert plain(score) == pytest.approx(together[name], rel=1e-5, abs=1e-5)
     assert scorer.score_many([]) == []
+    with pytest.raises(ValueError, match="window must be at least 1, found 0"):
+        list(scorer.stream(requests(judged), window=0))
 
 
 def test_tokens_spell_the_solution_and_add_up(judged: Judged, scorer: PrefixValueModel) -> None:
