@@ -1,17 +1,14 @@
 r"""Judging answers with math-verify: what runs in the worker processes of `MathVerifier`.
 
-Where math-verify alone is wrong without an error, and what is done about it: `4.5e33` (to it 4.5 times Euler's number
-times 33), `1\,234` (to it 235) and symbols of Unicode are rewritten before it reads them; numbers below 1e-6, all equal
-to it, are compared again. Of a text that it cannot read it would take a number from the middle, of one that ends in a
-letter drop that: texts are read whole or compared as texts, and `units` parts units.
+Where math-verify alone is wrong without an error, and what is done about it: `notation` rewrites what it misreads;
+numbers below 1e-6, all equal to it, are compared again. Of a text that it cannot read it would take a number from the
+middle, of one that ends in a letter drop that: texts are read whole or compared as texts, and `units` parts units.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import unicodedata
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,89 +17,17 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Equality, Interval, Union, nan, zoo
 
 from ipvrm_lightning.rollouts.answers import is_proper, plain
+from ipvrm_lightning.rollouts.notation import bare, rewrite
 from ipvrm_lightning.rollouts.units import split_unit
 from ipvrm_lightning.rollouts.worker_pool import serve
 
-
-def _ascii(text: str) -> str:
-    """Raised and lowered digits and fractions of one character, in plain digits."""
-    return unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u2044", "/")
-
-
-#: A mixed number, "3 1/2", that is the whole answer; more digits could be a group of thousands.
-_MIXED = re.compile(r"^([\s$]*-?\d+)\s+([1-9]\d?)/([1-9]\d?)(?=[\s$]*$)"), r"\1\\frac{\2}{\3}"
-_REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
-    (re.compile(r"(?<![\w.])(-?\d+(?:\.\d*)?|-?\.\d+)[eE]([+-]?)0*(\d+)(?!\w)"), r"\1 \\times 10^{\2\3}"),
-    # separators of thousands
-    (re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}|~)(?=\d{3}(?!\d))"), ""),
-    # "1./3"
-    (re.compile(r"(?<=\d)\.(?=[-+*/^)\s]|$)"), ""),
-    (re.compile(r"√\s*(?:\(([^()]*)\)|(\w+))"), r"\\sqrt{\1\2}"),
-    (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset"),
-    _MIXED,
-    (re.compile(r"(?<=\d)(?:\s*\\text\{)?\s*percent(?![a-z])\}?"), r"\\%"),
-    # the imaginary unit: math-verify sees it where it stands alone, else it is an unknown
-    (re.compile(r"\\(?:text|mathrm)\s*\{\s*i\s*\}|(?<=\d)i(?![a-zA-Z])"), " i "),
-    # else derivatives are dropped, and I with an index is the imaginary unit
-    (re.compile(r"(?<=[a-zA-Z)}])('{1,3})(?![a-zA-Z'])"), lambda found: "^{" + r"\prime " * len(found[1]) + "}"),
-    (re.compile(r"(?<![a-zA-Z\\])I(?=_)"), "i"),
-    (re.compile(r"^\s*\\(?:text|textbf|mathrm|mathbf)\s*\{\s*(?=[-+.$\d])([^{}]*)\}\s*$"), r"\1"),
-    (
-        re.compile(r"^\s*(?:about|approximately|roughly|around|exactly|therefore|thus|simply|option|choice)\s+", re.I),
-        "",
-    ),
-    (re.compile(r"≈|`|\\approx(?![a-zA-Z])|^\s*\*\*|\*\*\s*$"), ""),
-    (re.compile(r"(?<!\\)\\[,;:! ]|~"), " "),
-    (re.compile(r"(?<!\.)\.(?=[\s$]*$)"), ""),
-    *(
-        (re.compile(rf"(?<=\d)(\s*\\text\{{)?\s*{name}(?![a-z])"), rf"\\times 10^{{{zeros}}}\1")
-        for name, zeros in (("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
-    ),
-]
+#: Reads a box as a whole, with its units.
+_WHOLE = LatexExtractionConfig(try_extract_without_anchor=False)
+_WHOLE = replace(_WHOLE, normalization_config=replace(_WHOLE.normalization_config, units=False))
 _GAMMA, _STAND_IN = re.compile(r"\\gamma(?![a-zA-Z])"), r"\iota"
 _PERCENT = re.compile(r"\\?%[\s$]*$")
 #: A number in another base than ten, which math-verify does not look at.
 _OF_BASE = re.compile(r"[\s$]*\d[^\W_]*_\{?[^\W_]+\}?[\s$]*$")
-_REWRITES_OF_TEXTS = [
-    _MIXED,
-    (re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"([_^])\{(\w)\}"), r"\1\2"),
-]
-_WORDS = re.compile("[a-zA-Z]{2,}")
-_RAISED, _LOWERED = re.compile("[⁺⁻⁰¹²³⁴-⁹]+"), re.compile("[₀-₉]+")
-_SYMBOLS = str.maketrans(
-    {
-        "\0": "",
-        "\u00a0": " ",
-        "\u202f": " ",
-        "\u2212": "-",
-        "\u2013": "-",
-        "\u00d7": r"\times ",
-        "·": r"\cdot ",
-        "∞": r"\infty ",
-        "∅": r"\emptyset ",
-        "°": r"^\circ ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "\u222a": r"\cup ",
-        "±": r"\pm ",
-        "∈": r"\in ",
-        "⌊": r"\lfloor ",
-        "⌋": r"\rfloor ",
-        "⌈": r"\lceil ",
-        "⌉": r"\rceil ",
-        "\u2010": "-",
-        "\u2011": "-",
-        "\u2019": "'",
-        "\u2032": "'",
-        "\u2044": "/",
-        "\u3001": ",",
-        "\u3002": ".",
-        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # the full-width forms of ASCII
-        **{part: rf"\frac{{{_ascii(part).replace('/', '}{')}}}" for part in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
-    }
-)
 
 
 class Judgement(NamedTuple):
@@ -111,19 +36,6 @@ class Judgement(NamedTuple):
     known: bool
     correct: bool
     answer: str | None
-
-
-_WHOLE = LatexExtractionConfig(try_extract_without_anchor=False)
-_WHOLE = replace(_WHOLE, normalization_config=replace(_WHOLE.normalization_config, units=False))
-
-
-def _rewrite(text: str) -> str:
-    """The same in a notation that math-verify reads rightly."""
-    text = _RAISED.sub(lambda found: f"^{{{_ascii(found[0])}}}", text)
-    text = _LOWERED.sub(lambda found: f"_{{{_ascii(found[0])}}}", text).translate(_SYMBOLS)
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def _read(text: str) -> list[Any]:
@@ -183,8 +95,8 @@ def _must_be_interval(truth: Any) -> bool:
 def judge(task: tuple[str, str | None]) -> Judgement:
     """Compare a ground truth and an answer, by value or, where math-verify reads no expression in them, as texts."""
     truth, answer = task
-    same_text = answer is not None and _bare(answer) == _bare(truth)
-    truth, answer = _comparable(_rewrite(truth), _rewrite(answer or ""))
+    same_text = answer is not None and bare(answer) == bare(truth)
+    truth, answer = _comparable(rewrite(truth), rewrite(answer or ""))
     expected = _read_ground_truth(truth)
     if not expected or task[1] is None:
         return Judgement(bool(expected), False, None)
@@ -202,15 +114,6 @@ def _same_value(expected: list[Any], found: list[Any]) -> bool:
     relations = _must_be_interval(expected[0])
     same = verify(expected, found, allow_set_relation_comp=relations, timeout_seconds=None)
     return same and not _differ(expected[0], found[0])
-
-
-def _bare(text: str) -> str:
-    r"""Text without white space, but for that of a mixed number (3 1/2 is not 31/2), `\text{}` and needless braces."""
-    text = _REWRITES_OF_TEXTS[0][0].sub(_REWRITES_OF_TEXTS[0][1], plain(text))
-    for pattern, replacement in _REWRITES_OF_TEXTS[1:]:
-        text = pattern.sub(replacement, text)
-    text = "".join(text.split())
-    return text.casefold() if _WORDS.fullmatch(text) else text
 
 
 def main() -> None:
