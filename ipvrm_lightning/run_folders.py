@@ -104,7 +104,8 @@ def similar_run(root: Path, config: dict[str, Any]) -> tuple[Path, list[str]] | 
         root: `default_root_dir` of the runs.
         config: as plain values.
     """
-    newest = max((record.parent for record in root.glob(f"*/{RECORD}") if _is_of_fit(record.parent)), default=None)
+    fits = (record.parent for record in root.glob(f"*/{RECORD}") if _is_of_fit(record.parent))
+    newest = max(fits, key=_started, default=None)
     if newest is None or _read(newest / RECORD).get("ended"):
         return None
     if (changed := _changed(newest, config)) is None:
@@ -136,10 +137,10 @@ def unfinished_run(root: Path, fingerprint: str) -> Path | None:
         root: `default_root_dir` of the runs.
         fingerprint: of the config.
     """
-    for record in sorted(root.glob(f"*/{RECORD}"), reverse=True):
-        facts = _read(record)
+    for run in sorted((record.parent for record in root.glob(f"*/{RECORD}")), key=_started, reverse=True):
+        facts = _read(run / RECORD)
         if facts.get("config") == fingerprint:
-            return None if facts.get("ended") else record.parent
+            return None if facts.get("ended") else run
     return None
 
 
@@ -200,6 +201,11 @@ def write_record(folder: Path, facts: dict[str, Any]) -> None:
 def add_change(folder: Path, change: dict[str, Any]) -> None:
     """Add to what a run's record says of keys that were otherwise before it went on."""
     write_record(folder, {"changes": [*_read(folder / RECORD).get("changes", []), change]})
+
+
+def _started(run: Path) -> tuple[str, str]:
+    """When a run began or last went on, in UTC, and its name, which has the time of where it ran."""
+    return str(_read(run / RECORD).get("time") or ""), run.name
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from ipvrm_lightning.run_folders import (
     hold,
     logged_settings,
     new_run,
+    similar_run,
     unfinished_run,
     write_record,
 )
@@ -176,6 +177,18 @@ def test_the_newest_run_of_a_config_goes_on_unless_it_has_ended(tmp_path: Path) 
         (tmp_path / f"{number}-fit" / "run.json").write_text(broken)
     found = [unfinished_run(tmp_path, fingerprint) for fingerprint in (first, second, "another")]
     assert found == [None, tmp_path / "3-fit", None]
+
+
+def test_the_newest_run_is_the_one_that_began_last_whatever_its_clock_showed(tmp_path: Path) -> None:
+    """A container has UTC, its host another time; in autumn an hour comes twice."""
+    records = [("20261025-090000-fit", "00:00", "yes"), ("20261025-020000-fit", "02:00", None)]
+    for name, hour, ended in records:
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("{a: 1}")
+        write_record(tmp_path / name, {"config": "same", "time": f"2026-10-25T{hour}:00+00:00", "ended": ended})
+    newest = tmp_path / records[1][0]
+    assert unfinished_run(tmp_path, "same") == newest
+    assert similar_run(tmp_path, {"a": 2}) == (newest, ["a"])
 
 
 def test_what_only_divides_the_work_makes_no_other_run() -> None:
