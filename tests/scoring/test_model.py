@@ -84,6 +84,8 @@ def test_the_verdict_is_the_first_step_below_the_export_s_threshold(judged: Judg
     assert low.score("1?", ["2"]).first_error == -1
     other = describe(judged.export).read_as(layout=Layout(), protocol=None, threshold=None)
     assert other.threshold is None, "it was chosen for another layout"
+    own = describe(judged.export).read_as(layout=scorer.description.layout, protocol=None, threshold=None)
+    assert own.threshold == scorer.description.threshold is not None
 
 
 def test_batches_windows_and_order_change_nothing(judged: Judged, scorer: PrefixValueModel) -> None:
@@ -429,5 +431,10 @@ def test_what_is_longer_than_the_model_can_read_is_refused(copied_base: Path, ju
     (copied_base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
     scorer = PrefixValueModel.from_pretrained(str(copied_base), objective=EndoRM(), layout=Layout("plain"))
     assert scorer.encoder.max_length == 64
+    (shortest,) = scorer.encoder.encode([ScoreRequest("1?", ["x"])])
+    room = 64 - len(shortest.example.input_ids)
+    (longest,) = scorer.encoder.encode([ScoreRequest("1?", ["x" * (1 + room)])])
+    assert len(longest.example.input_ids) == 64
+    assert math.isfinite(scorer.score("1?", ["x" * (1 + room)]).final_value)
     with pytest.raises(DataError, match="longer than the 64 tokens"):
-        scorer.score("1?", ["x" * 64])
+        scorer.score("1?", ["x" * (2 + room)])
