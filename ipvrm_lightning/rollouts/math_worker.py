@@ -18,7 +18,7 @@ from sympy import Equality, Interval, Union, nan, zoo
 
 from ipvrm_lightning.rollouts.answers import is_proper, plain
 from ipvrm_lightning.rollouts.notation import bare, rewrite
-from ipvrm_lightning.rollouts.units import split_unit
+from ipvrm_lightning.rollouts.units import spells_out, split_unit
 from ipvrm_lightning.rollouts.worker_pool import serve
 
 #: Reads a box as a whole, with its units.
@@ -66,9 +66,9 @@ def _read_ground_truth(text: str) -> list[Any]:
 def _comparable(truth: str, answer: str) -> tuple[str, str]:
     """Both without their units; a letter that may be a variable stays, but for that of a quantity where a number is."""
     expected, found = split_unit(truth), split_unit(answer)
-    if expected.doubtful:
+    if expected.doubtful and not spells_out(found, expected):
         return truth, answer
-    is_number = found.doubtful and not expected.doubtful and _read_ground_truth(expected.value)[:1]
+    is_number = found.doubtful and _read_ground_truth(expected.value.rpartition("=")[2])[:1]
     if is_number and getattr(is_number[0], "free_symbols", True):
         return expected.value, answer
     return expected.value, found.value
@@ -98,8 +98,9 @@ def judge(task: tuple[str, str | None]) -> Judgement:
     same_text = answer is not None and bare(answer) == bare(truth)
     truth, answer = _comparable(rewrite(truth), rewrite(answer or ""))
     expected = _read_ground_truth(truth)
-    if not expected or task[1] is None:
-        return Judgement(bool(expected), False, None)
+    known = bool(expected) or is_proper(task[0])
+    if not known or task[1] is None:
+        return Judgement(known, False, None)
     found = _read(answer)
     correct = same_text or (_same_value(expected, found) and not all(map(_OF_BASE.match, (truth, answer))))
     if not correct and (_PERCENT.search(truth) or _PERCENT.search(answer)):

@@ -18,18 +18,23 @@ def _ascii(text: str) -> str:
     return unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u2044", "/")
 
 
-#: A mixed number, "3 1/2", that is the whole answer; more digits could be a group of thousands.
-_MIXED = re.compile(r"^([\s$]*-?\d+)\s+([1-9]\d?)/([1-9]\d?)(?=[\s$]*$)"), r"\1\\frac{\2}{\3}"
+#: A mixed number, "3 1/2", that is the whole answer or its number; more digits could be a group of thousands.
+_MIXED = (
+    re.compile(r"^([\s$]*-?\d+)\s+([1-9]\d?)/([1-9]\d?)(?=[\s$]*(?:$|[a-zA-Z]{2}|\\(?:text|mathrm)))"),
+    r"\1\\frac{\2}{\3}",
+)
 _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"(?<![\w.])(-?\d+(?:\.\d*)?|-?\.\d+)[eE]([+-]?)0*(\d+)(?!\w)"), r"\1 \\times 10^{\2\3}"),
+    # the negative space of MATH's 10,\!000
+    (re.compile(r"(?<!\\)\\!"), ""),
     # separators of thousands
-    (re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}|~)(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"(?<=\d)(?:\\[,;: ]|\{,\}|~)(?=\d{3}(?!\d))"), ""),
     # "1./3"
     (re.compile(r"(?<=\d)\.(?=[-+*/^)\s]|$)"), ""),
     (re.compile(r"√\s*(?:\(([^()]*)\)|(\w+))"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset"),
     _MIXED,
-    (re.compile(r"(?<=\d)(?:\s*\\text\{)?\s*percent(?![a-z])\}?"), r"\\%"),
+    (re.compile(r"(?<=\d)(?:\s*\\text\{\s*percent\s*\}|\s*percent(?![a-z]))"), r"\\%"),
     # the imaginary unit: math-verify sees it where it stands alone, else it is an unknown
     (re.compile(r"\\(?:text|mathrm)\s*\{\s*i\s*\}|(?<=\d)i(?![a-zA-Z])"), " i "),
     # else derivatives are dropped, and I with an index is the imaginary unit
@@ -40,8 +45,13 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
         re.compile(r"^\s*(?:about|approximately|roughly|around|exactly|therefore|thus|simply|option|choice)\s+", re.I),
         "",
     ),
+    # currencies that no dollar sign tells, ordinals, and 1:2:3, which is not (1 : 2) : 3
+    (re.compile(r"^([\s$]*)(?:\\text\s*\{\s*Rs\.?\s*\}|Rs\.?|[€£¥₹]|(?:US|NT|HK)\\?\$)\s*(?=\d)"), r"\1"),
+    (re.compile(r"(?<=\d)(?:\s*[€£¥₹]|/-)(?=[\s$.]*$)"), ""),
+    (re.compile(r"^([\s$]*\d*(?:(?<!1)(?:1st|2nd|3rd)|\dth)[\s$]*)$"), lambda found: re.sub("[a-z]", "", found[1])),
+    (re.compile(r"^[\s$]*(\d+(?:\s*:\s*\d+){2,})[\s$.]*$"), lambda found: f"({found[1].replace(':', ',')})"),
     (re.compile(r"≈|`|\\approx(?![a-zA-Z])|^\s*\*\*|\*\*\s*$"), ""),
-    (re.compile(r"(?<!\\)\\[,;:! ]|~"), " "),
+    (re.compile(r"(?<!\\)\\[,;: ]|~"), " "),
     (re.compile(r"(?<!\.)\.(?=[\s$]*$)"), ""),
     *(
         (re.compile(rf"(?<=\d)(\s*\\text\{{)?\s*{name}(?![a-z])"), rf"\\times 10^{{{zeros}}}\1")
