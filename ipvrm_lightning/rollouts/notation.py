@@ -34,7 +34,7 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r"√\s*(?:\(([^()]*)\)|(\w+))"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset"),
     _MIXED,
-    (re.compile(r"(?<=\d)(?:\s*\\text\{\s*percent\s*\}|\s*percent(?![a-z]))"), r"\\%"),
+    (re.compile(r"(?<=\d)(\s*\\text\{)?\s*percent(?![a-z])"), r"\\%\1"),
     # the imaginary unit: math-verify sees it where it stands alone, else it is an unknown
     (re.compile(r"\\(?:text|mathrm)\s*\{\s*i\s*\}|(?<=\d)i(?![a-zA-Z])"), " i "),
     # else derivatives are dropped, and I with an index is the imaginary unit

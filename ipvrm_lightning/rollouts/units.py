@@ -50,7 +50,8 @@ _NO_UNIT = re.compile(
 )
 #: The same at the start of what is wrapped, where coins (quarters) are more likely than parts.
 _NO_UNIT_WRAPPED = re.compile(
-    r"\s*(?:is|are|or|if|for|where|when|odd|even|hundred|dozen|squared|cubed|factorial)\b", re.IGNORECASE
+    r"\s*(?:is|are|or|if|for|where|when|odd|even|hundred|dozen|squared|cubed|factorial|increase|decrease)\b",
+    re.IGNORECASE,
 )
 
 
