@@ -153,7 +153,7 @@ def _config_files(arguments: Sequence[str]) -> Iterator[Path]:
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, is_pair, value = word.partition("=")
         if name in ("--config", "-c") and (value if is_pair else following):
-            yield Path(value if is_pair else following)
+            yield Path(expand_home(value if is_pair else following))  # as the parser does
 
 
 def _check(file: Path) -> None:

@@ -169,6 +169,17 @@ def fit_parser() -> ArgumentParser:
         return IPVRMCLI.parsers()["fit"]
 
 
+def test_a_config_in_the_folder_of_the_user_is_found_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.yaml").write_text("a: 1\n")
+    check_config_files(["fit", "--config=~/own.yaml", "-c", "~/own.yaml"])
+    (tmp_path / "own.yaml").write_text("a: 1\na: 2\n")
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/own.yaml: line 2"):
+        check_config_files(["fit", "--config=~/own.yaml"])
+
+
 def test_the_folder_of_the_user_stands_in_every_place_of_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     shared = {"path": "~/a", "files": ["~/b", "c", 3], "texts": ("~ 5", "~root/a", "a/~/b")}
