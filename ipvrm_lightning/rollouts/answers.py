@@ -49,7 +49,7 @@ def announced(text: str) -> str | None:
     formula = _STARTS_WITH_MATH.match(rest)
     if formula is None:
         rest = _SENTENCE_END.split(rest, maxsplit=1)[0]
-        said = [] if rest[:1].isdigit() else list(_SAID.finditer(rest))
+        said = [] if rest[:1].isdigit() else list(_SAID.finditer(rest.partition(" if ")[0]))  # no condition
         formula = _STARTS_WITH_MATH.match(rest, said[-1].end()) if said else _FIRST_MATH.search(rest)
         if formula is None or (not said and any(character.isdigit() for character in rest[: formula.start()])):
             return rest.strip(" \t\r*_") or None

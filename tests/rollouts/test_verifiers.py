@@ -68,6 +68,7 @@ def verifier() -> Iterator[MathVerifier]:
         (r"**Answer:** The least \(n\) such that \(n^2 \geq K\) is \(n = 10\).", "n = 10"),
         (r"Answer: The values of $x$ for which $f(x) = g(x)$ are $x = 5$ and $x = -2$.", "x = 5 and x = -2"),
         (r"The answer is that there are $3$ of them.", "3"),
+        (r"Answer: There are $2$ of them if $a$ is $3$.", "2"),
         (r"The answer is $3$, as $3$ is $1 + 2$.", "3"),
         (r"so \fbox{12}, not 13", "12"),
         ("Answer: 12 apples, as $x$ is $3$.", "12 apples, as $x$ is $3$"),
